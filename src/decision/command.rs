@@ -1,0 +1,173 @@
+//! What can be asked of the state: the only inputs that change it.
+//!
+//! A command borrows from the bytes it was read from, so that applying a large batch allocates
+//! nothing for its names. Commands are what the log keeps for ever: a variant or a field, once
+//! released, is never changed or removed, and new variants are only ever appended.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::reply::AdmissionId;
+use crate::units::{Credits, Millis, Span};
+
+/// Where in the agreed order a command stands, and when that is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// The agreed time. Never goes back from one command to the next.
+    pub at: Millis,
+    pub term: u64,
+    /// The log entry, from 1.
+    pub index: u64,
+    /// The place of the command within its entry, from 0.
+    pub position: u32,
+}
+
+/// A command, and the key that makes it happen once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request<'a> {
+    #[serde(borrow)]
+    pub key: Option<Key<'a>>,
+    #[serde(borrow)]
+    pub command: Command<'a>,
+}
+
+/// An idempotency key: the same key with the same fingerprint gives the first answer again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Key<'a> {
+    pub key: &'a str,
+    /// The first 16 bytes of a hash over what was asked.
+    pub fingerprint: [u8; 16],
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command<'a> {
+    /// Moves time on, so that what is due falls due when nobody asks.
+    Tick,
+    #[serde(borrow)]
+    PutPolicy(PutPolicy<'a>),
+    PutAccount(PutAccount<'a>),
+    PutGrant(PutGrant<'a>),
+    Admit(Admit<'a>),
+    Settle(Settle<'a>),
+    Extend(Extend),
+    Release(Release),
+}
+
+/// Replaces the policy, if its revision is still the expected one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutPolicy<'a> {
+    /// A [`crate::decision::policy::Document`] as JSON: a form that describes itself, so that an
+    /// old log stays readable when the document learns new words.
+    pub document: &'a str,
+    /// The revision that this change was written against; `None` replaces whatever is there.
+    pub if_revision: Option<u64>,
+}
+
+/// Creates an account, or changes the named parts of it. Missing ancestors are created bare.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutAccount<'a> {
+    pub account: &'a str,
+    #[serde(borrow)]
+    pub plan: Change<&'a str>,
+    pub spending_cap: Change<SpendingCap>,
+    pub state: Option<AccountState>,
+}
+
+/// What a change says about one part of a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change<T> {
+    Keep,
+    Clear,
+    Set(T),
+}
+
+/// Whether an account may be used. A closed account refuses admissions and keeps its books.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountState {
+    #[default]
+    Open,
+    Closed,
+}
+
+/// At most `credits` drawn from wallets for an account and all beneath it, in each calendar period (UTC).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpendingCap {
+    pub credits: Credits,
+    pub period: Period,
+}
+
+/// A calendar period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Period {
+    Day,
+    /// From Monday.
+    Week,
+    Month,
+    Year,
+}
+
+/// Adds a grant to a wallet. Its id is unique in the wallet for ever, and so is its own key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PutGrant<'a> {
+    pub account: &'a str,
+    pub id: &'a str,
+    pub source: Source,
+    pub credits: Credits,
+    /// Drawn from the lowest number up.
+    pub priority: u32,
+    /// When it can first be drawn; at once when absent.
+    pub effective_at: Option<Millis>,
+    /// When what is left of it is lost; never when absent.
+    pub expires_at: Option<Millis>,
+}
+
+/// Where the credits of a grant come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    Plan,
+    Promotion,
+    Purchase,
+    Adjustment,
+}
+
+/// Asks for an admission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admit<'a> {
+    pub account: &'a str,
+    pub feature: &'a str,
+    /// How much of each unit; a unit may appear once.
+    #[serde(borrow)]
+    pub usage: Vec<(&'a str, u64)>,
+    #[serde(borrow)]
+    pub attributes: Vec<(&'a str, &'a str)>,
+    /// Reserve for this long instead of settling at once.
+    pub hold_ttl: Option<Span>,
+    /// Decide and change nothing.
+    pub dry_run: bool,
+}
+
+/// Tells what an admission really used, in all since it was admitted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settle<'a> {
+    pub admission: AdmissionId,
+    #[serde(borrow)]
+    pub usage: Vec<(&'a str, u64)>,
+    pub compute_ms: Option<u64>,
+    /// Whether the work is over. If not, the usage is noted and the hold goes on.
+    pub last: bool,
+}
+
+/// Keeps a hold alive for at least `ttl` from now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extend {
+    pub admission: AdmissionId,
+    pub ttl: Span,
+}
+
+/// Gives a hold back whole, but for what was already reported as used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    pub admission: AdmissionId,
+}

@@ -1,0 +1,189 @@
+//! The policy: what features cost, what plans allow, how large the cluster's capacities are.
+//!
+//! [`Document`] is what people write (TOML or JSON). It is checked as a whole and compiled before
+//! it decides anything.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::command::Period;
+use crate::units::{Credits, Ppm, Span};
+
+/// A policy as people write it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Document {
+    #[serde(default)]
+    pub settings: Settings,
+    #[serde(default)]
+    pub features: BTreeMap<String, FeatureDocument>,
+    #[serde(default)]
+    pub plans: BTreeMap<String, PlanDocument>,
+}
+
+/// Bounds on what the cluster remembers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// How long the answer to an idempotency key is kept.
+    pub idempotency_ttl: Span,
+    /// How many keys are kept at most; beyond it the oldest goes first.
+    pub idempotency_keys_max: u64,
+    /// How many of the latest admissions can be looked up after they are resolved.
+    pub admissions_kept: u64,
+    /// The longest time for which a hold may be asked or extended.
+    pub hold_ttl_max: Span,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            idempotency_ttl: Span::DAY,
+            idempotency_keys_max: 1_000_000,
+            admissions_kept: 65_536,
+            hold_ttl_max: Span::DAY,
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FeatureDocument {
+    /// What is counted, such as `requests` and `video_seconds`.
+    pub units: Vec<String>,
+    /// What each unit costs. A unit without a price is counted and costs nothing.
+    #[serde(default)]
+    pub price: BTreeMap<String, Price>,
+    /// What may be said of a request, and how it changes the price.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, Attribute>,
+    /// Limits of the whole cluster on this feature. They are guards.
+    #[serde(default)]
+    pub capacity: Vec<LimitDocument>,
+}
+
+/// `"8"` is eight credits for each; `{ credits = "3", per = 1000 }` is three for each thousand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Price {
+    Each(Credits),
+    Per { credits: Credits, per: u64 },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Attribute {
+    /// The value that is taken when a request names none. Without it the attribute is required.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default: Option<String>,
+    /// By value, what the whole price is multiplied with.
+    pub multipliers: BTreeMap<String, Ppm>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanDocument {
+    /// What happens when the actual use is above the hold.
+    #[serde(default)]
+    pub overrun: Overrun,
+    #[serde(default)]
+    pub limits: Vec<LimitDocument>,
+}
+
+/// The rule for use beyond the hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Overrun {
+    /// Charge what the hold covered and let the excess go, saying so.
+    Refuse,
+    /// Draw the excess from allowances and wallets as far as they reach.
+    #[default]
+    Draw,
+}
+
+/// A quota over a unit and a window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LimitDocument {
+    /// Unique in its plan or capacity. What was used is kept under this name when a policy changes.
+    pub name: String,
+    /// The features that it counts; all of them when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<Vec<String>>,
+    /// A unit of the features, or `credits`: the price of the request. Absent for slots.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// A whole number of units or slots, or a decimal number of credits.
+    pub quota: Quota,
+    pub algorithm: Algorithm,
+    /// The length of the window: for all but slots and calendar windows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<Span>,
+    /// Token bucket: how much can be taken at once; the quota itself when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Quota>,
+    /// Sliding window: how many steps its length is counted in; 20 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slices: Option<u32>,
+    /// Fixed window: where windows begin.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub anchor: Option<Anchor>,
+    /// Calendar window: how long one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub period: Option<Period>,
+    /// Calendar months: the day on which one begins, or the last day where a month is shorter; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day: Option<u8>,
+    /// Calendar windows: minutes by which local midnight is before midnight in UTC; 0 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub utc_offset_minutes: Option<i16>,
+    #[serde(default)]
+    pub then: Then,
+}
+
+/// A quota as written: `500` or `"500"`; `"0.5"` for credits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Quota {
+    Whole(u64),
+    Text(String),
+}
+
+/// What happens to what a limit cannot cover.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Then {
+    /// The limit is a guard: the request is refused.
+    #[default]
+    Refuse,
+    /// The limit is an allowance: the rest goes on to credits.
+    Credits,
+}
+
+/// How a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// The quota refills evenly over the window; up to `burst` can be taken at once (GCRA).
+    TokenBucket,
+    /// At most the quota in any stretch as long as the window. What was used is free again at most
+    /// one slice late, and never early.
+    SlidingWindow,
+    /// The quota is whole again at the start of each window.
+    FixedWindow,
+    /// At most the quota of holds at one time.
+    Slots,
+}
+
+/// Where fixed windows begin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Anchor {
+    /// Windows of equal length, counted from 1970-01-01T00:00:00Z.
+    Epoch,
+    /// A window begins with the first use after the one before has ended.
+    FirstUse,
+    /// Days, weeks (from Monday), months or years.
+    Calendar,
+}

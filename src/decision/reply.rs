@@ -1,0 +1,309 @@
+//! What is answered: the outcome of a command, with its evidence.
+//!
+//! Replies travel between nodes and are kept under idempotency keys, so they are plain data.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::command::{AccountState, Source, SpendingCap, Stamp};
+use crate::units::{Credits, Millis, Span};
+
+/// An answer to one command.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    /// Where the decision was made: of the first time, when replayed.
+    pub stamp: Stamp,
+    /// The revision of the policy that decided.
+    pub policy: u64,
+    /// Whether this is the stored answer to an earlier command with the same key.
+    pub replayed: bool,
+    pub outcome: Outcome,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Time moved on.
+    Ticked,
+    PolicyPut {
+        revision: u64,
+    },
+    AccountPut(Box<AccountView>),
+    GrantPut(Box<GrantView>),
+    Admitted(Box<Admitted>),
+    Settled(Box<Settled>),
+    Extended {
+        expires_at: Millis,
+    },
+    Released(Box<Settled>),
+    Refused(Box<Refusal>),
+}
+
+/// Names an admission: its place in the sequence of all admissions of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct AdmissionId(pub u64);
+
+/// A request that may go ahead.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Admitted {
+    pub id: AdmissionId,
+    pub dry_run: bool,
+    pub cost: Credits,
+    /// In the order in which they were drawn. Their credits add up to `cost`.
+    pub paid_by: Vec<Payment>,
+    /// Every limit that applied, as the decision left it.
+    pub limits: Vec<LimitStatus>,
+    /// What the wallets that this account can draw on have, as the decision left them.
+    pub available: Credits,
+    /// What this account's own holds keep from those wallets, as the decision left them.
+    pub held: Credits,
+    pub hold_expires_at: Option<Millis>,
+}
+
+/// One payer's part of a cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Payment {
+    pub payer: Payer,
+    pub credits: Credits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Payer {
+    /// An allowance. Where several cover the same part, the one with the least left is named.
+    Limit { level: u8, name: Arc<str> },
+    /// A grant in the wallet of the account at `level` (0 is the cluster, 1 the root).
+    Grant { level: u8, id: Arc<str> },
+}
+
+/// A limit as a decision left it. Amounts of the unit `credits` are in millionths.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitStatus {
+    pub name: Arc<str>,
+    /// The account level whose plan has it: 1 the root; 0 a capacity of the cluster.
+    pub level: u8,
+    /// A unit of the feature, `credits`, or `slots`.
+    pub unit: Arc<str>,
+    pub quota: u64,
+    pub used: u64,
+    /// When it will be whole again if nothing more is used; `None` for slots.
+    pub resets_at: Option<Millis>,
+    pub window: Option<Span>,
+}
+
+impl LimitStatus {
+    /// What is left; nothing when settlements have gone beyond the quota.
+    pub fn remaining(&self) -> u64 {
+        self.quota.saturating_sub(self.used)
+    }
+}
+
+/// What became of a hold.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settled {
+    pub id: AdmissionId,
+    /// Whether the hold is over.
+    pub last: bool,
+    /// The price of what was used.
+    pub cost: Credits,
+    /// Who paid it, in the order in which they were drawn.
+    pub paid_by: Vec<Payment>,
+    /// What went back, to the last payer first.
+    pub returned: Vec<Payment>,
+    /// The part of `cost` that nobody covered and the plan's overrun rule let go.
+    pub uncovered: Credits,
+    pub available: Credits,
+    pub held: Credits,
+    /// When the hold ends, if it goes on.
+    pub hold_expires_at: Option<Millis>,
+}
+
+/// Why a command changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    pub reason: Reason,
+    pub layer: Layer,
+    /// What exactly, for a person.
+    pub detail: String,
+    /// The field of the request that is at fault, where one is: `usage.video_seconds`.
+    pub field: Option<String>,
+    /// The first moment at which the same request would pass this layer if nothing else happened.
+    pub would_pass_at: Option<Millis>,
+    /// Every limit that was looked at, unchanged.
+    pub limits: Vec<LimitStatus>,
+    /// The price of the request and what the wallets had, where that was the matter.
+    pub cost: Option<Credits>,
+    pub available: Option<Credits>,
+}
+
+/// What kind of refusal it is. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reason {
+    // Waiting helps: 429.
+    LimitReached,
+    SlotsTaken,
+    CapacityReached,
+    SpendingCapReached,
+    // Only credits help: 402.
+    CreditsShort,
+    // Nothing helps as things are: 403.
+    AccountClosed,
+    // Not there: 404.
+    AccountUnknown,
+    FeatureUnknown,
+    AdmissionUnknown,
+    // At odds with what is: 409.
+    HoldResolved,
+    RevisionStale,
+    GrantExists,
+    // Not a request that could ever pass: 422.
+    KeyMismatch,
+    UnitUnknown,
+    UnitRepeated,
+    AttributeUnknown,
+    AttributeValueUnknown,
+    AmountTooLarge,
+    /// More than the limit could ever admit at once.
+    QuotaExceeded,
+    PlanUnknown,
+    AccountInvalid,
+    GrantInvalid,
+    HoldTooLong,
+    PolicyInvalid,
+    /// A bound on what is kept has been met, such as the number of grants in a wallet.
+    TooMany,
+}
+
+/// Which layer of the waterfall refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Layer {
+    /// The request itself, before any limit.
+    Request,
+    /// The state of the account at `level`.
+    Account {
+        level: u8,
+    },
+    /// A guard, or a capacity where `level` is 0.
+    Limit {
+        level: u8,
+        name: Arc<str>,
+    },
+    SpendingCap {
+        level: u8,
+    },
+    Credits,
+    Hold,
+    Key,
+    Policy,
+}
+
+/// An account as it stands.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountView {
+    pub account: Arc<str>,
+    pub plan: Option<Arc<str>>,
+    pub state: AccountState,
+    pub spending_cap: Option<SpendingCap>,
+    /// The limits that apply to it, of its own plan and of its ancestors'.
+    pub limits: Vec<LimitStatus>,
+    pub credits: Balances,
+    /// The grants of its own wallet, in draw order.
+    pub grants: Vec<GrantView>,
+    /// Its own holds, soonest to expire first; at most [`AccountView::HOLDS_MAX`].
+    pub holds: Vec<HoldView>,
+    pub holds_total: u64,
+}
+
+impl AccountView {
+    pub const HOLDS_MAX: usize = 100;
+}
+
+/// The books: `granted = available + held + spent + expired + revoked`, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Balances {
+    pub granted: Credits,
+    pub available: Credits,
+    pub held: Credits,
+    pub spent: Credits,
+    pub expired: Credits,
+    pub revoked: Credits,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantView {
+    pub id: Arc<str>,
+    pub source: Source,
+    pub priority: u32,
+    pub created_at: Millis,
+    pub effective_at: Millis,
+    pub expires_at: Option<Millis>,
+    pub credits: Balances,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldView {
+    pub id: AdmissionId,
+    pub account: Arc<str>,
+    pub feature: Arc<str>,
+    pub cost: Credits,
+    pub admitted_at: Millis,
+    pub expires_at: Millis,
+}
+
+/// A decided request, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdmissionView {
+    pub id: AdmissionId,
+    pub account: Arc<str>,
+    pub feature: Arc<str>,
+    pub status: AdmissionStatus,
+    /// The price of what was reserved or, once it is over, of what was used.
+    pub cost: Credits,
+    pub paid_by: Vec<Payment>,
+    pub uncovered: Credits,
+    /// Where it was admitted, and under which policy.
+    pub stamp: Stamp,
+    pub policy: u64,
+    /// While it is held.
+    pub expires_at: Option<Millis>,
+    pub resolved_at: Option<Millis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdmissionStatus {
+    Held,
+    Settled,
+    Released,
+    Expired,
+}
+
+// --- the text form of an admission id -----------------------------------------------------------
+
+/// The text is not the id of an admission.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the id of an admission, such as adm_2f")]
+pub struct ParseAdmissionIdError;
+
+impl fmt::Display for AdmissionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "adm_{:x}", self.0)
+    }
+}
+
+impl FromStr for AdmissionId {
+    type Err = ParseAdmissionIdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix("adm_").ok_or(ParseAdmissionIdError)?;
+        let canonical = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+            && (digits == "0" || !digits.starts_with('0'));
+        if !canonical {
+            return Err(ParseAdmissionIdError);
+        }
+        u64::from_str_radix(digits, 16).map(AdmissionId).map_err(|_| ParseAdmissionIdError)
+    }
+}
+
+crate::units::serde_as_text_or_integer!(AdmissionId(u64));

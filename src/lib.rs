@@ -1,0 +1,3 @@
+//! Quorate.
+pub mod decision;
+pub mod units;
