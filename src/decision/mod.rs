@@ -1,8 +1,43 @@
 //! The decision core: a pure, deterministic state that commands change and nothing else.
+//!
+//! No I/O, no async, no clock, no randomness, no floats, no order of a hash map: two nodes that
+//! apply the same commands with the same stamps have the same state and give the same replies.
+//! [`State::apply`] never fails and never panics, whatever it is asked.
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`command`], [`reply`] | what can be asked, and what is answered |
+//! | [`policy`] | what people write, and what it compiles into |
+//! | `state` | the state, time and deadlines |
+//! | `waterfall` | looking: what everything says of a request, and who would pay |
+//! | `admission`, `hold` | debiting: what the look found; reserving, settling, giving back |
+//! | `accounts` | policies, accounts and grants |
+//! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
+//! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
+//! | `view` | reading |
 
 pub mod command;
+pub mod path;
 pub mod policy;
 pub mod reply;
-mod state;
 
-pub use state::{Record, Restore, RestoreError, State, View};
+mod account;
+mod accounts;
+mod admission;
+mod calendar;
+mod checkpoint;
+mod hold;
+mod keys;
+mod meter;
+mod pages;
+mod price;
+mod recent;
+mod refusal;
+mod state;
+mod view;
+mod wallet;
+mod waterfall;
+
+pub use checkpoint::{Record, Restore, RestoreError, View};
+pub use state::State;
+pub use view::Counts;

@@ -1,165 +1,153 @@
-//! A stand-in with the real interface: it admits everything and counts.
+//! The state, and the one way to change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
+use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Command, Request, Stamp};
-use crate::decision::policy::Document;
-use crate::decision::reply::{
-    AccountView, AdmissionId, AdmissionView, Admitted, Balances, GrantView, Layer, Outcome, Reason, Refusal,
-    Reply,
-};
-use crate::units::{Credits, Millis};
+use crate::decision::hold::Hold;
+use crate::decision::keys::Keys;
+use crate::decision::pages::{Pages, Slab};
+use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::recent::Recent;
+use crate::decision::reply::{AdmissionId, Outcome, Reply};
+use crate::units::Millis;
 
-#[derive(Clone, Debug, Default)]
+/// Everything that is agreed: the policy, the accounts with what limits counted and what wallets
+/// hold, the holds, the answers kept under keys.
+///
+/// The first block of fields is the state; what a checkpoint keeps. The second is derived from it,
+/// for finding things fast, and is made again when a checkpoint is restored.
+#[derive(Debug)]
 pub struct State {
-    now: Millis,
-    revision: u64,
-    document: Document,
-    admissions: u64,
-    accounts: BTreeMap<String, u64>,
+    /// The agreed time. Never goes back.
+    pub(super) now: Millis,
+    /// The id that the next admission gets. Starts at 1: 0 stands for a dry run.
+    pub(super) next_admission: u64,
+    /// The sequence number that the next grant gets.
+    pub(super) next_grant: u64,
+    pub(super) names: Names,
+    pub(super) policy: Arc<Policy>,
+    /// By [`AccountPlace`]. The first one is the cluster itself. Accounts are never removed.
+    pub(super) accounts: Pages<Account>,
+    pub(super) holds: Slab<Hold>,
+    pub(super) keys: Keys,
+    pub(super) recent: Recent,
+
+    pub(super) account_by_path: HashMap<Arc<str>, AccountPlace>,
+    pub(super) hold_by_id: HashMap<AdmissionId, u32>,
+    /// The holds at or below each account, soonest to expire first.
+    pub(super) holds_by_account: BTreeSet<(AccountPlace, Millis, AdmissionId)>,
+    pub(super) deadlines: BTreeSet<(Millis, Due)>,
+    /// By the number of a plan: how many accounts have it.
+    pub(super) plan_users: Vec<u64>,
 }
 
-/// A frozen copy of a state, cheap to take, for a checkpoint.
-pub struct View(State);
-
-/// One piece of a checkpoint. Variants are only ever appended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub enum Record {
-    Head { now: Millis, revision: u64, admissions: u64 },
-    Account { path: String, used: u64 },
+/// What falls due at a deadline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Due {
+    HoldExpires(AdmissionId),
+    GrantExpires { account: AccountPlace, sequence: u64 },
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
-    #[error("the checkpoint has no head")]
-    NoHead,
-}
-
-/// Builds a state from the records of a checkpoint, in their order.
-#[derive(Default)]
-pub struct Restore {
-    state: Option<State>,
+impl Default for State {
+    fn default() -> Self {
+        State::new()
+    }
 }
 
 impl State {
+    /// The state before the first command: no policy, no accounts, the beginning of time.
     pub fn new() -> State {
-        State::default()
+        let policy = Arc::new(Policy::compile(&Document::default()).expect("an empty policy is valid"));
+        let mut accounts = Pages::default();
+        accounts.push(Account::new("".into(), AccountPlace::CLUSTER, 0));
+        State {
+            now: Millis(0),
+            next_admission: 1,
+            next_grant: 0,
+            names: Names::default(),
+            recent: Recent::new(policy.document.settings.admissions_kept),
+            policy,
+            accounts,
+            holds: Slab::default(),
+            keys: Keys::default(),
+            account_by_path: HashMap::new(),
+            hold_by_id: HashMap::new(),
+            holds_by_account: BTreeSet::new(),
+            deadlines: BTreeSet::new(),
+            plan_users: Vec::new(),
+        }
     }
 
-    /// The agreed time of the last command.
-    pub fn now(&self) -> Millis {
-        self.now
-    }
-
-    pub fn policy(&self) -> (u64, &Document) {
-        (self.revision, &self.document)
-    }
-
-    pub fn account(&self, path: &str) -> Option<AccountView> {
-        self.accounts.get(path).map(|_| AccountView {
-            account: path.into(),
-            plan: None,
-            state: Default::default(),
-            spending_cap: None,
-            limits: vec![],
-            credits: Balances::default(),
-            grants: vec![],
-            holds: vec![],
-            holds_total: 0,
-        })
-    }
-
-    pub fn admission(&self, _id: AdmissionId) -> Option<AdmissionView> {
-        None
-    }
-
-    /// Carries out one command. Never fails: what is wrong with a request is a refusal.
+    /// Carries out one command: the only way to change the state.
+    ///
+    /// Never fails: what is wrong with a request is a refusal, the same on every node, and a refused
+    /// command changes nothing but the time. Effects are as durable as the log that `request`
+    /// came from.
     pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Reply {
-        self.now = self.now.max(stamp.at);
-        let outcome = match &request.command {
-            Command::Tick => Outcome::Ticked,
-            Command::PutPolicy(put) => {
-                self.document = serde_json::from_str(put.document).unwrap_or_default();
-                self.revision += 1;
-                Outcome::PolicyPut { revision: self.revision }
-            }
-            Command::PutAccount(put) => {
-                self.accounts.entry(put.account.into()).or_default();
-                Outcome::AccountPut(Box::new(self.account(put.account).expect("just put")))
-            }
-            Command::PutGrant(put) => Outcome::GrantPut(Box::new(GrantView {
-                id: put.id.into(),
-                source: put.source,
-                priority: put.priority,
-                created_at: self.now,
-                effective_at: self.now,
-                expires_at: put.expires_at,
-                credits: Balances { granted: put.credits, available: put.credits, ..Balances::default() },
-            })),
-            Command::Admit(admit) => match self.accounts.get_mut(admit.account) {
-                Some(used) => {
-                    *used += 1;
-                    self.admissions += 1;
-                    Outcome::Admitted(Box::new(Admitted {
-                        id: AdmissionId(self.admissions),
-                        dry_run: admit.dry_run,
-                        cost: Credits(0),
-                        paid_by: vec![],
-                        limits: vec![],
-                        available: Credits(0),
-                        held: Credits(0),
-                        hold_expires_at: None,
-                    }))
-                }
-                None => Outcome::Refused(Box::new(Refusal {
-                    reason: Reason::AccountUnknown,
-                    layer: Layer::Request,
-                    detail: format!("there is no account {}", admit.account),
-                    field: Some("account".into()),
-                    would_pass_at: None,
-                    limits: vec![],
-                    cost: None,
-                    available: None,
-                })),
-            },
-            Command::Settle(_) | Command::Extend(_) | Command::Release(_) => {
-                Outcome::Extended { expires_at: self.now }
-            }
+        self.move_time(stamp.at);
+        let stamp = Stamp { at: self.now, ..stamp };
+        let key = request.key.filter(|_| !request.command.is_dry_run());
+        if let Some(answer) = key.and_then(|key| self.keys.answer(key)) {
+            return answer.unwrap_or_else(|refusal| self.reply(stamp, refusal.into()));
+        }
+        let (outcome, replayed) = match &request.command {
+            Command::Tick => (Outcome::Ticked, false),
+            Command::PutPolicy(put) => (self.put_policy(put), false),
+            Command::PutAccount(put) => (self.put_account(put), false),
+            Command::PutGrant(put) => self.put_grant(put),
+            Command::Admit(admit) => (self.admit(stamp, admit), false),
+            Command::Settle(settle) => (self.settle(settle), false),
+            Command::Extend(extend) => (self.extend(extend), false),
+            Command::Release(release) => (self.release(release), false),
         };
-        Reply { stamp: Stamp { at: self.now, ..stamp }, policy: self.revision, replayed: false, outcome }
-    }
-
-    pub fn view(&self) -> View {
-        View(self.clone())
-    }
-}
-
-impl View {
-    /// Everything that the state is, in an order that depends on nothing else.
-    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
-        let State { now, revision, admissions, .. } = self.0;
-        std::iter::once(Record::Head { now, revision, admissions }).chain(
-            self.0.accounts.iter().map(|(path, used)| Record::Account { path: path.clone(), used: *used }),
-        )
-    }
-}
-
-impl Restore {
-    pub fn push(&mut self, record: Record) -> Result<(), RestoreError> {
-        match record {
-            Record::Head { now, revision, admissions } => {
-                self.state = Some(State { now, revision, admissions, ..State::default() });
+        let reply = Reply { replayed, ..self.reply(stamp, outcome) };
+        match key {
+            // A refusal is not kept: it changed nothing, and the same request may pass later.
+            Some(key) if !matches!(reply.outcome, Outcome::Refused(_)) => {
+                let settings = &self.policy.document.settings;
+                let expires_at = self.now.saturating_add(settings.idempotency_ttl);
+                self.keys.keep(key, &reply, expires_at, settings.idempotency_keys_max);
             }
-            Record::Account { path, used } => {
-                self.state.as_mut().ok_or(RestoreError::NoHead)?.accounts.insert(path, used);
+            _ => {}
+        }
+        reply
+    }
+
+    fn reply(&self, stamp: Stamp, outcome: Outcome) -> Reply {
+        Reply { stamp, policy: self.policy.revision, replayed: false, outcome }
+    }
+
+    /// Moves time on to `at`, through every deadline on the way, each at its own moment.
+    fn move_time(&mut self, at: Millis) {
+        while let Some((due_at, due)) = self.deadlines.first().copied().filter(|(due_at, _)| *due_at <= at) {
+            self.deadlines.pop_first();
+            self.now = self.now.max(due_at);
+            match due {
+                Due::HoldExpires(id) => self.expire_hold(id),
+                Due::GrantExpires { account, sequence } => {
+                    if let Some(wallet) = &mut self.account_mut(account).wallet {
+                        wallet.expire(sequence);
+                    }
+                }
             }
         }
-        Ok(())
+        self.now = self.now.max(at);
+        self.keys.expire(self.now);
     }
 
-    pub fn finish(self) -> Result<State, RestoreError> {
-        self.state.ok_or(RestoreError::NoHead)
+    pub(super) fn account_at(&self, place: AccountPlace) -> &Account {
+        self.accounts.get(place.0 as usize).expect("a place is only ever handed out for an account")
+    }
+
+    pub(super) fn account_mut(&mut self, place: AccountPlace) -> &mut Account {
+        self.accounts.get_mut(place.0 as usize).expect("a place is only ever handed out for an account")
+    }
+}
+
+impl Command<'_> {
+    fn is_dry_run(&self) -> bool {
+        matches!(self, Command::Admit(admit) if admit.dry_run)
     }
 }

@@ -1,7 +1,4 @@
-//! The policy: what features cost, what plans allow, how large the cluster's capacities are.
-//!
-//! [`Document`] is what people write (TOML or JSON). It is checked as a whole and compiled before
-//! it decides anything.
+//! The policy as people write it, in TOML or JSON.
 
 use std::collections::BTreeMap;
 

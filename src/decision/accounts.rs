@@ -1,0 +1,209 @@
+//! Commands that set things up: policies, accounts, grants.
+
+use std::sync::Arc;
+
+use crate::decision::account::{Account, AccountPlace};
+use crate::decision::command::{Change, PutAccount, PutGrant, PutPolicy};
+use crate::decision::path;
+use crate::decision::policy::{Document, PlanId, Policy};
+use crate::decision::recent::Recent;
+use crate::decision::refusal::outcome;
+use crate::decision::reply::{Balances, Layer, Outcome, Reason, Refusal};
+use crate::decision::state::{Due, State};
+use crate::decision::wallet::{Grant, Wallet};
+use crate::units::{Credits, MILLIS_MAX};
+
+impl State {
+    /// Accounts that a cluster can have.
+    const ACCOUNTS_MAX: usize = 100_000_000;
+
+    pub(super) fn put_policy(&mut self, put: &PutPolicy<'_>) -> Outcome {
+        outcome(self.try_put_policy(put))
+    }
+
+    fn try_put_policy(&mut self, put: &PutPolicy<'_>) -> Result<Outcome, Box<Refusal>> {
+        let revision = self.policy.revision;
+        if let Some(expected) = put.if_revision.filter(|expected| *expected != revision) {
+            let detail = format!("the policy is at revision {revision}, not {expected}");
+            return Err(Refusal::new(Reason::RevisionStale, Layer::Policy, detail));
+        }
+        let invalid = |field: &str, detail: String| {
+            let refusal = Refusal::of_field(Reason::PolicyInvalid, field, detail);
+            Box::new(Refusal { layer: Layer::Policy, ..*refusal })
+        };
+        let document: Document =
+            serde_json::from_str(put.document).map_err(|error| invalid("policy", error.to_string()))?;
+        let mut names = self.names.clone();
+        let policy = Policy::compile_next(document, revision + 1, &mut names)
+            .map_err(|error| invalid(&error.path, error.problem))?;
+        for (number, users) in self.plan_users.iter().enumerate().filter(|(_, users)| **users > 0) {
+            if policy.plan_places.get(number).copied().flatten().is_none() {
+                let name = &self.names.plan_at(number);
+                let detail = format!("{users} accounts still have the plan {name}");
+                return Err(invalid(&format!("plans.{name}"), detail));
+            }
+        }
+        self.names = names;
+        self.keep_recent(policy.document().settings.admissions_kept);
+        self.policy = Arc::new(policy);
+        Ok(Outcome::PolicyPut { revision: revision + 1 })
+    }
+
+    fn keep_recent(&mut self, kept: u64) {
+        if kept != self.recent.kept() {
+            let mut recent = Recent::new(kept);
+            for resolved in self.recent.iter() {
+                recent.keep(resolved.clone());
+            }
+            self.recent = recent;
+        }
+    }
+
+    pub(super) fn put_account(&mut self, put: &PutAccount<'_>) -> Outcome {
+        outcome(self.try_put_account(put))
+    }
+
+    fn try_put_account(&mut self, put: &PutAccount<'_>) -> Result<Outcome, Box<Refusal>> {
+        path::check(put.account)
+            .map_err(|error| Refusal::of_field(Reason::AccountInvalid, "account", error.to_string()))?;
+        let plan = match put.plan {
+            Change::Keep => Change::Keep,
+            Change::Clear => Change::Clear,
+            Change::Set(name) => Change::Set(self.plan_id(name)?),
+        };
+        if matches!(put.spending_cap, Change::Set(cap) if cap.credits < Credits::ZERO) {
+            let detail = "a spending cap is not negative";
+            return Err(Refusal::of_field(Reason::AccountInvalid, "spending_cap.credits", detail));
+        }
+        if self.accounts.len() + path::LEVELS_MAX > State::ACCOUNTS_MAX {
+            let detail = "the cluster has as many accounts as it can have";
+            return Err(Refusal::of_field(Reason::TooMany, "account", detail));
+        }
+        let place = self.account_or_new(put.account);
+        self.change_plan(place, plan);
+        let account = self.account_mut(place);
+        match put.spending_cap {
+            Change::Keep => {}
+            Change::Clear => account.spending_cap = None,
+            Change::Set(cap) => account.spending_cap = Some(cap),
+        }
+        if let Some(state) = put.state {
+            account.state = state;
+        }
+        let view = self.account(put.account).expect("the account was just put");
+        Ok(Outcome::AccountPut(Box::new(view)))
+    }
+
+    fn plan_id(&self, name: &str) -> Result<PlanId, Box<Refusal>> {
+        let known = self.names.plan_id(name).filter(|id| self.policy.plan(*id).is_some());
+        known.ok_or_else(|| {
+            let detail = format!("the policy has no plan {name}");
+            Refusal::of_field(Reason::PlanUnknown, "plan", detail)
+        })
+    }
+
+    fn change_plan(&mut self, place: AccountPlace, plan: Change<PlanId>) {
+        let after = match plan {
+            Change::Keep => return,
+            Change::Clear => None,
+            Change::Set(id) => Some(id),
+        };
+        let before = std::mem::replace(&mut self.account_mut(place).plan, after);
+        if let Some(id) = before {
+            self.plan_users[id.place()] -= 1;
+        }
+        self.count_plan_user(after);
+    }
+
+    pub(super) fn count_plan_user(&mut self, plan: Option<PlanId>) {
+        if let Some(id) = plan {
+            let len = self.plan_users.len().max(id.place() + 1);
+            self.plan_users.resize(len, 0);
+            self.plan_users[id.place()] += 1;
+        }
+    }
+
+    /// The account at a checked path, made with its ancestors where they are missing.
+    fn account_or_new(&mut self, path: &str) -> AccountPlace {
+        if let Some(place) = self.account_by_path.get(path) {
+            return *place;
+        }
+        let parent = path::parent(path).map_or(AccountPlace::CLUSTER, |parent| self.account_or_new(parent));
+        let level = self.account_at(parent).level + 1;
+        let path: Arc<str> = path.into();
+        let place = self.accounts.push(Account::new(path.clone(), parent, level));
+        let place = AccountPlace(u32::try_from(place).expect("bounded by ACCOUNTS_MAX"));
+        self.account_by_path.insert(path, place);
+        place
+    }
+
+    /// The outcome, and whether the grant was already there just so.
+    pub(super) fn put_grant(&mut self, put: &PutGrant<'_>) -> (Outcome, bool) {
+        match self.try_put_grant(put) {
+            Ok((outcome, repeated)) => (outcome, repeated),
+            Err(refusal) => (refusal.into(), false),
+        }
+    }
+
+    fn try_put_grant(&mut self, put: &PutGrant<'_>) -> Result<(Outcome, bool), Box<Refusal>> {
+        let place = self.find_account(put.account)?;
+        let invalid = |field: &str, detail: &str| Refusal::of_field(Reason::GrantInvalid, field, detail);
+        if !path::is_grant_id(put.id) {
+            return Err(invalid("id", "the id of a grant is 1 to 128 of A-Z a-z 0-9 . _ @ + - : /"));
+        }
+        let wallet = self.account_at(place).wallet.as_deref();
+        if let Some(grant) = wallet.and_then(|wallet| wallet.find(put.id)) {
+            if !grant.is_of(put) {
+                let detail = format!("{} already has another grant {}", put.account, put.id);
+                return Err(Refusal::of_field(Reason::GrantExists, "id", detail));
+            }
+            return Ok((Outcome::GrantPut(Box::new(grant.view())), true));
+        }
+        if put.credits <= Credits::ZERO {
+            return Err(invalid("credits", "a grant is of more than nothing"));
+        }
+        let effective_at = put.effective_at.map_or(self.now, |at| at.max(self.now));
+        if put.expires_at.is_some_and(|at| at <= effective_at) {
+            return Err(invalid("expires_at", "a grant expires after it takes effect, and not in the past"));
+        }
+        if put.expires_at.is_some_and(|at| at > MILLIS_MAX) || effective_at > MILLIS_MAX {
+            return Err(invalid("expires_at", "the time is too far away"));
+        }
+        if wallet.is_some_and(|wallet| wallet.live().len() >= Wallet::LIVE_MAX) {
+            let detail = format!("a wallet has at most {} grants with something left", Wallet::LIVE_MAX);
+            return Err(Refusal::of_field(Reason::TooMany, "id", detail));
+        }
+        let grant = Grant {
+            id: put.id.into(),
+            source: put.source,
+            priority: put.priority,
+            sequence: self.next_grant,
+            created_at: self.now,
+            asked_effective_at: put.effective_at,
+            effective_at,
+            expires_at: put.expires_at,
+            books: Balances { granted: put.credits, available: put.credits, ..Balances::default() },
+        };
+        let view = grant.view();
+        let (sequence, expires_at) = (grant.sequence, grant.expires_at);
+        self.wallet_mut(place)
+            .add(grant)
+            .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;
+        self.next_grant += 1;
+        if let Some(at) = expires_at {
+            self.deadlines.insert((at, Due::GrantExpires { account: place, sequence }));
+        }
+        Ok((Outcome::GrantPut(Box::new(view)), false))
+    }
+}
+
+impl Grant {
+    /// Whether `put` asks for just this grant.
+    fn is_of(&self, put: &PutGrant<'_>) -> bool {
+        self.source == put.source
+            && self.books.granted == put.credits
+            && self.priority == put.priority
+            && self.asked_effective_at == put.effective_at
+            && self.expires_at == put.expires_at
+    }
+}

@@ -1,0 +1,206 @@
+//! Admissions: from a request to a debit of everything, or of nothing.
+
+use std::sync::Arc;
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::{Admit, Stamp};
+use crate::decision::hold::{Debit, Hold, Line};
+use crate::decision::policy::{Feature, Measure, MeterKey, Policy, Then};
+use crate::decision::recent::Resolved;
+use crate::decision::refusal::outcome;
+use crate::decision::reply::{
+    AdmissionId, AdmissionStatus, Admitted, LimitStatus, Outcome, Payment, Reason, Refusal,
+};
+use crate::decision::state::State;
+use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, priced};
+use crate::units::{Credits, Millis, Span};
+
+impl State {
+    pub(super) fn admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Outcome {
+        outcome(self.try_admit(stamp, admit))
+    }
+
+    fn try_admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Result<Outcome, Box<Refusal>> {
+        let policy = Arc::clone(&self.policy);
+        let account = self.find_account(admit.account)?;
+        let (feature_place, feature) = policy.feature(admit.feature).ok_or_else(|| {
+            let detail = format!("there is no feature {}", admit.feature);
+            Refusal::of_field(Reason::FeatureUnknown, "feature", detail)
+        })?;
+        let priced = priced(feature, &admit.usage, &admit.attributes)?;
+        let hold_expires_at = match admit.hold_ttl {
+            None => None,
+            Some(ttl) => Some(self.hold_end(ttl, "hold.ttl_ms")?),
+        };
+        let levels = self.levels(account);
+        let verdict = self.verdict(&policy, &levels, (feature_place, feature), &priced)?;
+        let paid_by = verdict.cover.payments();
+        debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
+        if admit.dry_run {
+            return Ok(self.would_admit(&verdict, &levels, &priced, paid_by, hold_expires_at));
+        }
+
+        let id = AdmissionId(self.next_admission);
+        self.next_admission += 1;
+        let (limits, debits) = self.debit(&verdict, &priced, hold_expires_at.is_some());
+        match hold_expires_at {
+            Some(expires_at) => {
+                let overrun = levels
+                    .iter()
+                    .rev()
+                    .find_map(|place| policy.plan(self.account_at(place).plan?))
+                    .map_or_else(Default::default, |plan| plan.overrun);
+                self.insert_hold(Hold {
+                    id,
+                    account,
+                    feature: feature.name.clone(),
+                    stamp,
+                    policy: policy.revision,
+                    lines: lines(feature, &priced, &verdict.cover),
+                    cost: priced.cost,
+                    credits_covered: verdict.cover.credits,
+                    credits_payer: verdict.cover.credits_payer,
+                    draws: verdict.cover.draws,
+                    debits,
+                    reported: None,
+                    expires_at,
+                    overrun,
+                });
+            }
+            None => self.recent.keep(Resolved {
+                id,
+                account,
+                feature: feature.name.clone(),
+                status: AdmissionStatus::Settled,
+                cost: priced.cost,
+                paid_by: paid_by.clone(),
+                uncovered: Credits::ZERO,
+                stamp,
+                policy: policy.revision,
+                resolved_at: self.now,
+            }),
+        }
+        Ok(Outcome::Admitted(Box::new(Admitted {
+            id,
+            dry_run: false,
+            cost: priced.cost,
+            paid_by,
+            limits,
+            available: self.drawable(&levels, self.now),
+            held: self.held(&levels),
+            hold_expires_at,
+        })))
+    }
+
+    /// The moment at which a hold asked for now would end.
+    pub(super) fn hold_end(&self, ttl: Span, field: &str) -> Result<Millis, Box<Refusal>> {
+        let ttl_max = self.policy.document.settings.hold_ttl_max;
+        if ttl.0 == 0 || ttl > ttl_max {
+            let detail = format!("a hold lasts from 1ms to {ttl_max}");
+            return Err(Refusal::of_field(Reason::HoldTooLong, field, detail));
+        }
+        Ok(self.now.saturating_add(ttl))
+    }
+
+    /// Debits everything that the verdict says. Nothing here can fail.
+    fn debit(
+        &mut self,
+        verdict: &Verdict<'_>,
+        priced: &Priced,
+        hold: bool,
+    ) -> (Vec<LimitStatus>, Vec<Debit>) {
+        let now = self.now;
+        let mut limits = Vec::with_capacity(verdict.looks.len());
+        let mut debits = Vec::new();
+        for look in &verdict.looks {
+            let amount = look.counted(priced, &verdict.cover);
+            // Only a hold stays in its slot.
+            if amount == 0 || (look.measure == Measure::Slot && !hold) {
+                limits.push(look.status(&look.reading));
+                continue;
+            }
+            debug_assert!(amount <= look.reading.room, "a verdict never takes more than there is");
+            let rule = &look.limit.rule;
+            let account = self.account_mut(look.account);
+            let mark = account.take(look.limit.key, rule, now, amount);
+            limits.push(look.status(&rule.read(account.meter(look.limit.key), now)));
+            if hold {
+                let allowance = look.limit.then == Then::Credits;
+                let (account, key, measure) = (look.account, look.limit.key, look.measure);
+                debits.push(Debit { account, key, measure, allowance, amount, mark });
+            }
+        }
+        let drawn = verdict.cover.drawn().0.unsigned_abs();
+        for cap in verdict.caps.iter().filter(|_| drawn > 0) {
+            let (account, key) = (cap.account, MeterKey::SPENDING_CAP);
+            let mark = self.account_mut(account).take(key, &cap.rule, now, drawn);
+            if hold {
+                let measure = Measure::Drawn;
+                debits.push(Debit { account, key, measure, allowance: false, amount: drawn, mark });
+            }
+        }
+        for draw in &verdict.cover.draws {
+            self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, hold);
+        }
+        (limits, debits)
+    }
+
+    /// What [`State::debit`] would leave, without debiting.
+    fn would_admit(
+        &self,
+        verdict: &Verdict<'_>,
+        levels: &Levels,
+        priced: &Priced,
+        paid_by: Vec<Payment>,
+        hold_expires_at: Option<Millis>,
+    ) -> Outcome {
+        let hold = hold_expires_at.is_some();
+        let limits = verdict.looks.iter().map(|look| {
+            let amount = look.counted(priced, &verdict.cover);
+            if amount == 0 || (look.measure == Measure::Slot && !hold) {
+                return look.status(&look.reading);
+            }
+            let mut account = self.account_at(look.account).clone();
+            account.take(look.limit.key, &look.limit.rule, self.now, amount);
+            look.status(&look.limit.rule.read(account.meter(look.limit.key), self.now))
+        });
+        let drawn = verdict.cover.drawn().0;
+        Outcome::Admitted(Box::new(Admitted {
+            id: AdmissionId(0),
+            dry_run: true,
+            cost: priced.cost,
+            paid_by,
+            limits: limits.collect(),
+            available: Credits(self.drawable(levels, self.now).0 - drawn),
+            held: Credits(self.held(levels).0.saturating_add(if hold { drawn } else { 0 })),
+            hold_expires_at,
+        }))
+    }
+
+    pub(super) fn find_account(&self, path: &str) -> Result<AccountPlace, Box<Refusal>> {
+        self.account_by_path.get(path).copied().ok_or_else(|| {
+            let detail = match crate::decision::path::check(path) {
+                Ok(()) => format!("there is no account {path}"),
+                Err(error) => error.to_string(),
+            };
+            Refusal::of_field(Reason::AccountUnknown, "account", detail)
+        })
+    }
+}
+
+/// What a hold keeps of each unit.
+fn lines(feature: &Feature, priced: &Priced, cover: &Cover) -> Vec<Line> {
+    debug_assert!(feature.units.len() <= Policy::FEATURE_UNITS_MAX);
+    feature
+        .units
+        .iter()
+        .enumerate()
+        .map(|(place, unit)| Line {
+            unit: unit.name.clone(),
+            quantity: priced.quantities[place],
+            rate: priced.rates[place],
+            covered: cover.units[place].quantity,
+            payer: cover.units[place].payer.clone(),
+        })
+        .collect()
+}

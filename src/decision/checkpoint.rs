@@ -1,0 +1,237 @@
+//! The state as records: frozen for a checkpoint, and made again from one.
+//!
+//! Records come in an order that depends on the state alone, so that two nodes with the same state
+//! write the same bytes.
+
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+use crate::decision::account::{Account, AccountPlace};
+use crate::decision::hold::Hold;
+use crate::decision::keys::{KeptAnswer, KeysView};
+use crate::decision::pages::{Pages, Slab};
+use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::recent::{Recent, Resolved};
+use crate::decision::state::{Due, State};
+use crate::units::Millis;
+
+/// A frozen copy of a state. Taking one costs a reference count for each page of records.
+pub struct View {
+    head: Head,
+    accounts: Pages<Account>,
+    holds: Slab<Hold>,
+    keys: KeysView,
+    recent: Recent,
+}
+
+/// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record(Kind);
+
+/// Variants are only ever appended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Kind {
+    Head(Box<Head>),
+    Account(Box<Account>),
+    Hold(Box<Hold>),
+    Answer(Box<KeptAnswer>),
+    Resolved(Box<Resolved>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Head {
+    now: Millis,
+    next_admission: u64,
+    next_grant: u64,
+    names: Names,
+    revision: u64,
+    /// The policy document, as JSON.
+    document: String,
+    accounts: u64,
+    holds: u64,
+    answers: u64,
+}
+
+/// Why records are not a state.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoreError {
+    #[error("the first record is not the head")]
+    HeadNotFirst,
+    #[error("the policy in the checkpoint is not valid")]
+    Policy(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error("record {record} refers to an account that is not there")]
+    AccountMissing { record: u64 },
+    #[error("the head promises {promised} {what}, but {found} were there")]
+    Incomplete { what: &'static str, promised: u64, found: u64 },
+    #[error("the checkpoint contradicts itself: {0}")]
+    Inconsistent(String),
+}
+
+impl State {
+    /// Freezes the state as it is. Commands can go on being applied to this one.
+    pub fn view(&self) -> View {
+        let document = serde_json::to_string(self.policy.document()).expect("a document is plain data");
+        View {
+            head: Head {
+                now: self.now,
+                next_admission: self.next_admission,
+                next_grant: self.next_grant,
+                names: self.names.clone(),
+                revision: self.policy.revision(),
+                document,
+                accounts: self.accounts.len() as u64,
+                holds: self.holds.len() as u64,
+                answers: self.keys.len() as u64,
+            },
+            accounts: self.accounts.clone(),
+            holds: self.holds.clone(),
+            keys: self.keys.view(),
+            recent: self.recent.clone(),
+        }
+    }
+}
+
+impl View {
+    /// Everything that the state is.
+    pub fn records(&self) -> impl Iterator<Item = Record> + '_ {
+        let mut holds: Vec<&Hold> = self.holds.iter().collect();
+        holds.sort_unstable_by_key(|hold| hold.id);
+        let mut recent: Vec<&Resolved> = self.recent.iter().collect();
+        recent.sort_unstable_by_key(|resolved| resolved.id);
+        let head = std::iter::once(Kind::Head(Box::new(self.head.clone())));
+        let accounts = self.accounts.iter().map(|account| Kind::Account(Box::new(account.clone())));
+        let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
+        let answers = self.keys.iter().map(|answer| Kind::Answer(Box::new(answer.clone())));
+        let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
+        head.chain(accounts).chain(holds).chain(answers).chain(recent).map(Record)
+    }
+}
+
+/// Makes a state from the records of a checkpoint, in their order.
+#[derive(Default)]
+pub struct Restore {
+    under_way: Option<UnderWay>,
+}
+
+struct UnderWay {
+    state: State,
+    promised: Head,
+    records: u64,
+}
+
+impl Restore {
+    pub fn new() -> Restore {
+        Restore::default()
+    }
+
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// The record cannot follow those before it.
+    pub fn push(&mut self, record: Record) -> Result<(), RestoreError> {
+        match (&mut self.under_way, record.0) {
+            (None, Kind::Head(head)) => {
+                self.under_way = Some(UnderWay::new(*head)?);
+                Ok(())
+            }
+            (Some(under_way), kind) => under_way.push(kind),
+            (None, _) => Err(RestoreError::HeadNotFirst),
+        }
+    }
+
+    /// The state, when the last record has been taken.
+    ///
+    /// # Errors
+    /// Records are missing, or contradict each other.
+    pub fn finish(self) -> Result<State, RestoreError> {
+        let UnderWay { state, promised, .. } = self.under_way.ok_or(RestoreError::HeadNotFirst)?;
+        let counts = [
+            ("accounts", promised.accounts, state.accounts.len()),
+            ("holds", promised.holds, state.holds.len()),
+            ("answers", promised.answers, state.keys.len()),
+        ];
+        for (what, promised, found) in counts {
+            if promised != found as u64 {
+                return Err(RestoreError::Incomplete { what, promised, found: found as u64 });
+            }
+        }
+        state.check().map_err(RestoreError::Inconsistent)?;
+        Ok(state)
+    }
+}
+
+impl UnderWay {
+    fn new(head: Head) -> Result<UnderWay, RestoreError> {
+        let document: Document =
+            serde_json::from_str(&head.document).map_err(|error| RestoreError::Policy(error.into()))?;
+        let mut names = head.names.clone();
+        let policy = Policy::compile_next(document, head.revision, &mut names)
+            .map_err(|error| RestoreError::Policy(error.into()))?;
+        if names != head.names {
+            return Err(RestoreError::Inconsistent("the policy has names that were never given".into()));
+        }
+        let state = State {
+            now: head.now,
+            next_admission: head.next_admission,
+            next_grant: head.next_grant,
+            names,
+            recent: Recent::new(policy.document().settings.admissions_kept),
+            policy: Arc::new(policy),
+            accounts: Pages::default(),
+            ..State::new()
+        };
+        Ok(UnderWay { state, promised: head, records: 1 })
+    }
+
+    fn push(&mut self, kind: Kind) -> Result<(), RestoreError> {
+        let record = self.records;
+        self.records += 1;
+        let accounts = self.state.accounts.len();
+        let check = |place: AccountPlace| {
+            let there = (place.0 as usize) < accounts;
+            if there { Ok(()) } else { Err(RestoreError::AccountMissing { record }) }
+        };
+        match kind {
+            Kind::Head(_) => return Err(RestoreError::HeadNotFirst),
+            Kind::Account(account) => self.push_account(*account, record)?,
+            Kind::Hold(hold) => {
+                check(hold.account)?;
+                hold.draws.iter().try_for_each(|draw| check(draw.account))?;
+                hold.debits.iter().try_for_each(|debit| check(debit.account))?;
+                self.state.insert_hold(*hold);
+            }
+            Kind::Answer(answer) => self.state.keys.insert(*answer),
+            Kind::Resolved(resolved) => {
+                check(resolved.account)?;
+                self.state.recent.keep(*resolved);
+            }
+        }
+        Ok(())
+    }
+
+    fn push_account(&mut self, account: Account, record: u64) -> Result<(), RestoreError> {
+        let state = &mut self.state;
+        let place = AccountPlace(state.accounts.len() as u32);
+        if place != AccountPlace::CLUSTER {
+            // A parent is always older than its children.
+            if account.parent >= place || account.level != state.account_at(account.parent).level + 1 {
+                return Err(RestoreError::AccountMissing { record });
+            }
+            state.account_by_path.insert(account.path.clone(), place);
+        }
+        if account.plan.is_some_and(|id| state.policy.plan(id).is_none()) {
+            return Err(RestoreError::Inconsistent(format!("{} has a plan that is not there", account.path)));
+        }
+        state.count_plan_user(account.plan);
+        if let Some(wallet) = &account.wallet {
+            for grant in wallet.live() {
+                if let Some(at) = grant.expires_at.filter(|at| *at > state.now) {
+                    let due = Due::GrantExpires { account: place, sequence: grant.sequence };
+                    state.deadlines.insert((at, due));
+                }
+            }
+        }
+        state.accounts.push(account);
+        Ok(())
+    }
+}

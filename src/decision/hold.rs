@@ -1,0 +1,481 @@
+//! Holds: what was reserved, until it is settled, released or expires.
+//!
+//! Ending a hold first pays with what it reserved, in the order in which it was reserved, so that
+//! what is left over goes back to the last payer first. Only use beyond the hold looks at limits
+//! and wallets anew, as far as the plan's overrun rule lets it.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::{Extend, Release, Settle, Stamp};
+use crate::decision::meter::Mark;
+use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
+use crate::decision::price::Rate;
+use crate::decision::recent::Resolved;
+use crate::decision::refusal::outcome;
+use crate::decision::reply::{
+    AdmissionId, AdmissionStatus, Layer, Outcome, Payment, Reason, Refusal, Settled,
+};
+use crate::decision::state::{Due, State};
+use crate::decision::wallet::{HeldTo, Wallet};
+use crate::decision::waterfall::{
+    ByUnit, Draw, Levels, Look, amount_too_large, cost, least_room, limit_payer, push_payment, quantities,
+};
+use crate::units::{Credits, Millis};
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Hold {
+    pub id: AdmissionId,
+    pub account: AccountPlace,
+    pub feature: Arc<str>,
+    pub stamp: Stamp,
+    pub policy: u64,
+    /// The units of the feature as they were when it was admitted.
+    pub lines: Vec<Line>,
+    pub cost: Credits,
+    /// What allowances on the price reserved.
+    pub credits_covered: Credits,
+    pub credits_payer: Option<(u8, Arc<str>)>,
+    /// What wallets reserved, in draw order.
+    pub draws: Vec<Draw>,
+    /// What was counted on limits, to be uncounted where it is not used.
+    pub debits: Vec<Debit>,
+    /// The use that was reported so far, by line.
+    pub reported: Option<Vec<u64>>,
+    pub expires_at: Millis,
+    pub overrun: Overrun,
+}
+
+/// What a hold reserved of one unit, and at what price.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Line {
+    pub unit: Arc<str>,
+    pub quantity: u64,
+    pub rate: Rate,
+    /// The quantity that allowances on this unit reserved.
+    pub covered: u64,
+    pub payer: Option<(u8, Arc<str>)>,
+}
+
+/// An amount counted on a limit.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Debit {
+    pub account: AccountPlace,
+    pub key: MeterKey,
+    pub measure: Measure,
+    pub allowance: bool,
+    pub amount: u64,
+    pub mark: Mark,
+}
+
+/// What was really used, by line, and what it costs.
+struct Actual {
+    quantities: ByUnit<u64>,
+    cost: Credits,
+}
+
+/// What the hold itself pays of the actual use.
+struct FromHold {
+    units: ByUnit<u64>,
+    credits: Credits,
+    /// By the place of a draw.
+    draws: Vec<Credits>,
+    payments: Vec<Payment>,
+    rest: Credits,
+}
+
+impl Hold {
+    /// Prices what is said to have been used.
+    fn actual(&self, quantities: ByUnit<u64>) -> Result<Actual, Box<Refusal>> {
+        let cost = cost(&self.rates(), &quantities)
+            .map_err(|place| amount_too_large(place.map_or("", |place| &*self.lines[place].unit)))?;
+        Ok(Actual { quantities, cost })
+    }
+
+    /// Reads `usage`: what is not named was not used, but for `requests`, which stays as admitted.
+    fn quantities(&self, usage: &[(&str, u64)]) -> Result<ByUnit<u64>, Box<Refusal>> {
+        let units = self.lines.iter().map(|line| &*line.unit);
+        let mut quantities = quantities(units, &self.feature, usage)?;
+        for (place, line) in self.lines.iter().enumerate() {
+            let named = usage.iter().any(|(unit, _)| **unit == *line.unit);
+            if !named && *line.unit == *Policy::REQUESTS {
+                quantities[place] = line.quantity;
+            }
+        }
+        Ok(quantities)
+    }
+
+    fn reported(&self) -> ByUnit<u64> {
+        let mut quantities = [0; Policy::FEATURE_UNITS_MAX];
+        if let Some(reported) = &self.reported {
+            quantities[..reported.len()].copy_from_slice(reported);
+        }
+        quantities
+    }
+
+    fn rates(&self) -> ByUnit<Rate> {
+        let mut rates = [Rate::FREE; Policy::FEATURE_UNITS_MAX];
+        for (rate, line) in rates.iter_mut().zip(&self.lines) {
+            *rate = line.rate;
+        }
+        rates
+    }
+
+    /// Pays `actual` out of what was reserved, first what was reserved first.
+    fn pay(&self, actual: &Actual) -> FromHold {
+        let mut paid = FromHold {
+            units: [0; Policy::FEATURE_UNITS_MAX],
+            credits: Credits::ZERO,
+            draws: Vec::with_capacity(self.draws.len()),
+            payments: Vec::new(),
+            rest: actual.cost,
+        };
+        for (place, line) in self.lines.iter().enumerate() {
+            let quantity = actual.quantities[place];
+            paid.units[place] = line.covered.min(quantity);
+            let credits = line.last_units_price(quantity, paid.units[place]);
+            paid.rest.0 -= credits.0;
+            push_payment(&mut paid.payments, limit_payer(&line.payer), credits);
+        }
+        paid.credits = self.credits_covered.min(paid.rest);
+        paid.rest.0 -= paid.credits.0;
+        push_payment(&mut paid.payments, limit_payer(&self.credits_payer), paid.credits);
+        for draw in &self.draws {
+            let amount = draw.amount.min(paid.rest);
+            paid.rest.0 -= amount.0;
+            paid.draws.push(amount);
+            push_payment(&mut paid.payments, Some(draw.payer()), amount);
+        }
+        paid
+    }
+
+    /// What goes back, to the last payer first.
+    fn returned(&self, paid: &FromHold) -> Vec<Payment> {
+        let mut returned = Vec::new();
+        for (draw, paid) in self.draws.iter().zip(&paid.draws).rev() {
+            push_payment(&mut returned, Some(draw.payer()), Credits(draw.amount.0 - paid.0));
+        }
+        let credits = Credits(self.credits_covered.0 - paid.credits.0);
+        push_payment(&mut returned, limit_payer(&self.credits_payer), credits);
+        for (place, line) in self.lines.iter().enumerate().rev() {
+            let held = line.last_units_price(line.quantity, line.covered);
+            let used = line.last_units_price(line.quantity, paid.units[place]);
+            push_payment(&mut returned, limit_payer(&line.payer), Credits(held.0 - used.0));
+        }
+        returned
+    }
+
+    /// Who reserved, in the order in which they were drawn.
+    pub fn payments(&self) -> Vec<Payment> {
+        let mut payments = Vec::new();
+        for line in &self.lines {
+            let credits = line.last_units_price(line.quantity, line.covered);
+            push_payment(&mut payments, limit_payer(&line.payer), credits);
+        }
+        push_payment(&mut payments, limit_payer(&self.credits_payer), self.credits_covered);
+        for draw in &self.draws {
+            push_payment(&mut payments, Some(draw.payer()), draw.amount);
+        }
+        payments
+    }
+
+    /// The part of a debit that stays counted.
+    fn still_counted(&self, debit: &Debit, actual: &Actual, paid: &FromHold) -> u64 {
+        let used = match (debit.allowance, debit.measure) {
+            (_, Measure::Slot) => 0,
+            (true, Measure::Unit(place)) => paid.units[usize::from(place)],
+            (false, Measure::Unit(place)) => actual.quantities[usize::from(place)],
+            (true, Measure::Cost) => paid.credits.0.unsigned_abs(),
+            (false, Measure::Cost) => actual.cost.0.unsigned_abs(),
+            (_, Measure::Drawn) => paid.draws.iter().map(|draw| draw.0.unsigned_abs()).sum(),
+        };
+        used.min(debit.amount)
+    }
+}
+
+impl Line {
+    /// What the last `covered` of `quantity` cost: parts of a price that is known to fit.
+    fn last_units_price(&self, quantity: u64, covered: u64) -> Credits {
+        let price = |quantity| self.rate.price(quantity).unwrap_or(Credits::ZERO);
+        Credits(price(quantity).0 - price(quantity.saturating_sub(covered)).0)
+    }
+}
+
+impl State {
+    pub(super) fn settle(&mut self, settle: &Settle<'_>) -> Outcome {
+        outcome(self.try_settle(settle))
+    }
+
+    fn try_settle(&mut self, settle: &Settle<'_>) -> Result<Outcome, Box<Refusal>> {
+        let hold = self.find_hold(settle.admission)?;
+        let mut quantities = hold.quantities(&settle.usage)?;
+        // Reports say what was used in all: one that comes late takes nothing back.
+        for (quantity, reported) in quantities.iter_mut().zip(hold.reported()) {
+            *quantity = reported.max(*quantity);
+        }
+        let actual = hold.actual(quantities)?;
+        if settle.last {
+            let settled = self.end_hold(settle.admission, actual, AdmissionStatus::Settled);
+            return Ok(Outcome::Settled(Box::new(settled)));
+        }
+        let (account, paid) = (hold.account, hold.pay(&actual));
+        let (lines, expires_at) = (hold.lines.len(), hold.expires_at);
+        self.hold_mut(settle.admission).reported = Some(quantities[..lines].to_vec());
+        let levels = self.levels(account);
+        Ok(Outcome::Settled(Box::new(Settled {
+            id: settle.admission,
+            last: false,
+            cost: actual.cost,
+            paid_by: paid.payments,
+            returned: Vec::new(),
+            uncovered: paid.rest,
+            available: self.drawable(&levels, self.now),
+            held: self.held(&levels),
+            hold_expires_at: Some(expires_at),
+        })))
+    }
+
+    pub(super) fn extend(&mut self, extend: &Extend) -> Outcome {
+        outcome(self.try_extend(extend))
+    }
+
+    fn try_extend(&mut self, extend: &Extend) -> Result<Outcome, Box<Refusal>> {
+        let before = self.find_hold(extend.admission)?.expires_at;
+        let expires_at = before.max(self.hold_end(extend.ttl, "ttl_ms")?);
+        self.unindex_hold(extend.admission);
+        self.hold_mut(extend.admission).expires_at = expires_at;
+        self.index_hold(extend.admission);
+        Ok(Outcome::Extended { expires_at })
+    }
+
+    pub(super) fn release(&mut self, release: &Release) -> Outcome {
+        let ended = self.find_hold(release.admission).and_then(|hold| hold.actual(hold.reported()));
+        outcome(ended.map(|actual| {
+            let settled = self.end_hold(release.admission, actual, AdmissionStatus::Released);
+            Outcome::Released(Box::new(settled))
+        }))
+    }
+
+    /// Ends a hold whose time is over: what was reported is charged, the rest goes back.
+    pub(super) fn expire_hold(&mut self, id: AdmissionId) {
+        let hold = self.find_hold(id).expect("a deadline is of a hold that is there");
+        let actual = hold.actual(hold.reported()).expect("a report is priced before it is kept");
+        self.end_hold(id, actual, AdmissionStatus::Expired);
+    }
+
+    fn end_hold(&mut self, id: AdmissionId, actual: Actual, status: AdmissionStatus) -> Settled {
+        let hold = self.remove_hold(id);
+        let levels = self.levels(hold.account);
+        let mut paid = hold.pay(&actual);
+        let returned = hold.returned(&paid);
+        for debit in &hold.debits {
+            let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
+            let now = self.now;
+            let account = self.account_mut(debit.account);
+            account.give_back(debit.key, now, unused, hold.stamp.at, debit.mark);
+        }
+        for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
+            let now = self.now;
+            let wallet = self.wallet_mut(draw.account);
+            if *spent > Credits::ZERO {
+                wallet.unhold(draw.sequence, *spent, HeldTo::Spent, now);
+            }
+            if *spent < draw.amount {
+                let left = Credits(draw.amount.0 - spent.0);
+                wallet.unhold(draw.sequence, left, HeldTo::Available, now);
+            }
+        }
+        self.overrun(&hold, &levels, &actual, &mut paid);
+        self.recent.keep(Resolved {
+            id,
+            account: hold.account,
+            feature: hold.feature.clone(),
+            status,
+            cost: actual.cost,
+            paid_by: paid.payments.clone(),
+            uncovered: paid.rest,
+            stamp: hold.stamp,
+            policy: hold.policy,
+            resolved_at: self.now,
+        });
+        Settled {
+            id,
+            last: true,
+            cost: actual.cost,
+            paid_by: paid.payments,
+            returned,
+            uncovered: paid.rest,
+            available: self.drawable(&levels, self.now),
+            held: self.held(&levels),
+            hold_expires_at: None,
+        }
+    }
+
+    /// Counts and pays what was used beyond the hold. Guards count it even beyond their quota, since
+    /// it has happened; allowances, wallets and spending caps give what they have and no more.
+    fn overrun(&mut self, hold: &Hold, levels: &Levels, actual: &Actual, paid: &mut FromHold) {
+        let policy = Arc::clone(&self.policy);
+        let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
+        let mut units = [0; Policy::FEATURE_UNITS_MAX];
+        let mut credits = Credits::ZERO;
+        if hold.overrun == Overrun::Draw && !paid.rest.is_zero() {
+            for (place, line) in hold.lines.iter().enumerate() {
+                let beyond = actual.quantities[place].saturating_sub(line.quantity);
+                let on_unit = self.least_room_of(hold, &looks, place);
+                let Some((room, payer)) = on_unit.filter(|_| beyond > 0) else { continue };
+                units[place] = room.min(beyond);
+                let price = line.last_units_price(actual.quantities[place], units[place]).min(paid.rest);
+                paid.rest.0 -= price.0;
+                push_payment(&mut paid.payments, limit_payer(&Some(payer)), price);
+            }
+            if let Some((room, payer)) = least_room(&looks, Measure::Cost) {
+                credits = paid.rest.min(Credits(i64::try_from(room).unwrap_or(i64::MAX)));
+                paid.rest.0 -= credits.0;
+                push_payment(&mut paid.payments, limit_payer(&Some(payer)), credits);
+            }
+            self.overdraw_wallets(levels, paid);
+        }
+        for look in &looks {
+            let counted = match (look.limit.then, look.measure) {
+                (_, Measure::Slot | Measure::Drawn) => 0,
+                (Then::Credits, Measure::Cost) => credits.0.unsigned_abs(),
+                (Then::Refuse, Measure::Cost) => (actual.cost.0 - hold.cost.0).max(0).unsigned_abs(),
+                (then, Measure::Unit(_)) => hold.place_of(&policy, look).map_or(0, |place| match then {
+                    Then::Credits => units[place],
+                    Then::Refuse => actual.quantities[place].saturating_sub(hold.lines[place].quantity),
+                }),
+            };
+            if counted > 0 {
+                let now = self.now;
+                self.account_mut(look.account).take(look.limit.key, &look.limit.rule, now, counted);
+            }
+        }
+    }
+
+    /// Lets wallets pay what is left, as far as they and the spending caps reach.
+    fn overdraw_wallets(&mut self, levels: &Levels, paid: &mut FromHold) {
+        let caps = self.cap_looks(levels);
+        let room = caps.iter().map(|cap| cap.reading.room).min().unwrap_or(u64::MAX);
+        let wanted = paid.rest.min(Credits(i64::try_from(room).unwrap_or(i64::MAX)));
+        let draws = self.draws(levels, wanted);
+        let drawn: i64 = draws.iter().map(|draw| draw.amount.0).sum();
+        for draw in &draws {
+            self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, false);
+            push_payment(&mut paid.payments, Some(draw.payer()), draw.amount);
+        }
+        for cap in caps.iter().filter(|_| drawn > 0) {
+            let now = self.now;
+            let account = self.account_mut(cap.account);
+            account.take(MeterKey::SPENDING_CAP, &cap.rule, now, drawn.unsigned_abs());
+        }
+        paid.rest.0 -= drawn;
+    }
+
+    /// The least room among today's allowances on the unit at `place` of the hold.
+    fn least_room_of(&self, hold: &Hold, looks: &[Look<'_>], place: usize) -> Option<(u64, (u8, Arc<str>))> {
+        let (_, feature) = self.policy.feature(&hold.feature)?;
+        let today = feature.units.iter().position(|unit| unit.name == hold.lines[place].unit)?;
+        least_room(looks, Measure::Unit(today as u8))
+    }
+
+    // --- where holds are ------------------------------------------------------------------------
+
+    pub(super) fn insert_hold(&mut self, hold: Hold) {
+        let id = hold.id;
+        let place = self.holds.insert(hold);
+        self.hold_by_id.insert(id, place);
+        self.index_hold(id);
+    }
+
+    fn remove_hold(&mut self, id: AdmissionId) -> Hold {
+        self.unindex_hold(id);
+        let place = self.hold_by_id.remove(&id).expect("only a hold that was found is ended");
+        self.holds.remove(place).expect("only a hold that was found is ended")
+    }
+
+    pub(super) fn hold(&self, id: AdmissionId) -> Option<&Hold> {
+        self.holds.get(*self.hold_by_id.get(&id)?)
+    }
+
+    fn hold_mut(&mut self, id: AdmissionId) -> &mut Hold {
+        let place = self.hold_by_id[&id];
+        self.holds.get_mut(place).expect("only a hold that was found is changed")
+    }
+
+    fn find_hold(&self, id: AdmissionId) -> Result<&Hold, Box<Refusal>> {
+        if let Some(hold) = self.hold(id) {
+            return Ok(hold);
+        }
+        if id.0 == 0 || id.0 >= self.next_admission {
+            let detail = format!("there is no admission {id}");
+            return Err(Refusal::of_field(Reason::AdmissionUnknown, "admission", detail));
+        }
+        let how = match self.recent.get(id).map(|resolved| resolved.status) {
+            None | Some(AdmissionStatus::Held) => "resolved",
+            Some(AdmissionStatus::Settled) => "settled",
+            Some(AdmissionStatus::Released) => "released",
+            Some(AdmissionStatus::Expired) => "expired",
+        };
+        let detail = format!("the admission {id} is already {how}");
+        Err(Refusal::new(Reason::HoldResolved, Layer::Hold, detail))
+    }
+
+    fn index_hold(&mut self, id: AdmissionId) {
+        let (account, expires_at) = self.whose_and_until(id);
+        for place in self.levels(account).iter() {
+            self.holds_by_account.insert((place, expires_at, id));
+        }
+        self.deadlines.insert((expires_at, Due::HoldExpires(id)));
+    }
+
+    fn unindex_hold(&mut self, id: AdmissionId) {
+        let (account, expires_at) = self.whose_and_until(id);
+        for place in self.levels(account).iter() {
+            self.holds_by_account.remove(&(place, expires_at, id));
+        }
+        self.deadlines.remove(&(expires_at, Due::HoldExpires(id)));
+    }
+
+    fn whose_and_until(&self, id: AdmissionId) -> (AccountPlace, Millis) {
+        let hold = self.hold(id).expect("only a hold that is there is indexed");
+        (hold.account, hold.expires_at)
+    }
+
+    /// The holds at or below an account, soonest to expire first.
+    pub(super) fn holds_of(&self, account: AccountPlace) -> impl Iterator<Item = &Hold> {
+        let first = (account, Millis(0), AdmissionId(0));
+        let last = (account, Millis(u64::MAX), AdmissionId(u64::MAX));
+        self.holds_by_account.range(first..=last).filter_map(|(_, _, id)| self.hold(*id))
+    }
+
+    /// When enough of the holds that take the slots of a limit will have expired, for one more, if
+    /// nobody ends or extends one before. Unknown where that takes looking at too many.
+    pub(super) fn slot_frees_at(&self, look: &Look<'_>) -> Option<Millis> {
+        const HOLDS_LOOKED_AT_MAX: usize = 1_000;
+        let takes_slot = |hold: &&Hold| {
+            hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
+        };
+        let ends_needed = (look.reading.used + 1).checked_sub(look.limit.rule.quota())?.max(1);
+        self.holds_of(look.account)
+            .take(HOLDS_LOOKED_AT_MAX)
+            .filter(takes_slot)
+            .nth(usize::try_from(ends_needed - 1).ok()?)
+            .map(|hold| hold.expires_at)
+    }
+
+    pub(super) fn wallet_mut(&mut self, account: AccountPlace) -> &mut Wallet {
+        self.account_mut(account).wallet.get_or_insert_default()
+    }
+}
+
+impl Hold {
+    /// The place among this hold's lines of the unit that a limit counts today.
+    fn place_of(&self, policy: &Policy, look: &Look<'_>) -> Option<usize> {
+        let Measure::Unit(today) = look.measure else { return None };
+        let (_, feature) = policy.feature(&self.feature)?;
+        let unit = &feature.units[usize::from(today)].name;
+        self.lines.iter().position(|line| line.unit == *unit)
+    }
+}

@@ -1,0 +1,148 @@
+//! The policy: what features cost, what plans allow, how large the cluster's capacities are.
+//!
+//! A [`Document`] is what people write. It is checked as a whole and compiled into a [`Policy`],
+//! in which names have become places, before it decides anything.
+
+mod compile;
+mod document;
+mod names;
+
+pub use compile::PolicyError;
+pub use document::{
+    Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
+    Quota, Settings, Then,
+};
+pub(super) use names::{MeterKey, Names, PlanId};
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::decision::meter::Rule;
+use crate::decision::price::Rate;
+
+/// A checked policy, ready to decide.
+#[derive(Debug)]
+pub struct Policy {
+    pub(super) revision: u64,
+    pub(super) document: Document,
+    pub(super) features: Vec<Feature>,
+    pub(super) feature_by_name: HashMap<Arc<str>, usize>,
+    pub(super) plans: Vec<Plan>,
+    /// By [`PlanId`]: the place of the plan in `plans`, if this policy has it.
+    pub(super) plan_places: Vec<Option<usize>>,
+}
+
+#[derive(Debug)]
+pub(super) struct Feature {
+    pub name: Arc<str>,
+    pub units: Vec<Unit>,
+    pub attributes: Vec<AttributeRule>,
+    pub capacity: Vec<Applied>,
+    pub capacity_limits: Vec<Limit>,
+}
+
+#[derive(Debug)]
+pub(super) struct Unit {
+    pub name: Arc<str>,
+    pub rate: Rate,
+}
+
+#[derive(Debug)]
+pub(super) struct AttributeRule {
+    pub name: Arc<str>,
+    /// The multiplier that stands for a request that does not name the attribute.
+    pub default_ppm: Option<u64>,
+    /// By value, sorted.
+    pub multipliers: Vec<(Arc<str>, u64)>,
+}
+
+#[derive(Debug)]
+pub(super) struct Plan {
+    pub name: Arc<str>,
+    pub overrun: Overrun,
+    pub limits: Vec<Limit>,
+    /// By the place of a feature: the limits that count it.
+    pub by_feature: Vec<Vec<Applied>>,
+}
+
+/// A limit as it counts one feature.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Applied {
+    /// The place of the limit in its plan or capacity.
+    pub limit: usize,
+    pub measure: Measure,
+}
+
+/// What of a request a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) enum Measure {
+    /// The quantity of the unit at this place of the feature.
+    Unit(u8),
+    /// The price.
+    Cost,
+    /// One for each hold.
+    Slot,
+    /// What wallets paid: spending caps.
+    Drawn,
+}
+
+#[derive(Debug)]
+pub(super) struct Limit {
+    pub name: Arc<str>,
+    pub key: MeterKey,
+    pub unit: Arc<str>,
+    pub rule: Rule,
+    pub then: Then,
+}
+
+impl Policy {
+    /// Units that one feature may have.
+    pub const FEATURE_UNITS_MAX: usize = 8;
+    /// Attributes that one feature may have.
+    pub const FEATURE_ATTRIBUTES_MAX: usize = 8;
+    /// Values that one attribute may have.
+    pub const ATTRIBUTE_VALUES_MAX: usize = 64;
+    /// Limits that one plan may have.
+    pub const PLAN_LIMITS_MAX: usize = 32;
+    /// Limits that one feature's capacity may have.
+    pub const CAPACITY_LIMITS_MAX: usize = 8;
+    pub const FEATURES_MAX: usize = 1_000;
+    pub const PLANS_MAX: usize = 1_000;
+
+    /// The unit that a request counts once without saying so.
+    pub(super) const REQUESTS: &'static str = "requests";
+
+    /// Checks a document as a whole, and compiles it.
+    ///
+    /// # Errors
+    /// The first problem, with the path of the field that has it.
+    pub fn compile(document: &Document) -> Result<Policy, PolicyError> {
+        compile::compile(document.clone(), 0, &mut Names::default())
+    }
+
+    /// How often the policy has been replaced; 0 for the empty one at the start.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub fn document(&self) -> &Document {
+        &self.document
+    }
+
+    pub(super) fn compile_next(
+        document: Document,
+        revision: u64,
+        names: &mut Names,
+    ) -> Result<Policy, PolicyError> {
+        compile::compile(document, revision, names)
+    }
+
+    pub(super) fn plan(&self, id: PlanId) -> Option<&Plan> {
+        self.plan_places.get(id.place()).copied().flatten().map(|place| &self.plans[place])
+    }
+
+    pub(super) fn feature(&self, name: &str) -> Option<(usize, &Feature)> {
+        let place = *self.feature_by_name.get(name)?;
+        Some((place, &self.features[place]))
+    }
+}

@@ -1,0 +1,619 @@
+//! The waterfall: what a request costs, what every limit says of it, and who would pay.
+//!
+//! Everything here only looks. A [`Verdict`] is complete before anything is debited, so that a
+//! refusal changes nothing and an admission is debited whole.
+
+use std::sync::Arc;
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::AccountState;
+use crate::decision::meter::{Reading, Rule};
+use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
+use crate::decision::price::Rate;
+use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
+use crate::decision::state::State;
+use crate::units::{Credits, Millis};
+
+/// Amounts by the place of a unit in its feature.
+pub(super) type ByUnit<T> = [T; Policy::FEATURE_UNITS_MAX];
+
+/// A request in the terms of its feature: how much of each unit, and at what price.
+pub(super) struct Priced {
+    pub quantities: ByUnit<u64>,
+    pub rates: ByUnit<Rate>,
+    pub cost: Credits,
+}
+
+/// The accounts that a request must pass, from the cluster down to the one that asks.
+pub(super) struct Levels {
+    places: [AccountPlace; Levels::MAX],
+    len: usize,
+}
+
+/// A limit that counts the request, as it reads before the decision.
+pub(super) struct Look<'p> {
+    pub account: AccountPlace,
+    pub level: u8,
+    pub limit: &'p Limit,
+    pub measure: Measure,
+    pub reading: Reading,
+}
+
+/// A spending cap on the way, as it reads before the decision.
+pub(super) struct CapLook {
+    pub account: AccountPlace,
+    pub level: u8,
+    pub rule: Rule,
+    pub reading: Reading,
+}
+
+/// Who pays for what.
+#[derive(Default)]
+pub(super) struct Cover {
+    /// By unit: the quantity that allowances on this unit cover, what it would have cost, and the
+    /// allowance with the least left.
+    pub units: ByUnit<UnitCover>,
+    /// What allowances on the price cover of the rest, and the one with the least left.
+    pub credits: Credits,
+    pub credits_payer: Option<(u8, Arc<str>)>,
+    /// What wallets pay of the rest, in draw order.
+    pub draws: Vec<Draw>,
+    /// What nobody pays.
+    pub short: Credits,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct UnitCover {
+    pub quantity: u64,
+    pub credits: Credits,
+    pub payer: Option<(u8, Arc<str>)>,
+}
+
+/// An amount that a grant pays.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Draw {
+    pub account: AccountPlace,
+    pub level: u8,
+    pub sequence: u64,
+    pub id: Arc<str>,
+    pub amount: Credits,
+}
+
+/// What was found when everything had been looked at.
+pub(super) struct Verdict<'p> {
+    pub looks: Vec<Look<'p>>,
+    pub caps: Vec<CapLook>,
+    pub cover: Cover,
+}
+
+impl Levels {
+    /// The cluster, and the levels that a path may have.
+    const MAX: usize = 1 + crate::decision::path::LEVELS_MAX;
+
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = AccountPlace> + '_ {
+        self.places[..self.len].iter().copied()
+    }
+}
+
+/// Reads `usage` and `attributes` in the terms of `feature`.
+pub(super) fn priced(
+    feature: &Feature,
+    usage: &[(&str, u64)],
+    attributes: &[(&str, &str)],
+) -> Result<Priced, Box<Refusal>> {
+    let quantities = quantities(feature.units.iter().map(|unit| &*unit.name), &feature.name, usage)?;
+    let mut rates = [Rate::FREE; Policy::FEATURE_UNITS_MAX];
+    for (rate, unit) in rates.iter_mut().zip(&feature.units) {
+        *rate = unit.rate;
+    }
+    multiply(feature, attributes, &mut rates)?;
+    let cost = cost(&rates, &quantities)
+        .map_err(|place| amount_too_large(place.map_or("", |place| &*feature.units[place].name)))?;
+    Ok(Priced { quantities, rates, cost })
+}
+
+/// How much of each unit is meant. A unit that is not named is 0; `requests` is 1.
+pub(super) fn quantities<'u>(
+    units: impl Iterator<Item = &'u str> + Clone,
+    feature: &str,
+    usage: &[(&str, u64)],
+) -> Result<ByUnit<u64>, Box<Refusal>> {
+    let mut quantities: ByUnit<Option<u64>> = [None; Policy::FEATURE_UNITS_MAX];
+    for (name, quantity) in usage {
+        let Some(place) = units.clone().position(|unit| unit == *name) else {
+            let detail = format!("{feature} does not count {name}");
+            return Err(Refusal::of_field(Reason::UnitUnknown, format!("usage.{name}"), detail));
+        };
+        if quantities[place].replace(*quantity).is_some() {
+            let detail = format!("{name} is given twice");
+            return Err(Refusal::of_field(Reason::UnitRepeated, format!("usage.{name}"), detail));
+        }
+    }
+    let mut complete = [0; Policy::FEATURE_UNITS_MAX];
+    for (place, unit) in units.enumerate() {
+        complete[place] = quantities[place].unwrap_or(u64::from(unit == Policy::REQUESTS));
+    }
+    Ok(complete)
+}
+
+fn multiply(
+    feature: &Feature,
+    attributes: &[(&str, &str)],
+    rates: &mut ByUnit<Rate>,
+) -> Result<(), Box<Refusal>> {
+    for (place, (name, _)) in attributes.iter().enumerate() {
+        let field = || format!("attributes.{name}");
+        if !feature.attributes.iter().any(|rule| *rule.name == **name) {
+            let detail = format!("{} knows no attribute {name}", feature.name);
+            return Err(Refusal::of_field(Reason::AttributeUnknown, field(), detail));
+        }
+        if attributes[..place].iter().any(|(earlier, _)| earlier == name) {
+            let detail = format!("{name} is given twice");
+            return Err(Refusal::of_field(Reason::AttributeValueUnknown, field(), detail));
+        }
+    }
+    for rule in &feature.attributes {
+        let given = attributes.iter().find(|(name, _)| **name == *rule.name).map(|(_, value)| *value);
+        let ppm = match given {
+            Some(value) => rule
+                .multipliers
+                .binary_search_by(|(known, _)| (**known).cmp(value))
+                .ok()
+                .map(|place| rule.multipliers[place].1),
+            None => rule.default_ppm,
+        };
+        let Some(ppm) = ppm else {
+            let known: Vec<&str> = rule.multipliers.iter().map(|(value, _)| &**value).collect();
+            let detail = format!("{} is one of {}", rule.name, known.join(", "));
+            let field = format!("attributes.{}", rule.name);
+            return Err(Refusal::of_field(Reason::AttributeValueUnknown, field, detail));
+        };
+        for rate in rates.iter_mut() {
+            *rate = rate.times(ppm).map_err(|_| amount_too_large(""))?;
+        }
+    }
+    Ok(())
+}
+
+/// The whole price; the place of the unit that makes it too large, where one alone does.
+pub(super) fn cost(rates: &ByUnit<Rate>, quantities: &ByUnit<u64>) -> Result<Credits, Option<usize>> {
+    let mut cost = Credits::ZERO;
+    for (place, (rate, quantity)) in rates.iter().zip(quantities).enumerate() {
+        let line = rate.price(*quantity).map_err(|_| Some(place))?;
+        cost = cost.checked_add(line).ok_or(None)?;
+    }
+    Ok(cost)
+}
+
+pub(super) fn amount_too_large(unit: &str) -> Box<Refusal> {
+    let field = if unit.is_empty() { "usage".to_owned() } else { format!("usage.{unit}") };
+    Refusal::of_field(Reason::AmountTooLarge, field, "the price does not fit into an amount of credits")
+}
+
+impl State {
+    /// The accounts from the cluster down to `account`.
+    pub(super) fn levels(&self, account: AccountPlace) -> Levels {
+        let mut places = [AccountPlace::CLUSTER; Levels::MAX];
+        let mut place = account;
+        let len = usize::from(self.account_at(account).level) + 1;
+        for slot in places[..len].iter_mut().rev() {
+            *slot = place;
+            place = self.account_at(place).parent;
+        }
+        debug_assert_eq!(places[0], AccountPlace::CLUSTER);
+        Levels { places, len }
+    }
+
+    /// Looks at every layer for a request that is already priced, and says what would happen.
+    ///
+    /// # Errors
+    /// The refusal, with every limit that was looked at. Of several layers that refuse, it names
+    /// the one that refuses longest.
+    pub(super) fn verdict<'p>(
+        &self,
+        policy: &'p Policy,
+        levels: &Levels,
+        feature: (usize, &'p Feature),
+        priced: &Priced,
+    ) -> Result<Verdict<'p>, Box<Refusal>> {
+        for place in levels.iter() {
+            let account = self.account_at(place);
+            if account.state == AccountState::Closed {
+                let detail = format!("the account {} is closed", account.path);
+                let layer = Layer::Account { level: account.level };
+                return Err(Refusal::new(Reason::AccountClosed, layer, detail));
+            }
+        }
+        let looks = self.looks(policy, levels, Some(feature));
+        let caps = self.cap_looks(levels);
+        let cover = self.cover(levels, &looks, priced);
+        let objections: Vec<Objection> = self
+            .refusing_guards(&looks, priced)
+            .chain(self.refusing_caps(&caps, &cover))
+            .chain(self.refusing_credits(levels, &looks, priced, &cover))
+            .collect();
+        // The request passes when the last of them is gone: if one has no date, there is none.
+        let would_pass_at = objections
+            .iter()
+            .map(|objection| objection.refusal.would_pass_at)
+            .try_fold(Millis(0), |latest, at| Some(latest.max(at?)));
+        match objections.into_iter().max_by_key(Objection::weight) {
+            None => Ok(Verdict { looks, caps, cover }),
+            Some(Objection { refusal, .. }) => {
+                let limits = looks.iter().map(|look| look.status(&look.reading)).collect();
+                Err(Box::new(Refusal { would_pass_at, limits, ..*refusal }))
+            }
+        }
+    }
+
+    /// Every limit that counts a request for `feature`, from the capacities of the cluster down.
+    /// A feature that the policy no longer has is counted by none.
+    pub(super) fn looks<'p>(
+        &self,
+        policy: &'p Policy,
+        levels: &Levels,
+        feature: Option<(usize, &'p Feature)>,
+    ) -> Vec<Look<'p>> {
+        let Some((feature_place, feature)) = feature else { return Vec::new() };
+        let mut looks = Vec::with_capacity(8);
+        for place in levels.iter() {
+            let account = self.account_at(place);
+            let (limits, applied) = match account.plan {
+                _ if place == AccountPlace::CLUSTER => (&feature.capacity_limits, &feature.capacity),
+                None => continue,
+                Some(plan) => match policy.plan(plan) {
+                    None => continue,
+                    Some(plan) => (&plan.limits, &plan.by_feature[feature_place]),
+                },
+            };
+            for applied in applied {
+                let limit = &limits[applied.limit];
+                let reading = limit.rule.read(account.meter(limit.key), self.now);
+                let level = account.level;
+                looks.push(Look { account: place, level, limit, measure: applied.measure, reading });
+            }
+        }
+        looks
+    }
+
+    pub(super) fn cap_looks(&self, levels: &Levels) -> Vec<CapLook> {
+        let mut caps = Vec::new();
+        for place in levels.iter() {
+            let account = self.account_at(place);
+            if let Some(cap) = &account.spending_cap {
+                let rule = cap.rule();
+                let reading = rule.read(account.meter(MeterKey::SPENDING_CAP), self.now);
+                caps.push(CapLook { account: place, level: account.level, rule, reading });
+            }
+        }
+        caps
+    }
+
+    fn cover(&self, levels: &Levels, looks: &[Look<'_>], priced: &Priced) -> Cover {
+        let mut cover = Cover::default();
+        let mut rest = priced.cost;
+        for (place, quantity) in priced.quantities.into_iter().enumerate() {
+            let Some((room, payer)) = least_room(looks, Measure::Unit(place as u8)) else { continue };
+            let covered = quantity.min(room);
+            let rate = priced.rates[place];
+            // Prices of parts of what was already priced as a whole: they fit.
+            let price = |quantity| rate.price(quantity).unwrap_or(Credits::ZERO);
+            let credits = Credits(price(quantity).0 - price(quantity - covered).0);
+            rest.0 -= credits.0;
+            cover.units[place] = UnitCover { quantity: covered, credits, payer: Some(payer) };
+        }
+        if let Some((room, payer)) = least_room(looks, Measure::Cost) {
+            cover.credits = Credits(rest.0.min(i64::try_from(room).unwrap_or(i64::MAX)));
+            cover.credits_payer = Some(payer);
+            rest.0 -= cover.credits.0;
+        }
+        cover.draws = self.draws(levels, rest);
+        cover.short = Credits(rest.0 - cover.drawn().0);
+        cover
+    }
+
+    /// How the wallets of `levels`, from the lowest up, would pay `amount`, as far as they reach.
+    pub(super) fn draws(&self, levels: &Levels, amount: Credits) -> Vec<Draw> {
+        let mut rest = amount;
+        let mut draws = Vec::new();
+        for place in levels.iter().rev() {
+            if rest.is_zero() {
+                break;
+            }
+            let account = self.account_at(place);
+            let Some(wallet) = &account.wallet else { continue };
+            for grant in wallet.live() {
+                let amount = rest.min(grant.drawable(self.now));
+                if amount > Credits::ZERO {
+                    rest.0 -= amount.0;
+                    draws.push(Draw {
+                        account: place,
+                        level: account.level,
+                        sequence: grant.sequence,
+                        id: grant.id.clone(),
+                        amount,
+                    });
+                }
+            }
+        }
+        draws
+    }
+
+    /// What the wallets of `levels` could pay at `at`, if nothing else happened until then.
+    pub(super) fn drawable(&self, levels: &Levels, at: Millis) -> Credits {
+        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
+        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.drawable(at).0)))
+    }
+
+    /// What is held in the wallets of `levels`.
+    pub(super) fn held(&self, levels: &Levels) -> Credits {
+        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
+        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.books().held.0)))
+    }
+
+    // --- what refuses ---------------------------------------------------------------------------
+
+    fn refusing_guards<'a>(
+        &'a self,
+        looks: &'a [Look<'_>],
+        priced: &'a Priced,
+    ) -> impl Iterator<Item = Objection> + 'a {
+        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse);
+        guards.filter_map(move |look| {
+            let amount = look.guarded(priced);
+            if look.reading.room >= amount {
+                return None;
+            }
+            let limit = look.limit;
+            let layer = Layer::Limit { level: look.level, name: limit.name.clone() };
+            let quota = limit.rule.quota();
+            if amount > quota {
+                let detail = format!(
+                    "{} is more than {} could ever admit at once ({})",
+                    look.amount_text(amount),
+                    limit.name,
+                    look.amount_text(quota),
+                );
+                return Some(Objection::for_good(Refusal::new(Reason::QuotaExceeded, layer, detail)));
+            }
+            let (reason, would_pass_at) = match look.measure {
+                Measure::Slot => (Reason::SlotsTaken, self.slot_frees_at(look)),
+                _ if look.level == 0 => (Reason::CapacityReached, self.passes_at(look, amount)),
+                _ => (Reason::LimitReached, self.passes_at(look, amount)),
+            };
+            let detail = format!(
+                "{} needs {} and has {} left of {}",
+                limit.name,
+                look.amount_text(amount),
+                look.amount_text(look.reading.room),
+                look.amount_text(quota),
+            );
+            let refusal = Refusal { would_pass_at, ..*Refusal::new(reason, layer, detail) };
+            Some(Objection::for_now(Box::new(refusal)))
+        })
+    }
+
+    fn refusing_caps<'a>(
+        &'a self,
+        caps: &'a [CapLook],
+        cover: &'a Cover,
+    ) -> impl Iterator<Item = Objection> + 'a {
+        let drawn = cover.drawn();
+        caps.iter().filter_map(move |cap| {
+            let amount = drawn.0.unsigned_abs();
+            if cap.reading.room >= amount {
+                return None;
+            }
+            let layer = Layer::SpendingCap { level: cap.level };
+            let detail = format!(
+                "{drawn} from wallets is more than the {} left under the spending cap",
+                Credits(i64::try_from(cap.reading.room).unwrap_or(i64::MAX)),
+            );
+            if amount > cap.rule.quota() {
+                let refusal = Refusal::new(Reason::QuotaExceeded, layer, detail);
+                return Some(Objection::for_good(refusal));
+            }
+            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
+            let would_pass_at = cap.rule.passes_at(meter, self.now, amount);
+            let refusal =
+                Refusal { would_pass_at, ..*Refusal::new(Reason::SpendingCapReached, layer, detail) };
+            Some(Objection::for_now(Box::new(refusal)))
+        })
+    }
+
+    fn refusing_credits(
+        &self,
+        levels: &Levels,
+        looks: &[Look<'_>],
+        priced: &Priced,
+        cover: &Cover,
+    ) -> Option<Objection> {
+        if cover.short.is_zero() {
+            return None;
+        }
+        let available = self.drawable(levels, self.now);
+        let detail = format!("{} credits are missing of the {} that it costs", cover.short, priced.cost);
+        Some(Objection::for_credits(Box::new(Refusal {
+            would_pass_at: self.allowances_pass_at(levels, looks, priced),
+            cost: Some(priced.cost),
+            available: Some(available),
+            ..*Refusal::new(Reason::CreditsShort, Layer::Credits, detail)
+        })))
+    }
+
+    fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
+        let meter = self.account_at(look.account).meter(look.limit.key);
+        look.limit.rule.passes_at(meter, self.now, amount)
+    }
+
+    /// When allowances would cover so much that wallets could pay the rest, if nothing else happened.
+    ///
+    /// Allowances on units are taken as wholly renewed or not at all, and grants only as far as they
+    /// last until then: the answer may be late, and is never early.
+    fn allowances_pass_at(&self, levels: &Levels, looks: &[Look<'_>], priced: &Priced) -> Option<Millis> {
+        let allowances = || looks.iter().filter(|look| look.limit.then == Then::Credits);
+        let mut at = self.now;
+        let mut covered_by_units = Credits::ZERO;
+        for (place, quantity) in priced.quantities.into_iter().enumerate() {
+            let measure = Measure::Unit(place as u8);
+            let mut any = false;
+            for look in allowances().filter(|look| look.measure == measure) {
+                any = true;
+                at = at.max(self.passes_at(look, quantity)?);
+            }
+            if any {
+                covered_by_units.0 += priced.rates[place].price(quantity).ok()?.0;
+            }
+        }
+        let rest = Credits(priced.cost.0 - covered_by_units.0);
+        let covers = |needed: Credits| {
+            let needed = needed.0.max(0).unsigned_abs();
+            let on_price = || allowances().filter(|look| look.measure == Measure::Cost);
+            on_price().next()?;
+            on_price().map(|look| self.passes_at(look, needed)).try_fold(Millis(0), |a, b| Some(a.max(b?)))
+        };
+        // What wallets pay now they may no longer pay then: settle on what they pay at both.
+        let wallets_now = self.drawable(levels, self.now);
+        if rest <= Credits::ZERO.max(wallets_now.min(self.drawable(levels, at))) {
+            return Some(at);
+        }
+        let mut wallets = wallets_now;
+        for _ in 0..2 {
+            let then = at.max(covers(Credits(rest.0 - wallets.0))?);
+            let wallets_then = self.drawable(levels, then);
+            if wallets_then >= wallets {
+                return Some(then);
+            }
+            wallets = wallets_then;
+        }
+        covers(rest).map(|then| at.max(then))
+    }
+}
+
+/// The least room among the allowances that count `measure`, and which one has it.
+pub(super) fn least_room(looks: &[Look<'_>], measure: Measure) -> Option<(u64, (u8, Arc<str>))> {
+    looks
+        .iter()
+        .filter(|look| look.limit.then == Then::Credits && look.measure == measure)
+        .min_by_key(|look| look.reading.room)
+        .map(|look| (look.reading.room, (look.level, look.limit.name.clone())))
+}
+
+impl Look<'_> {
+    /// How much of the request a guard counts.
+    fn guarded(&self, priced: &Priced) -> u64 {
+        match self.measure {
+            Measure::Unit(place) => priced.quantities[usize::from(place)],
+            Measure::Cost => priced.cost.0.unsigned_abs(),
+            Measure::Slot => 1,
+            Measure::Drawn => 0,
+        }
+    }
+
+    /// How much this limit counts of a request that is covered so.
+    pub fn counted(&self, priced: &Priced, cover: &Cover) -> u64 {
+        match (self.limit.then, self.measure) {
+            (Then::Refuse, _) => self.guarded(priced),
+            (Then::Credits, Measure::Unit(place)) => cover.units[usize::from(place)].quantity,
+            (Then::Credits, Measure::Cost) => cover.credits.0.unsigned_abs(),
+            (Then::Credits, Measure::Slot | Measure::Drawn) => 0,
+        }
+    }
+
+    pub fn status(&self, reading: &Reading) -> LimitStatus {
+        status(self.limit, self.level, reading)
+    }
+
+    fn amount_text(&self, amount: u64) -> String {
+        match self.measure {
+            Measure::Cost => {
+                format!("{} credits", Credits(i64::try_from(amount).unwrap_or(i64::MAX)))
+            }
+            _ => format!("{amount} {}", self.limit.unit),
+        }
+    }
+}
+
+pub(super) fn status(limit: &Limit, level: u8, reading: &Reading) -> LimitStatus {
+    LimitStatus {
+        name: limit.name.clone(),
+        level,
+        unit: limit.unit.clone(),
+        quota: limit.rule.quota(),
+        used: reading.used,
+        resets_at: reading.resets_at,
+        window: limit.rule.window(),
+    }
+}
+
+impl Cover {
+    /// What wallets pay in all.
+    pub fn drawn(&self) -> Credits {
+        Credits(self.draws.iter().map(|draw| draw.amount.0).sum())
+    }
+
+    /// Who pays, in the order in which they were drawn.
+    pub fn payments(&self) -> Vec<Payment> {
+        let mut payments = Vec::with_capacity(2 + self.draws.len());
+        for cover in &self.units {
+            push_payment(&mut payments, limit_payer(&cover.payer), cover.credits);
+        }
+        push_payment(&mut payments, limit_payer(&self.credits_payer), self.credits);
+        for draw in &self.draws {
+            push_payment(&mut payments, Some(draw.payer()), draw.amount);
+        }
+        payments
+    }
+}
+
+impl Draw {
+    pub fn payer(&self) -> Payer {
+        Payer::Grant { level: self.level, id: self.id.clone() }
+    }
+}
+
+pub(super) fn limit_payer(limit: &Option<(u8, Arc<str>)>) -> Option<Payer> {
+    limit.as_ref().map(|(level, name)| Payer::Limit { level: *level, name: name.clone() })
+}
+
+/// Adds a part to a list of payments: to its payer's earlier part, where there is one.
+pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, credits: Credits) {
+    let Some(payer) = payer.filter(|_| !credits.is_zero()) else { return };
+    match payments.iter_mut().find(|payment| payment.payer == payer) {
+        Some(payment) => payment.credits.0 += credits.0,
+        None => payments.push(Payment { payer, credits }),
+    }
+}
+
+/// A refusal, and how long it stands.
+struct Objection {
+    kind: ObjectionKind,
+    refusal: Box<Refusal>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum ObjectionKind {
+    ForNow,
+    UntilCredits,
+    ForGood,
+}
+
+impl Objection {
+    fn for_now(refusal: Box<Refusal>) -> Objection {
+        Objection { kind: ObjectionKind::ForNow, refusal }
+    }
+
+    fn for_credits(refusal: Box<Refusal>) -> Objection {
+        Objection { kind: ObjectionKind::UntilCredits, refusal }
+    }
+
+    fn for_good(refusal: Box<Refusal>) -> Objection {
+        Objection { kind: ObjectionKind::ForGood, refusal }
+    }
+
+    /// The heaviest objection is the one that stands longest; what nobody can date stands longer
+    /// than what has a date.
+    fn weight(&self) -> (ObjectionKind, u64) {
+        (self.kind, self.refusal.would_pass_at.map_or(u64::MAX, |at| at.0))
+    }
+}
