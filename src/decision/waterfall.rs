@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::decision::account::AccountPlace;
+use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::AccountState;
 use crate::decision::meter::{Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
@@ -215,6 +215,7 @@ impl State {
         levels: &Levels,
         feature: (usize, &'p Feature),
         priced: &Priced,
+        list_limits: bool,
     ) -> Result<Verdict<'p>, Box<Refusal>> {
         for place in levels.iter() {
             let account = self.account_at(place);
@@ -240,7 +241,8 @@ impl State {
         match objections.into_iter().max_by_key(Objection::weight) {
             None => Ok(Verdict { looks, caps, cover }),
             Some(Objection { refusal, .. }) => {
-                let limits = looks.iter().map(|look| look.status(&look.reading)).collect();
+                let listed = looks.iter().filter(|_| list_limits);
+                let limits = listed.map(|look| self.status(look)).collect();
                 Err(Box::new(Refusal { would_pass_at, limits, ..*refusal }))
             }
         }
@@ -441,6 +443,11 @@ impl State {
         })))
     }
 
+    /// A limit on its account, as it stands.
+    pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
+        limit_status(look.limit, self.account_at(look.account), self.now)
+    }
+
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let meter = self.account_at(look.account).meter(look.limit.key);
         look.limit.rule.passes_at(meter, self.now, amount)
@@ -510,18 +517,15 @@ impl Look<'_> {
         }
     }
 
-    /// How much this limit counts of a request that is covered so.
-    pub fn counted(&self, priced: &Priced, cover: &Cover) -> u64 {
+    /// How much this limit counts of a request that is covered so. Only a hold stays in its slot.
+    pub fn counted(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
+            (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
             (Then::Credits, Measure::Unit(place)) => cover.units[usize::from(place)].quantity,
             (Then::Credits, Measure::Cost) => cover.credits.0.unsigned_abs(),
-            (Then::Credits, Measure::Slot | Measure::Drawn) => 0,
+            (Then::Credits, Measure::Drawn) => 0,
         }
-    }
-
-    pub fn status(&self, reading: &Reading) -> LimitStatus {
-        status(self.limit, self.level, reading)
     }
 
     fn amount_text(&self, amount: u64) -> String {
@@ -534,14 +538,16 @@ impl Look<'_> {
     }
 }
 
-pub(super) fn status(limit: &Limit, level: u8, reading: &Reading) -> LimitStatus {
+/// What `limit` has counted on `account`.
+pub(super) fn limit_status(limit: &Limit, account: &Account, at: Millis) -> LimitStatus {
+    let meter = account.meter(limit.key);
     LimitStatus {
         name: limit.name.clone(),
-        level,
+        level: account.level,
         unit: limit.unit.clone(),
         quota: limit.rule.quota(),
-        used: reading.used,
-        resets_at: reading.resets_at,
+        used: limit.rule.read(meter, at).used,
+        resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
     }
 }
