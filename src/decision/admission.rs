@@ -190,8 +190,8 @@ fn lines(feature: &Feature, priced: &Priced, cover: &Cover) -> Vec<Line> {
             unit: unit.name.clone(),
             quantity: priced.quantities[place],
             rate: priced.rates[place],
-            covered: cover.units[place].quantity,
-            payer: cover.units[place].payer.clone(),
+            covered: cover.of_unit(place).map_or(0, |unit| unit.quantity),
+            payer: cover.of_unit(place).map(|unit| unit.payer.clone()),
         })
         .collect()
 }
