@@ -147,12 +147,15 @@ fn problem_of(error: serde_json::Error, path: &str) -> Problem {
         Category::Data => Kind::Invalid,
         Category::Syntax | Category::Eof | Category::Io => Kind::Malformed,
     };
-    // A missing field is found when its parent ends: the path leads to the parent.
-    let missing = message.strip_prefix("missing field `").and_then(|rest| rest.split('`').next());
-    let field = match (path, missing) {
+    // Missing and repeated fields are found by their parent: the path leads to that.
+    let child = ["missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| message.strip_prefix(start))
+        .and_then(|rest| rest.split('`').next());
+    let field = match (path, child) {
         (".", None) => None,
-        (".", Some(missing)) => Some(missing.to_owned()),
-        (parent, Some(missing)) => Some(format!("{parent}.{missing}")),
+        (".", Some(child)) => Some(child.to_owned()),
+        (parent, Some(child)) => Some(format!("{parent}.{child}")),
         (path, None) => Some(path.to_owned()),
     };
     let problem = Problem::new(kind, message).at_place(error.line(), error.column());

@@ -82,10 +82,7 @@ impl<'de: 'a, 'a, V: Deserialize<'de>> Deserialize<'de> for Named<'a, V> {
                         return Err(A::Error::custom(format_args!("at most {NAMES_PER_REQUEST_MAX} names")));
                     }
                     if entries.iter().any(|(earlier, _)| *earlier == name) {
-                        return Err(A::Error::custom(format_args!(
-                            "the name {:?} is there twice",
-                            name.as_str()
-                        )));
+                        return Err(A::Error::custom(format_args!("duplicate field `{}`", name.as_str())));
                     }
                     entries.push((name, map.next_value()?));
                 }
@@ -126,7 +123,7 @@ mod tests {
     #[test]
     fn a_name_is_there_once() {
         let twice = serde_json::from_str::<Named<'_, u64>>(r#"{"requests":1,"r\u0065quests":2}"#);
-        assert!(twice.expect_err("twice").to_string().contains("twice"));
+        assert!(twice.expect_err("twice").to_string().contains("duplicate field `requests`"));
         let many: Vec<String> = (0..=NAMES_PER_REQUEST_MAX).map(|n| format!("\"u{n}\":1")).collect();
         let many = serde_json::from_str::<Named<'_, u64>>(&format!("{{{}}}", many.join(","))).map(|_| ());
         assert!(many.expect_err("too many").to_string().contains("at most"));
