@@ -30,13 +30,47 @@ pub(super) enum AccountCommand {
         no_cap: bool,
         /// A closed account refuses admissions and keeps its books
         #[arg(long, value_enum)]
-        state: Option<AccountState>,
+        state: Option<StateArgument>,
         /// The idempotency key; a random one when absent
         #[arg(long)]
         key: Option<String>,
     },
     /// Show an account: its plan, limits, balances, grants and holds
     Show { account: String },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum StateArgument {
+    Open,
+    Closed,
+}
+
+impl From<StateArgument> for AccountState {
+    fn from(state: StateArgument) -> AccountState {
+        match state {
+            StateArgument::Open => AccountState::Open,
+            StateArgument::Closed => AccountState::Closed,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum SourceArgument {
+    Plan,
+    Promotion,
+    Purchase,
+    Adjustment,
+}
+
+impl From<SourceArgument> for GrantSource {
+    fn from(source: SourceArgument) -> GrantSource {
+        match source {
+            SourceArgument::Plan => GrantSource::Plan,
+            SourceArgument::Promotion => GrantSource::Promotion,
+            SourceArgument::Purchase => GrantSource::Purchase,
+            SourceArgument::Adjustment => GrantSource::Adjustment,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,7 +83,7 @@ pub(super) enum GrantCommand {
         /// A decimal, such as 100 or 12.5
         credits: Credits,
         #[arg(long, value_enum, default_value = "purchase")]
-        source: GrantSource,
+        source: SourceArgument,
         /// Drawn from the lowest number up
         #[arg(long)]
         priority: Option<u32>,
@@ -74,7 +108,7 @@ pub(super) async fn run(command: AccountCommand, global: &Global) -> Result<Done
             let update = AccountUpdate {
                 plan: change(plan.as_deref(), no_plan),
                 spending_cap: change(cap, no_cap),
-                state,
+                state: state.map(AccountState::from),
             };
             client.put_account(key.as_deref(), &account, &update).await?
         }
@@ -96,7 +130,7 @@ fn change<T>(set: Option<T>, clear: bool) -> Option<Option<T>> {
 
 pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<Done, CliError> {
     let GrantCommand::Add { account, id, credits, source, priority, effective_at, expires_at, key } = command;
-    let grant = GrantRequest { id: &id, source, credits, priority, effective_at, expires_at };
+    let grant = GrantRequest { id: &id, source: source.into(), credits, priority, effective_at, expires_at };
     let answer = global.client()?.add_grant(key.as_deref(), &account, &grant).await?;
     Ok(Done::ok(match global.json {
         true => output::json(&answer.body),

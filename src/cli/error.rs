@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::cli::replay::ReplayError;
 use crate::client::ClientError;
+use crate::decision::policy::PolicyError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -13,6 +14,8 @@ pub enum CliError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{} is not a policy", path.display())]
     PolicyForm { path: PathBuf, source: toml::de::Error },
+    #[error("the policy in {} is wrong", path.display())]
+    Policy { path: PathBuf, source: PolicyError },
     #[error("the policy cannot be shown as TOML")]
     PolicyShow(#[source] toml::ser::Error),
     #[error(transparent)]

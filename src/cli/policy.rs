@@ -6,7 +6,7 @@ use clap::Subcommand;
 
 use crate::cli::output;
 use crate::cli::{CliError, Done, Global};
-use crate::decision::policy::Document;
+use crate::decision::policy::{Document, Policy};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
@@ -60,11 +60,12 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
     }
 }
 
-/// A file's text, and the document that it is.
+/// A file's text, and the document that it is, checked as a node would check it.
 fn read(path: &Path) -> Result<(String, Document), CliError> {
     let written =
         std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.to_owned(), source })?;
-    let document =
+    let document: Document =
         toml::from_str(&written).map_err(|source| CliError::PolicyForm { path: path.to_owned(), source })?;
+    Policy::compile(&document).map_err(|source| CliError::Policy { path: path.to_owned(), source })?;
     Ok((written, document))
 }
