@@ -1,3 +1,4 @@
 //! Quorate.
+pub mod cli;
 pub mod decision;
 pub mod units;
