@@ -84,8 +84,19 @@ async fn put_policy(plan: &Plan) -> Result<(), BenchError> {
     let answer = ask(&mut connection, plan, node, ("GET", "/v1/policy"), "", "").await?;
     let unreadable = |source| BenchError::SetupAnswer { what: "GET /v1/policy", source };
     let answer: Value = serde_json::from_slice(&answer).map_err(unreadable)?;
-    let mut policy = answer.get("policy").cloned().unwrap_or_else(|| json!({}));
-    let before = policy.clone();
+    let before = answer.get("policy").cloned().unwrap_or_else(|| json!({}));
+    let policy = with_bench(before.clone())?;
+    if policy == before {
+        return Ok(());
+    }
+    let revision = answer.get("revision").and_then(Value::as_u64).unwrap_or(0);
+    let if_match = format!("if-match: \"{revision}\"\r\n");
+    ask(&mut connection, plan, node, ("PUT", "/v1/policy"), &if_match, &policy.to_string()).await?;
+    Ok(())
+}
+
+/// A policy with the features and the plan of the measurements in it.
+fn with_bench(mut policy: Value) -> Result<Value, BenchError> {
     insert(&mut policy, "features", LIMIT_FEATURE, json!({ "units": ["requests"] }))?;
     let paid = json!({ "units": ["requests"], "price": { "requests": "1" } });
     insert(&mut policy, "features", CREDITS_FEATURE, paid)?;
@@ -94,13 +105,7 @@ async fn put_policy(plan: &Plan) -> Result<(), BenchError> {
         "algorithm": "token_bucket", "window": "1d", "then": "refuse",
     });
     insert(&mut policy, "plans", PLAN, json!({ "limits": [bucket] }))?;
-    if policy == before {
-        return Ok(());
-    }
-    let revision = answer.get("revision").and_then(Value::as_u64).unwrap_or(0);
-    let if_match = format!("if-match: \"{revision}\"\r\n");
-    ask(&mut connection, plan, node, ("PUT", "/v1/policy"), &if_match, &policy.to_string()).await?;
-    Ok(())
+    Ok(policy)
 }
 
 /// Puts one entry into one table of a policy, unless there is one of that name.
@@ -157,5 +162,28 @@ async fn put_some(
             ask(&mut connection, &plan, &node, ("POST", &grants), "", &grant_body).await?;
         }
         progress.inc(1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::policy::{Document, Policy};
+
+    #[test]
+    fn the_policy_keeps_what_it_says_and_compiles() {
+        let before = json!({
+            "features": { "other": { "units": ["calls"] } },
+            "plans": { "bench": { "limits": [] } },
+        });
+        let after = with_bench(before).expect("an object");
+        assert_eq!(after["features"]["other"], json!({ "units": ["calls"] }));
+        assert_eq!(after["plans"]["bench"], json!({ "limits": [] }));
+        assert_eq!(with_bench(after.clone()).expect("an object"), after);
+
+        let fresh = with_bench(json!({})).expect("an object");
+        let document: Document = serde_json::from_value(fresh).expect("a policy document");
+        Policy::compile(&document).expect("a policy that can decide");
+        assert!(matches!(with_bench(json!([])), Err(BenchError::PolicyForm)));
     }
 }
