@@ -2,9 +2,13 @@
 
 use std::path::PathBuf;
 
+use crate::cli::bench::BenchError;
 use crate::cli::replay::ReplayError;
 use crate::client::ClientError;
+use crate::config::ConfigError;
 use crate::decision::policy::PolicyError;
+use crate::node::NodeError;
+use crate::telemetry::TelemetryError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -20,6 +24,14 @@ pub enum CliError {
     PolicyShow(#[source] toml::ser::Error),
     #[error(transparent)]
     Replay(#[from] ReplayError),
+    #[error(transparent)]
+    Bench(#[from] BenchError),
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Node(#[from] NodeError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
     #[error("cannot start the runtime")]
     Runtime(#[source] std::io::Error),
     #[error("cannot write the answer")]

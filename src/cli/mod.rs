@@ -7,11 +7,13 @@
 mod account;
 mod admission;
 mod arguments;
+mod bench;
 mod cluster;
 mod error;
 mod output;
 mod policy;
 pub mod replay;
+mod serve;
 mod token;
 
 use std::io::Write;
@@ -21,6 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::client::{Client, ClientError, NodeUrl, Options};
+use crate::telemetry;
 
 pub use error::CliError;
 
@@ -77,6 +80,8 @@ impl Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one node of a cluster until it is told to end
+    Serve(serve::Args),
     /// Ask for an admission: may ACCOUNT use FEATURE this much, and who pays?
     Admit(admission::AdmitArgs),
     /// Settle, extend, release or show an admission
@@ -96,6 +101,8 @@ enum Command {
     Cluster(cluster::ClusterCommand),
     /// Drive the cluster with a recorded trace, and check that the books balance
     Replay(replay::Args),
+    /// Measure how many decisions a cluster makes, and how long each takes
+    Bench(bench::Args),
     /// Make a random access token, and the hash of it for a node's configuration
     Token,
 }
@@ -131,23 +138,26 @@ pub fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<Done, CliError> {
-    tracing_subscriber::fmt()
-        .with_env_filter(tracing_subscriber::EnvFilter::from_env("QUORATE_LOG"))
-        .with_writer(std::io::stderr)
-        .init();
-    let global = cli.global;
+    let global = &cli.global;
+    if let Command::Serve(args) = &cli.command {
+        // A node makes its own runtime, and logs as its configuration says.
+        return serve::run(args);
+    }
+    telemetry::start_quiet()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     runtime.block_on(async {
         match cli.command {
-            Command::Admit(args) => admission::admit(args, &global).await,
-            Command::Admission(command) => admission::run(command, &global).await,
-            Command::Account(command) => account::run(command, &global).await,
-            Command::Grant(command) => account::run_grant(command, &global).await,
-            Command::Policy(command) => policy::run(command, &global).await,
-            Command::Cluster(command) => cluster::run(command, &global).await,
-            Command::Replay(args) => replay::run(args, &global).await,
-            Command::Token => token::run(&global),
+            Command::Serve(args) => serve::run(&args),
+            Command::Admit(args) => admission::admit(args, global).await,
+            Command::Admission(command) => admission::run(command, global).await,
+            Command::Account(command) => account::run(command, global).await,
+            Command::Grant(command) => account::run_grant(command, global).await,
+            Command::Policy(command) => policy::run(command, global).await,
+            Command::Cluster(command) => cluster::run(command, global).await,
+            Command::Replay(args) => replay::run(args, global).await,
+            Command::Bench(args) => bench::run(args, global).await,
+            Command::Token => token::run(global),
         }
     })
 }

@@ -41,6 +41,9 @@ pub(crate) struct AdmissionBody<'a> {
     hold: Option<Object<Hold>>,
     #[serde(default)]
     dry_run: bool,
+    /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
+    #[serde(default)]
+    limits: Option<bool>,
     /// Only in a batch: elsewhere it is a header.
     #[serde(borrow, default)]
     key: Option<KeyText<'a>>,
@@ -51,7 +54,7 @@ impl AdmissionBody<'_> {
         self.key.is_some()
     }
 
-    pub(crate) fn command(&self) -> Command<'_> {
+    pub(crate) fn command(&self, list_limits: bool) -> Command<'_> {
         Command::Admit(Admit {
             account: self.account.as_str(),
             feature: self.feature.as_str(),
@@ -59,11 +62,12 @@ impl AdmissionBody<'_> {
             attributes: self.attributes.attributes(),
             hold_ttl: self.hold.as_ref().map(|hold| Span(hold.0.ttl_ms)),
             dry_run: self.dry_run,
+            list_limits: self.limits.unwrap_or(list_limits),
         })
     }
 
     fn request(&self) -> Request<'_> {
-        let command = self.command();
+        let command = self.command(false);
         let key =
             self.key.as_ref().map(|key| Key { key: key.0.as_str(), fingerprint: fingerprint(&command) });
         Request { key, command }
@@ -220,6 +224,7 @@ pub(crate) struct AdmittedAnswer<'a> {
     replayed: bool,
     cost: Credits,
     paid_by: Payments<'a>,
+    #[serde(skip_serializing_if = "Limits::is_empty")]
     limits: Limits<'a>,
     credits: Funds,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -293,6 +298,7 @@ pub(crate) struct RefusalAnswer<'a> {
     cost: Option<Credits>,
     #[serde(skip_serializing_if = "Option::is_none")]
     available: Option<Credits>,
+    #[serde(skip_serializing_if = "Limits::is_empty")]
     limits: Limits<'a>,
     receipt: Receipt<'a>,
 }

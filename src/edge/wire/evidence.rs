@@ -78,6 +78,12 @@ impl Serialize for PaymentEntry<'_> {
 /// Limits as a decision left them.
 pub(crate) struct Limits<'a>(pub(crate) &'a [LimitStatus]);
 
+impl Limits<'_> {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 struct LimitEntry<'a>(&'a LimitStatus);
 
 /// An amount of a limit's unit; credits are in millionths inside.
