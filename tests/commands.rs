@@ -130,3 +130,44 @@ fn a_replay_ends_with_balanced_books_again_and_again() {
     let second = replay(&nodes, &["--batch", "64", "--connections", "4"]);
     assert!(grants(&second) > 1_000.0, "{second:#}");
 }
+
+/// Extracts of public traces lie beside the repository, not in it: they have licences of their own.
+/// `QUORATE_TRACES` says where else they may be.
+fn traces() -> std::path::PathBuf {
+    const BESIDE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../shared/traces");
+    std::env::var_os("QUORATE_TRACES").unwrap_or_else(|| BESIDE.into()).into()
+}
+
+#[test]
+fn traces_of_real_traffic_are_replayed_with_balanced_books() {
+    let path = |name: &str| traces().join(name).to_str().expect("UTF-8").to_owned();
+    let tokens = path("servegen_m_small_client_tokens.csv.gz");
+    let all = [
+        ("azure_llm_conv_2023.csv.gz", "azure-llm"),
+        ("mooncake_conversation.csv.gz", "mooncake"),
+        ("azure_functions_2019_sample1350_day.csv.gz", "azure-functions"),
+        ("servegen_m_small_client_windows.csv.gz", "servegen"),
+    ];
+    let (there, absent): (Vec<_>, Vec<_>) =
+        all.into_iter().partition(|(name, _)| traces().join(name).exists());
+    for (name, _) in absent {
+        println!("skipped: {} is not there", path(name));
+    }
+    if there.is_empty() {
+        return;
+    }
+    let nodes = Nodes::start(1);
+    for (name, format) in there {
+        let trace = path(name);
+        let arguments =
+            ["replay", &trace, "--limit", "2000", "--batch", "16", "--plan", "free", "--grant", "5"];
+        let more: &[&str] = if format == "servegen" { &["--tokens", &tokens] } else { &[] };
+        let (code, report) = nodes.json(&[&arguments, more].concat());
+        assert_eq!(
+            (code, &report["format"], &report["decisions"]),
+            (0, &json!(format), &json!(2_000)),
+            "{report:#}"
+        );
+        assert_eq!(report["books"]["balanced"], true);
+    }
+}

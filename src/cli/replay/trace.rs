@@ -1,7 +1,7 @@
 //! Traces: files of recorded traffic, read as a stream of arrivals in the order of their time.
 //!
 //! A million rows must pass in bounded memory, so that readers hold one row at a time; the one
-//! exception, [`functions`](super::functions), says what it holds and up to which bound. What a
+//! exception, [`functions`], says what it holds and up to which bound. What a
 //! trace does not say (who asked, how many tokens) is filled in by a rule that is written beside the
 //! code and reported with the result.
 
@@ -60,7 +60,7 @@ pub(super) enum Format {
     AzureFunctions,
     /// client,window_start_s,rate_rps,pattern,param1: arrivals are drawn from it
     Servegen,
-    /// at_ms,account[,feature], and then a column for each unit
+    /// at_ms,account,feature (may be absent), and then a column for each unit
     Plain,
 }
 
