@@ -1,3 +1,4 @@
 //! Quorate.
 pub mod decision;
+pub mod replication;
 pub mod units;
