@@ -126,10 +126,10 @@ impl Front {
         count(&metrics.refused);
         tracing::debug!(%peer, "a connection beyond the limit");
         // Over TLS nothing can be said without the handshake that there is no room for.
-        if self.tls.is_none() {
-            if let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned() {
-                connections.spawn(refuse(stream, refusal));
-            }
+        if self.tls.is_none()
+            && let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned()
+        {
+            connections.spawn(refuse(stream, refusal));
         }
     }
 }

@@ -190,7 +190,8 @@ pub(crate) fn status_code(status: u16) -> StatusCode {
 /// Cuts a text that may repeat what a client sent.
 fn shorten(mut text: String) -> String {
     if text.len() > DETAIL_BYTES_MAX {
-        let end = text.floor_char_boundary(DETAIL_BYTES_MAX);
+        let starts = text.char_indices().map(|(start, _)| start);
+        let end = starts.take_while(|start| *start <= DETAIL_BYTES_MAX).last().unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }

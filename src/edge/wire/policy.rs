@@ -19,9 +19,11 @@ pub(crate) fn read(body: &[u8], form: MediaType) -> Result<String, Problem> {
 
 fn read_toml(text: &str) -> Result<Document, Problem> {
     let place = |span: Option<std::ops::Range<usize>>| {
-        let before = &text[..text.floor_char_boundary(span.map_or(0, |span| span.start))];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        let before = text.bytes().take(span.map_or(0, |span| span.start));
+        before.fold((1, 1), |(line, column), byte| match byte {
+            b'\n' => (line + 1, 1),
+            _ => (line, column + 1),
+        })
     };
     let reader = toml::Deserializer::parse(text).map_err(|error| {
         let (line, column) = place(error.span());
