@@ -12,6 +12,7 @@ use crate::edge::wire::account::{AccountAnswer, GrantAnswer};
 use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, RefusalAnswer, SettledAnswer};
 use crate::edge::wire::evidence::{HoldEnd, Receipt, TimeText};
 use crate::edge::wire::policy::PolicyPutAnswer;
+use crate::edge::wire::quantity::AsText;
 use crate::units::Millis;
 
 /// Nothing but the evidence: for an outcome that has no more to say.
@@ -59,7 +60,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             Answer::json(StatusCode::OK, &SettledAnswer::new(settled, receipt))
         }
         Outcome::Extended { expires_at } => {
-            let hold = HoldEnd { expires_at: *expires_at };
+            let hold = HoldEnd { expires_at: AsText(*expires_at) };
             Answer::json(StatusCode::OK, &ExtendedAnswer { admission, hold, receipt })
         }
         Outcome::AccountPut(view) => Answer::json(StatusCode::OK, &AccountAnswer::new(view, Some(receipt))),

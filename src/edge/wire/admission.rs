@@ -13,6 +13,7 @@ use crate::decision::reply::{
 use crate::edge::body::{Object, Whole};
 use crate::edge::problem::{Type, refusal_words};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
+use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
 use crate::units::{Credits, Millis, Span};
@@ -218,7 +219,7 @@ pub(crate) struct AdmittedAnswer<'a> {
     dry_run: bool,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     replayed: bool,
-    cost: Credits,
+    cost: AsText<Credits>,
     paid_by: Payments<'a>,
     limits: Limits<'a>,
     credits: Funds,
@@ -235,11 +236,11 @@ impl<'a> AdmittedAnswer<'a> {
             admission: (!admitted.dry_run).then_some(admitted.id),
             dry_run: admitted.dry_run,
             replayed: entry.replayed,
-            cost: admitted.cost,
+            cost: AsText(admitted.cost),
             paid_by: Payments(&admitted.paid_by),
             limits: Limits(&admitted.limits),
-            credits: Funds { available: admitted.available, held: admitted.held },
-            hold: admitted.hold_expires_at.map(|expires_at| HoldEnd { expires_at }),
+            credits: Funds { available: AsText(admitted.available), held: AsText(admitted.held) },
+            hold: admitted.hold_expires_at.map(|at| HoldEnd { expires_at: AsText(at) }),
             receipt,
         }
     }
@@ -288,11 +289,11 @@ pub(crate) struct RefusalAnswer<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    would_pass_at: Option<Millis>,
+    would_pass_at: Option<AsText<Millis>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Option<Credits>,
+    cost: Option<AsText<Credits>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    available: Option<Credits>,
+    available: Option<AsText<Credits>>,
     limits: Limits<'a>,
     receipt: Receipt<'a>,
 }
@@ -310,9 +311,9 @@ impl<'a> RefusalAnswer<'a> {
             layer: LayerAnswer::from(&refusal.layer),
             replayed: entry.replayed,
             field: refusal.field.as_deref(),
-            would_pass_at: refusal.would_pass_at,
-            cost: refusal.cost,
-            available: refusal.available,
+            would_pass_at: refusal.would_pass_at.map(AsText),
+            cost: refusal.cost.map(AsText),
+            available: refusal.available.map(AsText),
             limits: Limits(&refusal.limits),
             receipt,
         }
@@ -324,10 +325,10 @@ impl<'a> RefusalAnswer<'a> {
 pub(crate) struct SettledAnswer<'a> {
     admission: AdmissionId,
     r#final: bool,
-    cost: Credits,
+    cost: AsText<Credits>,
     paid_by: Payments<'a>,
     returned: Payments<'a>,
-    uncovered: Credits,
+    uncovered: AsText<Credits>,
     credits: Funds,
     #[serde(skip_serializing_if = "Option::is_none")]
     hold: Option<HoldEnd>,
@@ -339,12 +340,12 @@ impl<'a> SettledAnswer<'a> {
         SettledAnswer {
             admission: settled.id,
             r#final: settled.last,
-            cost: settled.cost,
+            cost: AsText(settled.cost),
             paid_by: Payments(&settled.paid_by),
             returned: Payments(&settled.returned),
-            uncovered: settled.uncovered,
-            credits: Funds { available: settled.available, held: settled.held },
-            hold: settled.hold_expires_at.map(|expires_at| HoldEnd { expires_at }),
+            uncovered: AsText(settled.uncovered),
+            credits: Funds { available: AsText(settled.available), held: AsText(settled.held) },
+            hold: settled.hold_expires_at.map(|at| HoldEnd { expires_at: AsText(at) }),
             receipt,
         }
     }
@@ -365,14 +366,14 @@ pub(crate) struct AdmissionAnswer<'a> {
     account: &'a str,
     feature: &'a str,
     status: AdmissionStatus,
-    cost: Credits,
+    cost: AsText<Credits>,
     paid_by: Payments<'a>,
-    uncovered: Credits,
-    admitted_at: Millis,
+    uncovered: AsText<Credits>,
+    admitted_at: AsText<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Millis>,
+    expires_at: Option<AsText<Millis>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    resolved_at: Option<Millis>,
+    resolved_at: Option<AsText<Millis>>,
     receipt: Receipt<'a>,
 }
 
@@ -383,12 +384,12 @@ impl<'a> AdmissionAnswer<'a> {
             account: &view.account,
             feature: &view.feature,
             status: view.status,
-            cost: view.cost,
+            cost: AsText(view.cost),
             paid_by: Payments(&view.paid_by),
-            uncovered: view.uncovered,
-            admitted_at: view.stamp.at,
-            expires_at: view.expires_at,
-            resolved_at: view.resolved_at,
+            uncovered: AsText(view.uncovered),
+            admitted_at: AsText(view.stamp.at),
+            expires_at: view.expires_at.map(AsText),
+            resolved_at: view.resolved_at.map(AsText),
             receipt: Receipt { stamp: &view.stamp, at, policy: view.policy },
         }
     }

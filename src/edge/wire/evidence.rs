@@ -1,11 +1,10 @@
 //! The parts that several answers share: receipts, payers, limits, balances.
 
-use std::fmt;
-
 use serde::ser::{Serialize, SerializeSeq, SerializeStruct, Serializer};
 
 use crate::decision::command::Stamp;
 use crate::decision::reply::{Balances, LimitStatus, Payer, Payment};
+use crate::edge::wire::quantity::AsText;
 use crate::units::{Credits, Millis};
 
 /// Where, when and by what an answer was decided.
@@ -70,7 +69,7 @@ impl Serialize for PaymentEntry<'_> {
                 object.serialize_field("level", level)?;
             }
         }
-        object.serialize_field("credits", &self.0.credits)?;
+        object.serialize_field("credits", &AsText(self.0.credits))?;
         object.end()
     }
 }
@@ -86,19 +85,14 @@ struct Amount {
     is_credits: bool,
 }
 
-impl fmt::Display for Amount {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.is_credits {
-            Credits(i64::try_from(self.value).unwrap_or(i64::MAX)).fmt(f)
-        } else {
-            self.value.fmt(f)
-        }
-    }
-}
-
 impl Serialize for Amount {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        if self.is_credits {
+            let credits = Credits(i64::try_from(self.value).unwrap_or(i64::MAX));
+            AsText(credits).serialize(serializer)
+        } else {
+            AsText(self.value).serialize(serializer)
+        }
     }
 }
 
@@ -124,11 +118,11 @@ impl Serialize for LimitEntry<'_> {
         object.serialize_field("quota", &amount(limit.quota))?;
         object.serialize_field("used", &amount(limit.used))?;
         object.serialize_field("remaining", &amount(limit.remaining()))?;
-        if let Some(resets_at) = &limit.resets_at {
-            object.serialize_field("resets_at", resets_at)?;
+        if let Some(resets_at) = limit.resets_at {
+            object.serialize_field("resets_at", &AsText(resets_at))?;
         }
-        if let Some(window) = &limit.window {
-            object.serialize_field("window", window)?;
+        if let Some(window) = limit.window {
+            object.serialize_field("window", &AsText(window))?;
         }
         object.end()
     }
@@ -137,13 +131,13 @@ impl Serialize for LimitEntry<'_> {
 /// What a wallet can still give, and what holds keep from it.
 #[derive(serde::Serialize)]
 pub(crate) struct Funds {
-    pub(crate) available: Credits,
-    pub(crate) held: Credits,
+    pub(crate) available: AsText<Credits>,
+    pub(crate) held: AsText<Credits>,
 }
 
 #[derive(serde::Serialize)]
 pub(crate) struct HoldEnd {
-    pub(crate) expires_at: Millis,
+    pub(crate) expires_at: AsText<Millis>,
 }
 
 /// The books of a wallet or a grant.

@@ -8,4 +8,5 @@ pub(crate) mod admission;
 pub(crate) mod cluster;
 pub(crate) mod evidence;
 pub(crate) mod policy;
+pub(crate) mod quantity;
 pub(crate) mod text;

@@ -1,6 +1,10 @@
 //! The policy, as it is read and written.
 
-use serde::Serialize;
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
 use crate::decision::policy::Document;
 use crate::edge::body::{self, MediaType};
@@ -11,10 +15,71 @@ use crate::edge::wire::evidence::Receipt;
 /// policy are the same request under an idempotency key.
 pub(crate) fn read(body: &[u8], form: MediaType) -> Result<String, Problem> {
     let document: Document = match form {
-        MediaType::Json => body::read(body)?,
+        MediaType::Json => {
+            let OnceEach = body::read(body)?;
+            body::read(body)?
+        }
         MediaType::Toml => read_toml(body::text(body)?)?,
     };
     serde_json::to_string(&document).map_err(|error| Problem::new(Kind::Invalid, error.to_string()))
+}
+
+/// JSON in which no object names a field twice. Maps would let the last one win in silence, and a
+/// plan that is written twice is a mistake.
+struct OnceEach;
+
+impl<'de> Deserialize<'de> for OnceEach {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<OnceEach, D::Error> {
+        struct OnceEachVisitor;
+        impl<'de> Visitor<'de> for OnceEachVisitor {
+            type Value = OnceEach;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+                formatter.write_str("JSON")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OnceEach, A::Error> {
+                let mut names = BTreeSet::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    let OnceEach = map.next_value()?;
+                    if let Some(name) = names.replace(name) {
+                        return Err(A::Error::custom(format_args!("duplicate field `{name}`")));
+                    }
+                }
+                Ok(OnceEach)
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<OnceEach, A::Error> {
+                while let Some(OnceEach) = list.next_element()? {}
+                Ok(OnceEach)
+            }
+
+            fn visit_bool<E: Error>(self, _: bool) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+
+            fn visit_i64<E: Error>(self, _: i64) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+
+            fn visit_u64<E: Error>(self, _: u64) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+
+            fn visit_f64<E: Error>(self, _: f64) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+
+            fn visit_str<E: Error>(self, _: &str) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+
+            fn visit_unit<E: Error>(self) -> Result<OnceEach, E> {
+                Ok(OnceEach)
+            }
+        }
+        deserializer.deserialize_any(OnceEachVisitor)
+    }
 }
 
 fn read_toml(text: &str) -> Result<Document, Problem> {
@@ -77,5 +142,7 @@ mod tests {
         assert_eq!(malformed["status"], 400);
         let wrong = problem(read(br#"{"features":{"a":{"units":"x"}}}"#, MediaType::Json));
         assert_eq!(wrong["field"], "features.a.units");
+        let twice = problem(read(br#"{"plans":{"p":{},"\u0070":{}}}"#, MediaType::Json));
+        assert_eq!((&twice["field"], &twice["status"]), (&"plans.p".into(), &422.into()));
     }
 }
