@@ -3,13 +3,14 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
 
 use crate::decision::policy::Document;
 use crate::edge::body::{self, MediaType};
 use crate::edge::problem::{Kind, Problem};
 use crate::edge::wire::evidence::Receipt;
+use crate::edge::wire::json::{Derived, WriteJson, write_object};
 
 /// Reads a policy and gives the one form in which the log keeps it: two ways to write the same
 /// policy are the same request under an idempotency key.
@@ -104,17 +105,27 @@ fn read_toml(text: &str) -> Result<Document, Problem> {
 }
 
 /// `GET /v1/policy`.
-#[derive(Serialize)]
 pub(crate) struct PolicyAnswer {
     pub(crate) revision: u64,
     pub(crate) policy: Document,
 }
 
+impl WriteJson for PolicyAnswer {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "revision": self.revision, "policy": Derived(&self.policy), });
+    }
+}
+
 /// `PUT /v1/policy`.
-#[derive(Serialize)]
 pub(crate) struct PolicyPutAnswer<'a> {
     pub(crate) revision: u64,
     pub(crate) receipt: Receipt<'a>,
+}
+
+impl WriteJson for PolicyPutAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "revision": self.revision, "receipt": self.receipt, });
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,7 @@
 //! machinery and a calendar library for each costs more than all else the edge does with an answer.
 //! The text is exactly that of `Display`, and the tests hold the two together.
 
-use serde::ser::{Serialize, Serializer};
-
+use crate::edge::wire::json::WriteJson;
 use crate::units::{Credits, MICROS, MILLIS_MAX, Millis, Span};
 
 /// The longest text: a span of all units, each with a number of its own.
@@ -68,10 +67,13 @@ impl Buffer {
         }
     }
 
-    fn as_str(&self) -> &str {
-        // Nothing but ASCII was pushed.
-        std::str::from_utf8(&self.bytes[..self.len]).unwrap_or_default()
+    fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
     }
+}
+
+fn push_whole(buffer: &mut Buffer, number: u64) {
+    buffer.push_number(number);
 }
 
 fn push_credits(buffer: &mut Buffer, credits: Credits) {
@@ -128,42 +130,37 @@ fn push_span(buffer: &mut Buffer, span: Span) {
     }
 }
 
-/// A quantity to be written as text.
-pub(crate) trait Quantity: Copy {
-    fn serialize<S: Serializer>(self, serializer: S) -> Result<S::Ok, S::Error>;
-}
+/// A quantity that is written as its text.
+#[derive(Clone, Copy)]
+pub(crate) struct AsText<Q>(pub(crate) Q);
 
-macro_rules! quantities {
+macro_rules! as_text {
     ($($name:ident($push:ident)),*) => {$(
-        impl Quantity for $name {
-            fn serialize<S: Serializer>(self, serializer: S) -> Result<S::Ok, S::Error> {
+        impl WriteJson for AsText<$name> {
+            fn write(&self, out: &mut Vec<u8>) {
                 let mut buffer = Buffer::new();
-                $push(&mut buffer, self);
-                serializer.serialize_str(buffer.as_str())
+                buffer.push(b'"');
+                $push(&mut buffer, self.0);
+                buffer.push(b'"');
+                out.extend_from_slice(buffer.as_bytes());
             }
         }
     )*};
 }
-quantities!(Credits(push_credits), Millis(push_time), Span(push_span));
+as_text!(Credits(push_credits), Millis(push_time), Span(push_span), u64(push_whole));
 
-/// A number of whole units.
-impl Quantity for u64 {
-    fn serialize<S: Serializer>(self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut buffer = Buffer::new();
-        buffer.push_number(self);
-        serializer.serialize_str(buffer.as_str())
-    }
+macro_rules! as_number {
+    ($($name:ident),*) => {$(
+        impl WriteJson for $name {
+            fn write(&self, out: &mut Vec<u8>) {
+                let mut buffer = Buffer::new();
+                buffer.push_number(u64::from(*self));
+                out.extend_from_slice(buffer.as_bytes());
+            }
+        }
+    )*};
 }
-
-/// A quantity that serializes as its text.
-#[derive(Clone, Copy)]
-pub(crate) struct AsText<Q>(pub(crate) Q);
-
-impl<Q: Quantity> Serialize for AsText<Q> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
-    }
-}
+as_number!(u8, u16, u32, u64);
 
 #[cfg(test)]
 mod tests {
@@ -171,9 +168,13 @@ mod tests {
 
     use super::*;
 
-    fn check<Q: Quantity + Display>(quantity: Q) {
-        let text = serde_json::to_string(&AsText(quantity)).expect("text");
-        assert_eq!(text, format!("\"{quantity}\""));
+    fn check<Q: Copy + Display>(quantity: Q)
+    where
+        AsText<Q>: WriteJson,
+    {
+        let mut out = Vec::new();
+        AsText(quantity).write(&mut out);
+        assert_eq!(String::from_utf8(out).expect("text"), format!("\"{quantity}\""));
     }
 
     /// Numbers of every length, round and not.
