@@ -19,7 +19,7 @@ pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
             "the key of a single admission goes in the header Idempotency-Key",
         ));
     }
-    let reply = asked.decide(body.command()).await?;
+    let reply = asked.decide(body.command(true)).await?;
     Ok(replies::answer(&reply, None))
 }
 

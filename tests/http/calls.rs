@@ -223,9 +223,30 @@ async fn a_batch_decides_each_on_its_own_and_in_order() {
     assert_eq!(results[3]["admission"], results[2]["admission"]);
     assert_eq!(results[3]["receipt"], results[2]["receipt"]);
     assert_eq!(results[3]["replayed"], true);
+    assert_eq!(results[0].get("limits"), None);
 
     let body = client.post("/v1/admissions/batch", r#"{"admissions":[]}"#).await.expect(200);
     assert_eq!(body, json!({"results": []}));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn limits_are_listed_where_they_are_wanted() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let said = |limits: &str| {
+        ADMISSION
+            .replace("{\"account\"", &format!("{{\"limits\":{limits},\"account\""))
+            .replace(":20}", ":0}")
+    };
+    for (limits, alone, in_batch) in [("true", true, true), ("false", false, false), ("null", true, false)] {
+        let answer = client.post("/v1/admissions", &said(limits)).await;
+        assert_eq!(answer.header("ratelimit").is_some(), alone, "{limits}");
+        assert_eq!(answer.expect(200).get("limits").is_some(), alone, "{limits}");
+        let batch = format!(r#"{{"admissions":[{}]}}"#, said(limits));
+        let body = client.post("/v1/admissions/batch", &batch).await.expect(200);
+        assert_eq!(body["results"][0].get("limits").is_some(), in_batch, "{limits}");
+    }
     node.stop().await;
 }
 

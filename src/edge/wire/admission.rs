@@ -41,6 +41,9 @@ pub(crate) struct AdmissionBody<'a> {
     hold: Option<Object<Hold>>,
     #[serde(default)]
     dry_run: bool,
+    /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
+    #[serde(default)]
+    limits: Option<bool>,
     /// Only in a batch: elsewhere it is a header.
     #[serde(borrow, default)]
     key: Option<KeyText<'a>>,
@@ -51,7 +54,7 @@ impl AdmissionBody<'_> {
         self.key.is_some()
     }
 
-    pub(crate) fn command(&self) -> Command<'_> {
+    pub(crate) fn command(&self, list_limits: bool) -> Command<'_> {
         Command::Admit(Admit {
             account: self.account.as_str(),
             feature: self.feature.as_str(),
@@ -59,11 +62,12 @@ impl AdmissionBody<'_> {
             attributes: self.attributes.attributes(),
             hold_ttl: self.hold.as_ref().map(|hold| Span(hold.0.ttl_ms)),
             dry_run: self.dry_run,
+            list_limits: self.limits.unwrap_or(list_limits),
         })
     }
 
     fn request(&self) -> Request<'_> {
-        let command = self.command();
+        let command = self.command(false);
         let key =
             self.key.as_ref().map(|key| Key { key: key.0.as_str(), fingerprint: fingerprint(&command) });
         Request { key, command }
@@ -228,7 +232,7 @@ impl WriteJson for AdmittedAnswer<'_> {
             "replayed"?: self.entry.replayed(),
             "cost": AsText(admitted.cost),
             "paid_by": Payments(&admitted.paid_by),
-            "limits": Limits(&admitted.limits),
+            "limits"?: Limits::listed(&admitted.limits),
             "credits": Funds { available: admitted.available, held: admitted.held },
             "hold"?: admitted.hold_expires_at.map(HoldEnd),
             "receipt": self.receipt,
@@ -277,7 +281,7 @@ impl WriteJson for RefusalAnswer<'_> {
             "would_pass_at"?: refusal.would_pass_at.map(AsText),
             "cost"?: refusal.cost.map(AsText),
             "available"?: refusal.available.map(AsText),
-            "limits": Limits(&refusal.limits),
+            "limits"?: Limits::listed(&refusal.limits),
             "receipt": self.receipt,
         });
     }

@@ -51,6 +51,13 @@ impl WriteJson for Payment {
 /// Limits as a decision left them.
 pub(crate) struct Limits<'a>(pub(crate) &'a [LimitStatus]);
 
+impl<'a> Limits<'a> {
+    /// The limits of an answer that lists them; the core lists none where none were asked for.
+    pub(crate) fn listed(limits: &'a [LimitStatus]) -> Option<Limits<'a>> {
+        (!limits.is_empty()).then_some(Limits(limits))
+    }
+}
+
 impl WriteJson for Limits<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         write_list(out, self.0.iter());

@@ -1,0 +1,82 @@
+# Quorate: three nodes, connections spread over them, driven by `quorate bench`.
+
+readonly QUORATE_NODES_BENCH=http://127.0.0.1:17101,http://127.0.0.1:17102,http://127.0.0.1:17103
+quorate_pids=()
+
+# Says why it cannot take part, or fails when it can.
+quorate_missing() {
+    "$QUORATE" serve --help >/dev/null 2>&1 && return 1
+    echo "$QUORATE cannot serve"
+}
+
+quorate_version() {
+    "$QUORATE" --version
+}
+
+quorate_start() {
+    local id other
+    rm -rf "$DATA/quorate"
+    mkdir -p "$DATA/quorate"
+    for id in 1 2 3; do
+        {
+            printf 'cluster_id = "bench"\ndata_dir = "%s"\n' "$DATA/quorate/node$id"
+            printf '[node]\nid = %s\nregion = "bench"\n' "$id"
+            printf '[client]\nlisten = "127.0.0.1:1710%s"\n' "$id"
+            printf '[peer]\nlisten = "127.0.0.1:1720%s"\naddress = "127.0.0.1:1720%s"\n' "$id" "$id"
+            for other in 1 2 3; do
+                printf '[[founders]]\nid = %s\nregion = "bench"\n' "$other"
+                printf 'peer_address = "127.0.0.1:1720%s"\nclient_address = "127.0.0.1:1710%s"\n' "$other" "$other"
+            done
+        } >"$DATA/quorate/node$id.toml"
+        QUORATE_LOG=warn start "quorate-node$id" "$QUORATE" serve --config "$DATA/quorate/node$id.toml"
+        quorate_pids+=("$!")
+    done
+    # Three connections, so that every node has to answer.
+    wait_for "the Quorate cluster" \
+        quorate_ask --setup --accounts 1 --connections 3 --count 3 --warmup 0s --duration 5s
+    quorate_ask --setup --duration 0s --accounts "$ACCOUNTS" >"$DATA/quorate-setup.json"
+}
+
+quorate_ask() {
+    "$QUORATE" --json --node "$QUORATE_NODES_BENCH" bench "$@"
+}
+
+# One measured run: quorate_run FIELD ARGUMENTS…
+quorate_run() {
+    local wanted="$1"
+    shift
+    quorate_ask --duration "${seconds}s" --warmup "${warmup}s" --connections "$CONNECTIONS" \
+        --accounts "${accounts:-$ACCOUNTS}" --seed "$RANDOM" "$@" | tee -a "$DATA/quorate-runs.json" | field "$wanted"
+}
+
+quorate_single() { quorate_run decisions_per_second; }
+quorate_keyed() { quorate_run decisions_per_second --keys; }
+quorate_credits() { quorate_run decisions_per_second --pay credits; }
+quorate_batch() { quorate_run decisions_per_second --workload batch --batch "$BATCH"; }
+quorate_hot() { quorate_run decisions_per_second --workload hot; }
+quorate_serial() { quorate_run p50 --workload serial; }
+
+# The resident memory of the three nodes in KiB.
+quorate_resident_kib() {
+    local pid
+    for pid in "${quorate_pids[@]}"; do
+        sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/$pid/status"
+    done | awk '{ sum += $1 } END { print sum }'
+}
+
+# The same work on the first 10,000 accounts and on a million, in alternation, once there are a million.
+quorate_million() {
+    local before after round few many
+    before="$(quorate_resident_kib)"
+    say "making 1,000,000 accounts"
+    quorate_ask --setup --duration 0s --accounts 1000000 >"$DATA/quorate-million.json"
+    after="$(quorate_resident_kib)"
+    record setup quorate 1 "$(field elapsed_ms <"$DATA/quorate-million.json")"
+    record memory quorate 1 "$(awk -v a="$after" -v b="$before" 'BEGIN { printf "%.0f", (a - b) * 1024 / 3 / 990000 }')"
+    for round in $(seq "$rounds"); do
+        few="$(quorate_run decisions_per_second)"
+        many="$(accounts=1000000 quorate_run decisions_per_second)"
+        record ten_thousand quorate "$round" "$few"
+        record million quorate "$round" "$many"
+    done
+}
