@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use crate::client::{LimitView, Payer, Payment, Problem, Receipt};
+use crate::client::{Amount, LimitView, Payer, Payment, Problem, Receipt};
 use crate::units::{Millis, Span};
 
 /// Columns that line up. Cells are as wide as the widest of their column.
@@ -93,7 +93,8 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
     let head = ["limit", "unit", "quota", "used", "left", "resets"];
     table.row(head.map(str::to_owned));
     for limit in limits {
-        let resets = match (limit.resets_at, now) {
+        // What is whole has nothing to wait for.
+        let resets = match (limit.resets_at.filter(|_| limit.used > Amount::default()), now) {
             (Some(at), Some(now)) => moment(at, now),
             (Some(at), None) => at.to_string(),
             (None, _) => String::new(),

@@ -146,6 +146,8 @@ pub struct Admitted {
     pub dry_run: bool,
     pub cost: Credits,
     pub paid_by: Vec<Payment>,
+    /// Every limit that applied; in a batch, none is listed.
+    #[serde(default)]
     pub limits: Vec<LimitView>,
     pub credits: WalletView,
     #[serde(default)]
@@ -366,7 +368,7 @@ mod tests {
     fn a_batch_holds_admissions_and_problems() {
         let answer: BatchAnswer = serde_json::from_str(
             r#"{"results": [
-                {"status": 200, "admission": "adm_1", "cost": "0", "paid_by": [], "limits": [],
+                {"status": 200, "admission": "adm_1", "cost": "0", "paid_by": [],
                  "credits": {"available": "0", "held": "0"},
                  "receipt": {"index": 1, "position": 0, "term": 1, "at": "2026-11-22T15:00:00Z", "policy": 1}},
                 {"status": 429, "type": "https://quorate.dev/problems/limit-reached", "reason": "limit_reached",

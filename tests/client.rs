@@ -1,0 +1,192 @@
+//! The client against a few sockets that answer what a test says: which node is asked next, what is
+//! repeated, and what must never be.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use quorate::client::{Admission, Client, ClientError, MembersChange, NodeUrl, Options};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+const ADMITTED: &str = r#"{"decision":"admitted","admission":"adm_1","cost":"0","paid_by":[],"limits":[],
+    "credits":{"available":"0","held":"0"},
+    "receipt":{"index":1,"position":0,"term":1,"at":"2026-11-22T15:00:00Z","policy":1}}"#;
+const NO_QUORUM: &str =
+    r#"{"type":"https://quorate.dev/problems/no-quorum","title":"no quorum","status":503}"#;
+const UNKNOWN: &str = r#"{"type":"https://quorate.dev/problems/outcome-unknown","title":"?","status":503}"#;
+
+/// What a node does with a request.
+#[derive(Clone, Copy)]
+enum Does {
+    Answers(u16, &'static str),
+    /// Takes the request and closes the connection.
+    Vanishes,
+}
+
+/// The requests that a node got, head and body.
+type Heard = Arc<Mutex<Vec<String>>>;
+
+async fn node(does: Does) -> (NodeUrl, Heard) {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let heard = Heard::default();
+    let hears = heard.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            tokio::spawn(serve(stream, does, hears.clone()));
+        }
+    });
+    (url(address), heard)
+}
+
+fn url(address: SocketAddr) -> NodeUrl {
+    address.to_string().parse().expect("a node")
+}
+
+/// The address of a node that is down.
+async fn nobody() -> NodeUrl {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    url(listener.local_addr().expect("an address"))
+}
+
+async fn serve(mut stream: TcpStream, does: Does, heard: Heard) -> std::io::Result<()> {
+    let mut bytes = Vec::new();
+    loop {
+        let mut some = [0; 4096];
+        let read = stream.read(&mut some).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        bytes.extend(&some[..read]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head
+            .lines()
+            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
+            .unwrap_or(0);
+        if body.len() < length {
+            continue;
+        }
+        bytes.clear();
+        heard.lock().expect("heard").push(text);
+        match does {
+            Does::Vanishes => return Ok(()),
+            Does::Answers(status, body) => {
+                let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+                stream.write_all(answer.as_bytes()).await?;
+            }
+        }
+    }
+}
+
+fn client(nodes: &[&NodeUrl]) -> Client {
+    let nodes = nodes.iter().map(|node| (*node).clone()).collect();
+    Client::new(Options { deadline: Duration::from_millis(500), ..Options::new(nodes) }).expect("a client")
+}
+
+const ADMISSION: Admission<'_> = Admission {
+    account: "a",
+    feature: "f",
+    usage: &[("requests", 1)],
+    attributes: &[],
+    hold: None,
+    dry_run: false,
+};
+
+fn keys(heard: &Heard) -> Vec<String> {
+    let key = |request: &String| {
+        request.lines().find_map(|line| line.strip_prefix("idempotency-key: ").map(str::to_owned))
+    };
+    heard.lock().expect("heard").iter().filter_map(key).collect()
+}
+
+#[tokio::test]
+async fn asks_the_next_node_where_one_is_down_or_has_no_quorum() {
+    let down = nobody().await;
+    let (minority, asked) = node(Does::Answers(503, NO_QUORUM)).await;
+    let (well, _) = node(Does::Answers(200, ADMITTED)).await;
+    let answer = client(&[&down, &minority, &well]).admit(None, &ADMISSION).await.expect("an answer");
+    assert_eq!((answer.value.admission.as_str(), answer.attempts), ("adm_1", 3));
+    assert_eq!(asked.lock().expect("heard").len(), 1);
+}
+
+#[tokio::test]
+async fn repeats_with_the_same_key_what_may_have_arrived() {
+    let (vanishing, first) = node(Does::Vanishes).await;
+    let (unsure, second) = node(Does::Answers(503, UNKNOWN)).await;
+    let (well, third) = node(Does::Answers(200, ADMITTED)).await;
+    let client = client(&[&vanishing, &unsure, &well]);
+    client.admit(Some("mine"), &ADMISSION).await.expect("an answer");
+    for heard in [&first, &second, &third] {
+        assert_eq!(keys(heard), ["\"mine\""]);
+    }
+}
+
+#[tokio::test]
+async fn makes_a_new_key_for_each_change_that_has_none() {
+    let (well, heard) = node(Does::Answers(200, ADMITTED)).await;
+    let client = client(&[&well]);
+    for _ in 0..2 {
+        client.admit(None, &ADMISSION).await.expect("an answer");
+    }
+    let keys = keys(&heard);
+    assert_eq!(keys.len(), 2);
+    assert_ne!(keys[0], keys[1]);
+}
+
+#[tokio::test]
+async fn never_repeats_a_call_without_a_key_that_may_have_arrived() {
+    let (vanishing, first) = node(Does::Vanishes).await;
+    let (well, second) = node(Does::Answers(200, "{}")).await;
+    let change = MembersChange::Leave { id: 3 };
+    let error = client(&[&vanishing, &well]).change_members(&change).await.expect_err("no answer");
+    assert!(matches!(error, ClientError::OutcomeUnknown { attempts: 1, key: None, .. }), "{error:?}");
+    assert_eq!(first.lock().expect("heard").len(), 1);
+    assert_eq!(second.lock().expect("heard").len(), 0);
+}
+
+#[tokio::test]
+async fn says_that_nothing_was_changed_only_where_that_is_sure() {
+    let (minority, _) = node(Does::Answers(503, NO_QUORUM)).await;
+    let error = client(&[&minority]).admit(None, &ADMISSION).await.expect_err("no answer");
+    assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
+    let (unsure, _) = node(Does::Answers(503, UNKNOWN)).await;
+    let error = client(&[&unsure, &minority]).admit(Some("mine"), &ADMISSION).await.expect_err("no answer");
+    assert!(
+        matches!(&error, ClientError::OutcomeUnknown { key: Some(key), .. } if key == "mine"),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn tells_refusals_from_requests_that_were_not_taken() {
+    let refusal = r#"{"type":"https://quorate.dev/problems/limit-reached","title":"limit reached","status":429,
+        "detail":"requests_per_minute is spent","reason":"limit_reached","would_pass_at":"2026-11-22T15:00:05Z",
+        "layer":{"kind":"limit","level":1,"name":"requests_per_minute"},"limits":[]}"#;
+    let (busy, _) = node(Does::Answers(429, refusal)).await;
+    let Err(ClientError::Refused(problem)) = client(&[&busy]).admit(None, &ADMISSION).await else {
+        panic!("a refusal");
+    };
+    assert_eq!(problem.reason.as_deref(), Some("limit_reached"));
+    assert_eq!(problem.to_string(), "requests_per_minute is spent (limit_reached)");
+    let (closed, _) = node(Does::Answers(401, "no")).await;
+    let error = client(&[&closed]).admit(None, &ADMISSION).await.expect_err("not taken");
+    assert!(matches!(&error, ClientError::Rejected(problem) if problem.status == 401), "{error:?}");
+}
+
+#[tokio::test]
+async fn keeps_its_connections() {
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.expect("a port");
+    let node = url(listener.local_addr().expect("an address"));
+    // Only the first connection is ever accepted; then nobody listens any more.
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.expect("a connection");
+        drop(listener);
+        serve(stream, Does::Answers(200, ADMITTED), Heard::default()).await
+    });
+    let client = client(&[&node]);
+    for _ in 0..100 {
+        client.admit(None, &ADMISSION).await.expect("an answer");
+    }
+}

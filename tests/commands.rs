@@ -1,0 +1,132 @@
+//! The commands against real nodes: what a person or a script sees, from the first account to a replay
+//! whose books balance.
+
+mod nodes;
+
+use nodes::Nodes;
+use serde_json::{Value, json};
+
+const ACCOUNT: &str = "acme:video:u17";
+
+/// One node with an account on the plan plus, a promotion of 40 credits and a purchase of 100.
+fn with_account() -> Nodes {
+    let nodes = Nodes::start(1);
+    for arguments in [
+        &["account", "put", ACCOUNT, "--plan", "plus"][..],
+        &["grant", "add", ACCOUNT, "promo-may", "40", "--source", "promotion", "--priority", "10"],
+        &["grant", "add", ACCOUNT, "purchase-81", "100", "--priority", "50"],
+    ] {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+    }
+    nodes
+}
+
+fn admit<'a>(more: &[&'a str]) -> Vec<&'a str> {
+    [&["admit", ACCOUNT, "video.generate", "--usage"], more].concat()
+}
+
+#[test]
+fn one_request_is_paid_by_an_allowance_and_two_grants_and_the_next_is_refused() {
+    let nodes = with_account();
+    let (code, answer) = nodes.json(&admit(&["requests=1,video_seconds=25"]));
+    assert_eq!((code, &answer["cost"]), (0, &json!("200")));
+
+    let large = admit(&["requests=1,video_seconds=20", "--attribute", "resolution=1080p"]);
+    let (code, answer) = nodes.json(&large);
+    assert_eq!((code, &answer["cost"]), (0, &json!("352")));
+    let payers: Vec<_> = answer["paid_by"]
+        .as_array()
+        .expect("payers")
+        .iter()
+        .map(|payment| (payment["limit"].as_str().or(payment["grant"].as_str()), payment["credits"].as_str()))
+        .collect();
+    let expected = [("five_hours", "300"), ("promo-may", "40"), ("purchase-81", "12")];
+    assert_eq!(payers, expected.map(|(payer, credits)| (Some(payer), Some(credits))));
+
+    let (code, refusal) = nodes.json(&large);
+    assert_eq!((code, &refusal["reason"], &refusal["status"]), (1, &json!("credits_short"), &json!(402)));
+    assert!(refusal["would_pass_at"].is_string());
+
+    let (_, account) = nodes.json(&["account", "show", ACCOUNT]);
+    let books = json!({"granted": "140", "available": "88", "held": "0", "spent": "52", "expired": "0", "revoked": "0"});
+    assert_eq!(account["credits"], books);
+}
+
+#[test]
+fn people_are_told_who_paid_what_is_left_and_why_not() {
+    let nodes = with_account();
+    let output = nodes.quorate(&admit(&["requests=1,video_seconds=65"]));
+    let told = nodes.text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", nodes.text(&output.stderr));
+    for part in
+        ["for 520 credits", "allowance five_hours  500", "grant promo-may        20", "120 credits available"]
+    {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let output = nodes.quorate(&admit(&["requests=1,video_seconds=65"]));
+    let told = nodes.text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    for part in [
+        "refused: credits_short",
+        "cost        520 credits",
+        "wallet      120 credits available",
+        "would pass  ",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+}
+
+#[test]
+fn a_hold_is_settled_below_what_it_reserved_and_once() {
+    let nodes = with_account();
+    let (_, held) = nodes.json(&admit(&["requests=1,video_seconds=65", "--hold", "10m"]));
+    let admission = held["admission"].as_str().expect("an id");
+    let settle = ["admission", "settle", admission, "--usage", "requests=1,video_seconds=63", "--key", "s-1"];
+    let (code, settled) = nodes.json(&settle);
+    assert_eq!((code, &settled["cost"], &settled["credits"]["available"]), (0, &json!("504"), &json!("136")));
+    assert_eq!(nodes.json(&settle), (0, settled), "the same key gives the same answer");
+    let (code, refusal) = nodes.json(&["admission", "release", admission]);
+    assert_eq!((code, &refusal["reason"]), (1, &json!("hold_resolved")));
+    let (_, shown) = nodes.json(&["admission", "show", admission]);
+    assert_eq!(shown["status"], "settled");
+}
+
+#[test]
+fn a_policy_is_replaced_only_at_the_revision_that_was_meant() {
+    let nodes = Nodes::start(1);
+    let policy = "cluster/local/policy.toml";
+    let (code, refusal) = nodes.json(&["policy", "put", policy, "--if-revision", "7"]);
+    assert_eq!((code, &refusal["reason"]), (1, &json!("revision_stale")));
+    let (code, put) = nodes.json(&["policy", "put", policy, "--if-revision", "1"]);
+    assert_eq!((code, &put["revision"]), (0, &json!(2)));
+    let shown = nodes.quorate(&["policy", "show"]);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &shown.stdout).expect("written");
+    let output = nodes.quorate(&["policy", "check", file.path().to_str().expect("UTF-8")]);
+    assert!(output.status.success(), "what is shown can be put: {}", nodes.text(&output.stderr));
+}
+
+/// A replay of the sample trace, and its report.
+fn replay(nodes: &Nodes, more: &[&str]) -> Value {
+    let arguments = ["replay", "cluster/local/sample-trace.csv", "--plan", "plus", "--grant", "300"];
+    let (code, report) = nodes.json(&[&arguments, more].concat());
+    assert_eq!(code, 0, "{report:#}");
+    assert_eq!(report["books"], json!({"balanced": true, "mismatches": []}));
+    assert_eq!(report["decisions"], 600);
+    report
+}
+
+#[test]
+fn a_replay_ends_with_balanced_books_again_and_again() {
+    let nodes = Nodes::start(1);
+    let first = replay(&nodes, &[]);
+    assert!(first["refused"]["credits_short"].as_u64() > Some(0), "{first:#}");
+    let grants = |report: &Value| {
+        report["paid_by"]["grants"].as_str().expect("credits").parse::<f64>().expect("a number")
+    };
+    assert!(grants(&first) > 1_000.0, "{first:#}");
+    // The allowances are spent now; only new grants pay, in batches as one by one.
+    let second = replay(&nodes, &["--batch", "64", "--connections", "4"]);
+    assert!(grants(&second) > 1_000.0, "{second:#}");
+}
