@@ -7,6 +7,7 @@ report() {
         "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
         "$(awk '/^MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" \
         "$(stat -f -c %T "$DATA")"
+    printf -- '- Load average when it began: %s\n' "$load"
     for name in "${contenders[@]}"; do
         printf -- '- %s: %s\n' "$name" "$("${name}_version")"
     done
