@@ -1,4 +1,24 @@
-//! Quorate.
+//! Quorate decides, as a cluster, how much of each request to an expensive AI model is allowed, and
+//! what pays for it.
+//!
+//! The map, from the ground up; dependencies point down alone:
+//!
+//! | module | subject |
+//! |---|---|
+//! | [`cli`] | the command line |
+//! | [`client`] | the typed client that the command line, tests and benchmarks use |
+//! | [`node`], [`config`], [`telemetry`] | one node: open, wire, serve, drain |
+//! | [`edge`] | how people ask: HTTP |
+//! | [`replication`] | how commands become agreed: Raft, the log, checkpoints, time |
+//! | [`decision`] | what is decided: pure and deterministic |
+//! | [`units`] | quantities that carry their unit |
+
 pub mod cli;
+pub mod client;
+pub mod config;
 pub mod decision;
+pub mod edge;
+pub mod node;
+pub mod replication;
+pub mod telemetry;
 pub mod units;

@@ -1,3 +1,5 @@
+//! The program: parse, run, exit code. Everything it does is in [`quorate::cli`].
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {

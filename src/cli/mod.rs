@@ -1,14 +1,35 @@
-//! The command line, as far as the load generator needs it.
+//! The command line: reads arguments, asks a cluster through [`crate::client`], and shows answers to
+//! people or, with `--json`, to scripts.
+//!
+//! Exit codes: 0 done or admitted, 1 refused, 2 failed. What a person asked for goes to standard
+//! output; errors and progress go to standard error, and progress only where that is a terminal.
 
+mod account;
+mod admission;
+mod arguments;
 mod bench;
+mod cluster;
+mod error;
+mod output;
+mod policy;
+pub mod replay;
+mod serve;
+mod token;
 
+use std::io::Write;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use bench::BenchError;
+use crate::client::{Client, ClientError, NodeUrl, Options};
+use crate::telemetry;
 
-/// The exit code for everything that could not be done.
+pub use error::CliError;
+
+/// The exit code for a request that was decided against.
+const REFUSED: u8 = 1;
+/// The exit code for everything that could not be done. Clap uses the same for bad arguments.
 const FAILED: u8 = 2;
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
@@ -31,21 +52,59 @@ pub struct Global {
         global = true,
         env = "QUORATE_NODES",
         value_delimiter = ',',
-        default_value = "http://127.0.0.1:7101,http://127.0.0.1:7102,http://127.0.0.1:7103"
+        default_value = "http://127.0.0.1:7101,http://127.0.0.1:7102,http://127.0.0.1:7103",
+        help_heading = "Cluster"
     )]
-    pub nodes: Vec<String>,
+    pub nodes: Vec<NodeUrl>,
     /// The access token, where the cluster wants one
-    #[arg(long, global = true, env = "QUORATE_TOKEN", hide_env_values = true)]
+    #[arg(long, global = true, env = "QUORATE_TOKEN", hide_env_values = true, help_heading = "Cluster")]
     pub token: Option<String>,
+    /// The certificate authority of the cluster (PEM), for https
+    #[arg(long, value_name = "FILE", global = true, env = "QUORATE_CA", help_heading = "Cluster")]
+    pub ca: Option<PathBuf>,
     /// Print JSON, for scripts
     #[arg(long, global = true)]
     pub json: bool,
 }
 
+impl Global {
+    /// What a client of this cluster is made from.
+    pub fn options(&self) -> Options {
+        Options { token: self.token.clone(), ca: self.ca.clone(), ..Options::new(self.nodes.clone()) }
+    }
+
+    pub fn client(&self) -> Result<Client, CliError> {
+        Ok(Client::new(self.options())?)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run one node of a cluster until it is told to end
+    Serve(serve::Args),
+    /// Ask for an admission: may ACCOUNT use FEATURE this much, and who pays?
+    Admit(admission::AdmitArgs),
+    /// Settle, extend, release or show an admission
+    #[command(subcommand)]
+    Admission(admission::AdmissionCommand),
+    /// Create, change or show an account
+    #[command(subcommand)]
+    Account(account::AccountCommand),
+    /// Add credits to an account's wallet
+    #[command(subcommand)]
+    Grant(account::GrantCommand),
+    /// Show, replace or check the policy: features, prices, plans and limits
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show or change who is in the cluster
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
+    /// Drive the cluster with a recorded trace, and check that the books balance
+    Replay(replay::Args),
     /// Measure how many decisions a cluster makes, and how long each takes
     Bench(bench::Args),
+    /// Make a random access token, and the hash of it for a node's configuration
+    Token,
 }
 
 /// What a command came to: the text for standard output, and the exit code.
@@ -55,40 +114,77 @@ struct Done {
     code: ExitCode,
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum CliError {
-    #[error(transparent)]
-    Bench(#[from] BenchError),
-    #[error("cannot start the runtime")]
-    Runtime(#[source] std::io::Error),
+impl Done {
+    fn ok(text: String) -> Done {
+        Done { text, code: ExitCode::SUCCESS }
+    }
 }
 
 /// Parses the arguments, carries them out, and shows what came of it.
 pub fn main() -> ExitCode {
-    match run(Cli::parse()) {
-        Ok(done) => {
-            print!("{}", done.text);
-            done.code
+    let cli = Cli::parse();
+    let json = cli.global.json;
+    match run(cli) {
+        Ok(done) => show(done),
+        Err(CliError::Client(ClientError::Refused(problem))) => {
+            let text = match json {
+                true => output::json(&problem.body),
+                false => output::problem(&problem),
+            };
+            show(Done { text, code: ExitCode::from(REFUSED) })
         }
-        Err(error) => {
-            let mut text = format!("quorate: {error}");
-            let mut cause = std::error::Error::source(&error);
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            eprintln!("{text}");
-            ExitCode::from(FAILED)
-        }
+        Err(error) => fail(&error),
     }
 }
 
 fn run(cli: Cli) -> Result<Done, CliError> {
+    let global = &cli.global;
+    if let Command::Serve(args) = &cli.command {
+        // A node makes its own runtime, and logs as its configuration says.
+        return serve::run(args);
+    }
+    telemetry::start_quiet()?;
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CliError::Runtime)?;
     runtime.block_on(async {
         match cli.command {
-            Command::Bench(args) => bench::run(args, &cli.global).await,
+            Command::Serve(args) => serve::run(&args),
+            Command::Admit(args) => admission::admit(args, global).await,
+            Command::Admission(command) => admission::run(command, global).await,
+            Command::Account(command) => account::run(command, global).await,
+            Command::Grant(command) => account::run_grant(command, global).await,
+            Command::Policy(command) => policy::run(command, global).await,
+            Command::Cluster(command) => cluster::run(command, global).await,
+            Command::Replay(args) => replay::run(args, global).await,
+            Command::Bench(args) => bench::run(args, global).await,
+            Command::Token => token::run(global),
         }
     })
+}
+
+/// Writes to standard output. Who closed it early, like `head`, has seen enough: that is no failure.
+fn show(done: Done) -> ExitCode {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(done.text.as_bytes()).and_then(|()| stdout.flush()) {
+        Ok(()) => done.code,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => done.code,
+        Err(error) => fail(&CliError::Output(error)),
+    }
+}
+
+/// Tells on standard error what failed and why, down to the first cause.
+fn fail(error: &CliError) -> ExitCode {
+    // Where even standard error is closed, the exit code has to do.
+    _ = writeln!(std::io::stderr(), "quorate: {}", error::described(error));
+    ExitCode::from(FAILED)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        super::Cli::command().debug_assert();
+    }
 }

@@ -8,11 +8,9 @@ use crate::decision::hold::{Debit, Hold, Line};
 use crate::decision::policy::{Feature, Measure, MeterKey, Policy, Then};
 use crate::decision::recent::Resolved;
 use crate::decision::refusal::outcome;
-use crate::decision::reply::{
-    AdmissionId, AdmissionStatus, Admitted, LimitStatus, Outcome, Payment, Reason, Refusal,
-};
+use crate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Outcome, Payment, Reason, Refusal};
 use crate::decision::state::State;
-use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, priced};
+use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, limit_status, priced};
 use crate::units::{Credits, Millis, Span};
 
 impl State {
@@ -33,16 +31,19 @@ impl State {
             Some(ttl) => Some(self.hold_end(ttl, "hold.ttl_ms")?),
         };
         let levels = self.levels(account);
-        let verdict = self.verdict(&policy, &levels, (feature_place, feature), &priced)?;
+        let feature_at = (feature_place, feature);
+        let verdict = self.verdict(&policy, &levels, feature_at, &priced, admit.list_limits)?;
         let paid_by = verdict.cover.payments();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
         if admit.dry_run {
-            return Ok(self.would_admit(&verdict, &levels, &priced, paid_by, hold_expires_at));
+            return Ok(self.would_admit(admit, &verdict, &levels, &priced, paid_by));
         }
 
         let id = AdmissionId(self.next_admission);
         self.next_admission += 1;
-        let (limits, debits) = self.debit(&verdict, &priced, hold_expires_at.is_some());
+        let debits = self.debit(&verdict, &priced, hold_expires_at.is_some());
+        let listed = verdict.looks.iter().filter(|_| admit.list_limits);
+        let limits = listed.map(|look| self.status(look)).collect();
         match hold_expires_at {
             Some(expires_at) => {
                 let overrun = levels
@@ -103,27 +104,17 @@ impl State {
     }
 
     /// Debits everything that the verdict says. Nothing here can fail.
-    fn debit(
-        &mut self,
-        verdict: &Verdict<'_>,
-        priced: &Priced,
-        hold: bool,
-    ) -> (Vec<LimitStatus>, Vec<Debit>) {
+    fn debit(&mut self, verdict: &Verdict<'_>, priced: &Priced, hold: bool) -> Vec<Debit> {
         let now = self.now;
-        let mut limits = Vec::with_capacity(verdict.looks.len());
         let mut debits = Vec::new();
         for look in &verdict.looks {
-            let amount = look.counted(priced, &verdict.cover);
-            // Only a hold stays in its slot.
-            if amount == 0 || (look.measure == Measure::Slot && !hold) {
-                limits.push(look.status(&look.reading));
+            let amount = look.counted(priced, &verdict.cover, hold);
+            if amount == 0 {
                 continue;
             }
             debug_assert!(amount <= look.reading.room, "a verdict never takes more than there is");
-            let rule = &look.limit.rule;
             let account = self.account_mut(look.account);
-            let mark = account.take(look.limit.key, rule, now, amount);
-            limits.push(look.status(&rule.read(account.meter(look.limit.key), now)));
+            let mark = account.take(look.limit.key, &look.limit.rule, now, amount);
             if hold {
                 let allowance = look.limit.then == Then::Credits;
                 let (account, key, measure) = (look.account, look.limit.key, look.measure);
@@ -142,27 +133,27 @@ impl State {
         for draw in &verdict.cover.draws {
             self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, hold);
         }
-        (limits, debits)
+        debits
     }
 
     /// What [`State::debit`] would leave, without debiting.
     fn would_admit(
         &self,
+        admit: &Admit<'_>,
         verdict: &Verdict<'_>,
         levels: &Levels,
         priced: &Priced,
         paid_by: Vec<Payment>,
-        hold_expires_at: Option<Millis>,
     ) -> Outcome {
-        let hold = hold_expires_at.is_some();
-        let limits = verdict.looks.iter().map(|look| {
-            let amount = look.counted(priced, &verdict.cover);
-            if amount == 0 || (look.measure == Measure::Slot && !hold) {
-                return look.status(&look.reading);
-            }
+        let hold = admit.hold_ttl.is_some();
+        let listed = verdict.looks.iter().filter(|_| admit.list_limits);
+        let limits = listed.map(|look| {
             let mut account = self.account_at(look.account).clone();
-            account.take(look.limit.key, &look.limit.rule, self.now, amount);
-            look.status(&look.limit.rule.read(account.meter(look.limit.key), self.now))
+            let amount = look.counted(priced, &verdict.cover, hold);
+            if amount > 0 {
+                account.take(look.limit.key, &look.limit.rule, self.now, amount);
+            }
+            limit_status(look.limit, &account, self.now)
         });
         let drawn = verdict.cover.drawn().0;
         Outcome::Admitted(Box::new(Admitted {
@@ -173,7 +164,7 @@ impl State {
             limits: limits.collect(),
             available: Credits(self.drawable(levels, self.now).0 - drawn),
             held: Credits(self.held(levels).0.saturating_add(if hold { drawn } else { 0 })),
-            hold_expires_at,
+            hold_expires_at: admit.hold_ttl.map(|ttl| self.now.saturating_add(ttl)),
         }))
     }
 
@@ -199,8 +190,8 @@ fn lines(feature: &Feature, priced: &Priced, cover: &Cover) -> Vec<Line> {
             unit: unit.name.clone(),
             quantity: priced.quantities[place],
             rate: priced.rates[place],
-            covered: cover.units[place].quantity,
-            payer: cover.units[place].payer.clone(),
+            covered: cover.of_unit(place).map_or(0, |unit| unit.quantity),
+            payer: cover.of_unit(place).map(|unit| unit.payer.clone()),
         })
         .collect()
 }

@@ -146,6 +146,8 @@ pub struct Admit<'a> {
     pub hold_ttl: Option<Span>,
     /// Decide and change nothing.
     pub dry_run: bool,
+    /// Whether the answer lists every limit that was looked at.
+    pub list_limits: bool,
 }
 
 /// Tells what an admission really used, in all since it was admitted.

@@ -6,6 +6,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Key;
@@ -27,7 +28,7 @@ pub(super) struct Keys {
     /// Derived: the places of the answers, oldest first.
     order: VecDeque<u32>,
     /// Derived.
-    place_by_key: HashMap<Arc<str>, u32>,
+    place_by_key: HashMap<Arc<str>, u32, RandomState>,
 }
 
 /// The kept answers as they were, for a checkpoint.

@@ -77,8 +77,6 @@ pub(super) struct Reading {
     pub used: u64,
     /// How much can be taken now.
     pub room: u64,
-    /// When nothing would be used any more; `None` for slots.
-    pub resets_at: Option<Millis>,
 }
 
 /// Marks where a taken amount was counted, so that it can be given back there and nowhere else.
@@ -114,45 +112,52 @@ impl Rule {
 
     pub fn read(&self, meter: Option<&Meter>, at: Millis) -> Reading {
         match *self {
-            Rule::TokenBucket { quota, window, burst } => {
+            Rule::TokenBucket { window, burst, .. } => {
                 let level = self.level(meter, at);
                 let full = u128::from(burst) * u128::from(window.0);
-                let room = saturating_u64(full.saturating_sub(level) / u128::from(window.0));
-                let empty_in = if quota == 0 { u128::MAX } else { level.div_ceil(u128::from(quota)) };
                 Reading {
                     used: saturating_u64(level.div_ceil(u128::from(window.0))),
-                    room,
-                    resets_at: Some(at.saturating_add(Span(saturating_u64(empty_in)))),
+                    room: saturating_u64(full.saturating_sub(level) / u128::from(window.0)),
                 }
             }
-            Rule::SlidingWindow { quota, slice, slices } => {
+            Rule::SlidingWindow { quota, .. } | Rule::FixedWindow { quota, .. } => {
                 let used = meter.map_or(0, |meter| meter.used(at));
-                let resets_at = match meter {
-                    Some(Meter::SlidingWindow { slice, slices, taken }) if used > 0 => {
-                        taken.last().map_or(at, |(number, _)| slice_end(*number, *slice, *slices))
-                    }
-                    Some(meter) if used > 0 => self.adopted(meter, at).resets_at_or(at),
-                    _ => at,
-                };
-                debug_assert!(slice.0 > 0 && slices > 0);
-                Reading { used, room: quota.saturating_sub(used), resets_at: Some(resets_at) }
-            }
-            Rule::FixedWindow { quota, .. } => {
-                let used = meter.map_or(0, |meter| meter.used(at));
-                let resets_at = match meter {
-                    Some(Meter::FixedWindow { end, .. }) if at < *end => *end,
-                    Some(meter) if used > 0 => self.adopted(meter, at).resets_at_or(at),
-                    _ => at,
-                };
-                Reading { used, room: quota.saturating_sub(used), resets_at: Some(resets_at) }
+                Reading { used, room: quota.saturating_sub(used) }
             }
             Rule::Slots { quota } => {
                 let used = match meter {
                     Some(Meter::Slots { taken }) => *taken,
                     _ => 0,
                 };
-                Reading { used, room: quota.saturating_sub(used), resets_at: None }
+                Reading { used, room: quota.saturating_sub(used) }
             }
+        }
+    }
+
+    /// When nothing would be used any more, if nothing else happened; `None` for slots.
+    pub fn resets_at(&self, meter: Option<&Meter>, at: Millis) -> Option<Millis> {
+        match *self {
+            Rule::TokenBucket { quota, .. } => {
+                let level = self.level(meter, at);
+                let empty_in = if quota == 0 && level > 0 {
+                    u128::MAX
+                } else {
+                    level.div_ceil(u128::from(quota.max(1)))
+                };
+                Some(at.saturating_add(Span(saturating_u64(empty_in))))
+            }
+            Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
+                let used = meter.is_some_and(|meter| meter.used(at) > 0);
+                let Some(meter) = meter.filter(|_| used) else { return Some(at) };
+                Some(match self.adopted(meter, at) {
+                    Meter::SlidingWindow { slice, slices, taken } => {
+                        taken.last().map_or(at, |(number, _)| slice_end(*number, slice, slices))
+                    }
+                    Meter::FixedWindow { end, .. } => at.max(end),
+                    Meter::TokenBucket { .. } | Meter::Slots { .. } => at,
+                })
+            }
+            Rule::Slots { .. } => None,
         }
     }
 
@@ -190,7 +195,7 @@ impl Rule {
                 }
                 None
             }
-            Rule::FixedWindow { .. } => self.read(meter, at).resets_at,
+            Rule::FixedWindow { .. } => self.resets_at(meter, at),
             Rule::Slots { .. } => None,
         }
     }
@@ -360,16 +365,6 @@ impl Meter {
                 }
             }
             Meter::Slots { taken } => *taken,
-        }
-    }
-
-    fn resets_at_or(&self, at: Millis) -> Millis {
-        match self {
-            Meter::SlidingWindow { slice, slices, taken } => {
-                taken.last().map_or(at, |(number, _)| slice_end(*number, *slice, *slices))
-            }
-            Meter::FixedWindow { end, .. } => at.max(*end),
-            Meter::TokenBucket { .. } | Meter::Slots { .. } => at,
         }
     }
 }

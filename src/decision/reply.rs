@@ -48,16 +48,17 @@ pub struct AdmissionId(pub u64);
 /// A request that may go ahead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
+    /// 0 for a dry run.
     pub id: AdmissionId,
     pub dry_run: bool,
     pub cost: Credits,
     /// In the order in which they were drawn. Their credits add up to `cost`.
     pub paid_by: Vec<Payment>,
-    /// Every limit that applied, as the decision left it.
+    /// Every limit that applied, as the decision left it, if they were asked for.
     pub limits: Vec<LimitStatus>,
-    /// What the wallets that this account can draw on have, as the decision left them.
+    /// What the wallets that this account can draw on could pay, as the decision left them.
     pub available: Credits,
-    /// What this account's own holds keep from those wallets, as the decision left them.
+    /// What holds keep of those wallets, as the decision left them.
     pub held: Credits,
     pub hold_expires_at: Option<Millis>,
 }
@@ -130,7 +131,7 @@ pub struct Refusal {
     pub field: Option<String>,
     /// The first moment at which the same request would pass this layer if nothing else happened.
     pub would_pass_at: Option<Millis>,
-    /// Every limit that was looked at, unchanged.
+    /// Every limit that was looked at, unchanged, if they were asked for.
     pub limits: Vec<LimitStatus>,
     /// The price of the request and what the wallets had, where that was the matter.
     pub cost: Option<Credits>,

@@ -3,6 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Command, Request, Stamp};
 use crate::decision::hold::Hold;
@@ -34,8 +36,8 @@ pub struct State {
     pub(super) keys: Keys,
     pub(super) recent: Recent,
 
-    pub(super) account_by_path: HashMap<Arc<str>, AccountPlace>,
-    pub(super) hold_by_id: HashMap<AdmissionId, u32>,
+    pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
+    pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
     /// The holds at or below each account, soonest to expire first.
     pub(super) holds_by_account: BTreeSet<(AccountPlace, Millis, AdmissionId)>,
     pub(super) deadlines: BTreeSet<(Millis, Due)>,
@@ -72,8 +74,8 @@ impl State {
             accounts,
             holds: Slab::default(),
             keys: Keys::default(),
-            account_by_path: HashMap::new(),
-            hold_by_id: HashMap::new(),
+            account_by_path: HashMap::default(),
+            hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
             deadlines: BTreeSet::new(),
             plan_users: Vec::new(),

@@ -139,10 +139,8 @@ impl State {
         for place in self.levels(place).iter() {
             let account = self.account_at(place);
             let Some(plan) = account.plan.and_then(|id| self.policy.plan(id)) else { continue };
-            statuses.extend(plan.limits.iter().map(|limit| {
-                let reading = limit.rule.read(account.meter(limit.key), self.now);
-                waterfall::status(limit, account.level, &reading)
-            }));
+            let status = |limit| waterfall::limit_status(limit, account, self.now);
+            statuses.extend(plan.limits.iter().map(status));
         }
         statuses
     }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use crate::decision::account::AccountPlace;
+use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::AccountState;
 use crate::decision::meter::{Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
@@ -19,6 +19,8 @@ pub(super) type ByUnit<T> = [T; Policy::FEATURE_UNITS_MAX];
 
 /// A request in the terms of its feature: how much of each unit, and at what price.
 pub(super) struct Priced {
+    /// How many units the feature has: the rest of the places are empty.
+    pub units: usize,
     pub quantities: ByUnit<u64>,
     pub rates: ByUnit<Rate>,
     pub cost: Credits,
@@ -50,9 +52,8 @@ pub(super) struct CapLook {
 /// Who pays for what.
 #[derive(Default)]
 pub(super) struct Cover {
-    /// By unit: the quantity that allowances on this unit cover, what it would have cost, and the
-    /// allowance with the least left.
-    pub units: ByUnit<UnitCover>,
+    /// What allowances on units cover.
+    pub units: Vec<UnitCover>,
     /// What allowances on the price cover of the rest, and the one with the least left.
     pub credits: Credits,
     pub credits_payer: Option<(u8, Arc<str>)>,
@@ -62,11 +63,15 @@ pub(super) struct Cover {
     pub short: Credits,
 }
 
-#[derive(Clone, Default)]
+/// The part of one unit that allowances on it cover.
 pub(super) struct UnitCover {
+    /// The place of the unit in its feature.
+    pub place: usize,
     pub quantity: u64,
+    /// What it would have cost.
     pub credits: Credits,
-    pub payer: Option<(u8, Arc<str>)>,
+    /// The allowance with the least left.
+    pub payer: (u8, Arc<str>),
 }
 
 /// An amount that a grant pays.
@@ -107,9 +112,10 @@ pub(super) fn priced(
         *rate = unit.rate;
     }
     multiply(feature, attributes, &mut rates)?;
-    let cost = cost(&rates, &quantities)
+    let units = feature.units.len();
+    let cost = cost(&rates[..units], &quantities)
         .map_err(|place| amount_too_large(place.map_or("", |place| &*feature.units[place].name)))?;
-    Ok(Priced { quantities, rates, cost })
+    Ok(Priced { units, quantities, rates, cost })
 }
 
 /// How much of each unit is meant. A unit that is not named is 0; `requests` is 1.
@@ -118,22 +124,25 @@ pub(super) fn quantities<'u>(
     feature: &str,
     usage: &[(&str, u64)],
 ) -> Result<ByUnit<u64>, Box<Refusal>> {
-    let mut quantities: ByUnit<Option<u64>> = [None; Policy::FEATURE_UNITS_MAX];
+    let mut quantities = [0; Policy::FEATURE_UNITS_MAX];
+    let mut named = [false; Policy::FEATURE_UNITS_MAX];
     for (name, quantity) in usage {
         let Some(place) = units.clone().position(|unit| unit == *name) else {
             let detail = format!("{feature} does not count {name}");
             return Err(Refusal::of_field(Reason::UnitUnknown, format!("usage.{name}"), detail));
         };
-        if quantities[place].replace(*quantity).is_some() {
+        quantities[place] = *quantity;
+        if std::mem::replace(&mut named[place], true) {
             let detail = format!("{name} is given twice");
             return Err(Refusal::of_field(Reason::UnitRepeated, format!("usage.{name}"), detail));
         }
     }
-    let mut complete = [0; Policy::FEATURE_UNITS_MAX];
     for (place, unit) in units.enumerate() {
-        complete[place] = quantities[place].unwrap_or(u64::from(unit == Policy::REQUESTS));
+        if !named[place] && unit == Policy::REQUESTS {
+            quantities[place] = 1;
+        }
     }
-    Ok(complete)
+    Ok(quantities)
 }
 
 fn multiply(
@@ -176,7 +185,7 @@ fn multiply(
 }
 
 /// The whole price; the place of the unit that makes it too large, where one alone does.
-pub(super) fn cost(rates: &ByUnit<Rate>, quantities: &ByUnit<u64>) -> Result<Credits, Option<usize>> {
+pub(super) fn cost(rates: &[Rate], quantities: &[u64]) -> Result<Credits, Option<usize>> {
     let mut cost = Credits::ZERO;
     for (place, (rate, quantity)) in rates.iter().zip(quantities).enumerate() {
         let line = rate.price(*quantity).map_err(|_| Some(place))?;
@@ -215,6 +224,7 @@ impl State {
         levels: &Levels,
         feature: (usize, &'p Feature),
         priced: &Priced,
+        list_limits: bool,
     ) -> Result<Verdict<'p>, Box<Refusal>> {
         for place in levels.iter() {
             let account = self.account_at(place);
@@ -240,7 +250,8 @@ impl State {
         match objections.into_iter().max_by_key(Objection::weight) {
             None => Ok(Verdict { looks, caps, cover }),
             Some(Objection { refusal, .. }) => {
-                let limits = looks.iter().map(|look| look.status(&look.reading)).collect();
+                let listed = looks.iter().filter(|_| list_limits);
+                let limits = listed.map(|look| self.status(look)).collect();
                 Err(Box::new(Refusal { would_pass_at, limits, ..*refusal }))
             }
         }
@@ -292,7 +303,7 @@ impl State {
     fn cover(&self, levels: &Levels, looks: &[Look<'_>], priced: &Priced) -> Cover {
         let mut cover = Cover::default();
         let mut rest = priced.cost;
-        for (place, quantity) in priced.quantities.into_iter().enumerate() {
+        for (place, quantity) in priced.quantities.into_iter().enumerate().take(priced.units) {
             let Some((room, payer)) = least_room(looks, Measure::Unit(place as u8)) else { continue };
             let covered = quantity.min(room);
             let rate = priced.rates[place];
@@ -300,7 +311,7 @@ impl State {
             let price = |quantity| rate.price(quantity).unwrap_or(Credits::ZERO);
             let credits = Credits(price(quantity).0 - price(quantity - covered).0);
             rest.0 -= credits.0;
-            cover.units[place] = UnitCover { quantity: covered, credits, payer: Some(payer) };
+            cover.units.push(UnitCover { place, quantity: covered, credits, payer });
         }
         if let Some((room, payer)) = least_room(looks, Measure::Cost) {
             cover.credits = Credits(rest.0.min(i64::try_from(room).unwrap_or(i64::MAX)));
@@ -441,6 +452,11 @@ impl State {
         })))
     }
 
+    /// A limit on its account, as it stands.
+    pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
+        limit_status(look.limit, self.account_at(look.account), self.now)
+    }
+
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let meter = self.account_at(look.account).meter(look.limit.key);
         look.limit.rule.passes_at(meter, self.now, amount)
@@ -454,7 +470,7 @@ impl State {
         let allowances = || looks.iter().filter(|look| look.limit.then == Then::Credits);
         let mut at = self.now;
         let mut covered_by_units = Credits::ZERO;
-        for (place, quantity) in priced.quantities.into_iter().enumerate() {
+        for (place, quantity) in priced.quantities.into_iter().enumerate().take(priced.units) {
             let measure = Measure::Unit(place as u8);
             let mut any = false;
             for look in allowances().filter(|look| look.measure == measure) {
@@ -510,18 +526,17 @@ impl Look<'_> {
         }
     }
 
-    /// How much this limit counts of a request that is covered so.
-    pub fn counted(&self, priced: &Priced, cover: &Cover) -> u64 {
+    /// How much this limit counts of a request that is covered so. Only a hold stays in its slot.
+    pub fn counted(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
+            (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
-            (Then::Credits, Measure::Unit(place)) => cover.units[usize::from(place)].quantity,
+            (Then::Credits, Measure::Unit(place)) => {
+                cover.of_unit(place.into()).map_or(0, |unit| unit.quantity)
+            }
             (Then::Credits, Measure::Cost) => cover.credits.0.unsigned_abs(),
-            (Then::Credits, Measure::Slot | Measure::Drawn) => 0,
+            (Then::Credits, Measure::Drawn) => 0,
         }
-    }
-
-    pub fn status(&self, reading: &Reading) -> LimitStatus {
-        status(self.limit, self.level, reading)
     }
 
     fn amount_text(&self, amount: u64) -> String {
@@ -534,14 +549,16 @@ impl Look<'_> {
     }
 }
 
-pub(super) fn status(limit: &Limit, level: u8, reading: &Reading) -> LimitStatus {
+/// What `limit` has counted on `account`.
+pub(super) fn limit_status(limit: &Limit, account: &Account, at: Millis) -> LimitStatus {
+    let meter = account.meter(limit.key);
     LimitStatus {
         name: limit.name.clone(),
-        level,
+        level: account.level,
         unit: limit.unit.clone(),
         quota: limit.rule.quota(),
-        used: reading.used,
-        resets_at: reading.resets_at,
+        used: limit.rule.read(meter, at).used,
+        resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
     }
 }
@@ -552,17 +569,27 @@ impl Cover {
         Credits(self.draws.iter().map(|draw| draw.amount.0).sum())
     }
 
+    pub fn of_unit(&self, place: usize) -> Option<&UnitCover> {
+        self.units.iter().find(|unit| unit.place == place)
+    }
+
     /// Who pays, in the order in which they were drawn.
     pub fn payments(&self) -> Vec<Payment> {
-        let mut payments = Vec::with_capacity(2 + self.draws.len());
-        for cover in &self.units {
-            push_payment(&mut payments, limit_payer(&cover.payer), cover.credits);
+        let mut payments = Vec::with_capacity(1 + self.units.len() + self.draws.len());
+        for unit in &self.units {
+            push_payment(&mut payments, Some(unit.payer()), unit.credits);
         }
         push_payment(&mut payments, limit_payer(&self.credits_payer), self.credits);
         for draw in &self.draws {
             push_payment(&mut payments, Some(draw.payer()), draw.amount);
         }
         payments
+    }
+}
+
+impl UnitCover {
+    fn payer(&self) -> Payer {
+        Payer::Limit { level: self.payer.0, name: self.payer.1.clone() }
     }
 }
 

@@ -1,6 +1,6 @@
 //! From a document to a policy: every check that a document must pass, and what it becomes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::decision::calendar::Calendar;
@@ -60,7 +60,7 @@ pub(super) fn compile(document: Document, revision: u64, names: &mut Names) -> R
         plans.push(compile_plan(name, plan, &features, names)?);
     }
 
-    let feature_by_name: HashMap<_, _> =
+    let feature_by_name =
         features.iter().enumerate().map(|(place, feature)| (feature.name.clone(), place)).collect();
     let ids: Vec<_> = plans.iter().map(|plan: &Plan| names.intern_plan(&plan.name)).collect();
     let mut plan_places = vec![None; names.plans()];

@@ -17,6 +17,8 @@ pub(super) use names::{MeterKey, Names, PlanId};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use foldhash::fast::RandomState;
+
 use crate::decision::meter::Rule;
 use crate::decision::price::Rate;
 
@@ -26,7 +28,7 @@ pub struct Policy {
     pub(super) revision: u64,
     pub(super) document: Document,
     pub(super) features: Vec<Feature>,
-    pub(super) feature_by_name: HashMap<Arc<str>, usize>,
+    pub(super) feature_by_name: HashMap<Arc<str>, usize, RandomState>,
     pub(super) plans: Vec<Plan>,
     /// By [`PlanId`]: the place of the plan in `plans`, if this policy has it.
     pub(super) plan_places: Vec<Option<usize>>,

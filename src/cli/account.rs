@@ -1,0 +1,197 @@
+//! `quorate account` and `quorate grant`: who may use the cluster, and with which credits.
+
+use clap::Subcommand;
+
+use crate::cli::arguments::CreditsPerPeriod;
+use crate::cli::output::{self, Table, put};
+use crate::cli::{CliError, Done, Global};
+use crate::client::{
+    AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView, SpendingCap,
+};
+use crate::units::{Credits, Millis};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum AccountCommand {
+    /// Create an account, or change the named parts of it
+    Put {
+        /// Such as acme:video:u17, which is under acme:video, which is under acme
+        account: String,
+        /// Its plan
+        #[arg(long)]
+        plan: Option<String>,
+        /// Take its plan away
+        #[arg(long, conflicts_with = "plan")]
+        no_plan: bool,
+        /// The most that it and all under it may draw from wallets: 100/month
+        #[arg(long, value_name = "CREDITS/PERIOD")]
+        cap: Option<CreditsPerPeriod>,
+        /// Take its spending cap away
+        #[arg(long, conflicts_with = "cap")]
+        no_cap: bool,
+        /// A closed account refuses admissions and keeps its books
+        #[arg(long, value_enum)]
+        state: Option<StateArgument>,
+        /// The idempotency key; a random one when absent
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Show an account: its plan, limits, balances, grants and holds
+    Show { account: String },
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum StateArgument {
+    Open,
+    Closed,
+}
+
+impl From<StateArgument> for AccountState {
+    fn from(state: StateArgument) -> AccountState {
+        match state {
+            StateArgument::Open => AccountState::Open,
+            StateArgument::Closed => AccountState::Closed,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum SourceArgument {
+    Plan,
+    Promotion,
+    Purchase,
+    Adjustment,
+}
+
+impl From<SourceArgument> for GrantSource {
+    fn from(source: SourceArgument) -> GrantSource {
+        match source {
+            SourceArgument::Plan => GrantSource::Plan,
+            SourceArgument::Promotion => GrantSource::Promotion,
+            SourceArgument::Purchase => GrantSource::Purchase,
+            SourceArgument::Adjustment => GrantSource::Adjustment,
+        }
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum GrantCommand {
+    /// Add credits; the same id with the same content adds nothing more
+    Add {
+        account: String,
+        /// Names the grant in its wallet for ever, such as purchase-81
+        id: String,
+        /// A decimal, such as 100 or 12.5
+        credits: Credits,
+        #[arg(long, value_enum, default_value = "purchase")]
+        source: SourceArgument,
+        /// Drawn from the lowest number up
+        #[arg(long)]
+        priority: Option<u32>,
+        /// When it can first be drawn, such as 2027-11-22T00:00:00Z; at once when absent
+        #[arg(long, value_name = "MOMENT")]
+        effective_at: Option<Millis>,
+        /// When what is left of it is lost; never when absent
+        #[arg(long, value_name = "MOMENT")]
+        expires_at: Option<Millis>,
+        /// The idempotency key; a random one when absent
+        #[arg(long)]
+        key: Option<String>,
+    },
+}
+
+pub(super) async fn run(command: AccountCommand, global: &Global) -> Result<Done, CliError> {
+    let client = global.client()?;
+    let answer = match command {
+        AccountCommand::Show { account } => client.account(&account).await?,
+        AccountCommand::Put { account, plan, no_plan, cap, no_cap, state, key } => {
+            let cap = cap.as_ref().map(|cap| SpendingCap { credits: cap.credits, period: &cap.period });
+            let update = AccountUpdate {
+                plan: change(plan.as_deref(), no_plan),
+                spending_cap: change(cap, no_cap),
+                state: state.map(AccountState::from),
+            };
+            client.put_account(key.as_deref(), &account, &update).await?
+        }
+    };
+    Ok(Done::ok(match global.json {
+        true => output::json(&answer.body),
+        false => view(&answer.value),
+    }))
+}
+
+/// What the arguments say of one part: set it, clear it, or leave it.
+fn change<T>(set: Option<T>, clear: bool) -> Option<Option<T>> {
+    match (set, clear) {
+        (Some(value), _) => Some(Some(value)),
+        (None, true) => Some(None),
+        (None, false) => None,
+    }
+}
+
+pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<Done, CliError> {
+    let GrantCommand::Add { account, id, credits, source, priority, effective_at, expires_at, key } = command;
+    let grant = GrantRequest { id: &id, source: source.into(), credits, priority, effective_at, expires_at };
+    let answer = global.client()?.add_grant(key.as_deref(), &account, &grant).await?;
+    Ok(Done::ok(match global.json {
+        true => output::json(&answer.body),
+        false => {
+            let again = if answer.replayed { " (it was there already)" } else { "" };
+            let mut text = format!("granted: {} credits to {account}{again}\n", answer.value.credits.granted);
+            text.push_str(&grants(std::slice::from_ref(&answer.value), 2));
+            text
+        }
+    }))
+}
+
+fn view(account: &AccountView) -> String {
+    let mut text = format!("{}: {}\n", account.account, account.state);
+    let mut facts = Table::default();
+    facts.row(["plan".into(), account.plan.clone().unwrap_or_else(|| "none".into())]);
+    if let Some(cap) = &account.spending_cap {
+        facts.row(["cap".into(), format!("{} credits a {}", cap.credits, cap.period)]);
+    }
+    facts.row(["credits".into(), balances(&account.credits)]);
+    text.push_str(&facts.lines(2));
+    if !account.limits.is_empty() {
+        text.push_str(&output::limits(&account.limits, None, 2));
+    }
+    if !account.grants.is_empty() {
+        text.push_str(&grants(&account.grants, 2));
+    }
+    let mut holds = Table::new(&[2]);
+    for hold in &account.holds {
+        let expires = format!("until {}", hold.expires_at);
+        holds.row([hold.admission.clone(), hold.feature.clone(), hold.cost.to_string(), expires]);
+    }
+    if !holds.is_empty() {
+        put(&mut text, format_args!("  holds: {}\n", account.holds_total.max(account.holds.len() as u64)));
+        text.push_str(&holds.lines(4));
+    }
+    text
+}
+
+fn balances(credits: &BalancesView) -> String {
+    let BalancesView { granted, available, held, spent, expired, revoked } = credits;
+    format!(
+        "{granted} granted = {available} available + {held} held + {spent} spent + {expired} expired + {revoked} revoked"
+    )
+}
+
+fn grants(grants: &[GrantView], indent: usize) -> String {
+    let mut table = Table::new(&[2, 3, 4, 5, 6]);
+    let head = ["grant", "source", "priority", "granted", "available", "held", "spent", "expires"];
+    table.row(head.map(str::to_owned));
+    for grant in grants {
+        table.row([
+            grant.id.clone(),
+            grant.source.clone(),
+            grant.priority.to_string(),
+            grant.credits.granted.to_string(),
+            grant.credits.available.to_string(),
+            grant.credits.held.to_string(),
+            grant.credits.spent.to_string(),
+            grant.expires_at.map_or_else(|| "never".into(), |at| at.to_string()),
+        ]);
+    }
+    table.lines(indent)
+}

@@ -1,0 +1,399 @@
+//! What nodes answer. Fields that this version does not know are passed over, so that an older
+//! client can talk to a newer node.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::units::{Credits, Millis, ParseQuantityError, Span};
+
+/// An amount of some unit, or of credits: a decimal with at most six digits after the point.
+///
+/// Wider than [`Credits`], since a quota over another unit may be any 64-bit number.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Amount {
+    micros: i128,
+}
+
+const AMOUNT_MICROS: i128 = 1_000_000;
+
+impl From<Credits> for Amount {
+    fn from(credits: Credits) -> Amount {
+        Amount { micros: credits.0.into() }
+    }
+}
+
+impl FromStr for Amount {
+    type Err = ParseQuantityError;
+    fn from_str(text: &str) -> Result<Amount, ParseQuantityError> {
+        match text.parse::<u64>() {
+            Ok(whole) => Ok(Amount { micros: i128::from(whole) * AMOUNT_MICROS }),
+            Err(_) => text.parse::<Credits>().map(Amount::from),
+        }
+    }
+}
+
+impl fmt::Display for Amount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match i64::try_from(self.micros) {
+            Ok(micros) => Credits(micros).fmt(f),
+            Err(_) => write!(f, "{}", self.micros / AMOUNT_MICROS),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Amount {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Amount, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        text.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// The evidence of a decision.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Receipt {
+    pub index: u64,
+    pub position: u32,
+    pub term: u64,
+    pub at: Millis,
+    pub policy: u64,
+}
+
+/// Who paid a part of a cost.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Payer {
+    /// An allowance of the plan of the account at a level (1 the root).
+    Limit { level: u8, name: String },
+    /// A grant in the wallet of the account at a level.
+    Grant { level: u8, id: String },
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(try_from = "RawPayment")]
+pub struct Payment {
+    pub payer: Payer,
+    pub credits: Credits,
+}
+
+#[derive(Deserialize)]
+struct RawPayment {
+    limit: Option<String>,
+    grant: Option<String>,
+    #[serde(default)]
+    level: u8,
+    credits: Credits,
+}
+
+impl TryFrom<RawPayment> for Payment {
+    type Error = &'static str;
+    fn try_from(raw: RawPayment) -> Result<Payment, &'static str> {
+        let RawPayment { limit, grant, level, credits } = raw;
+        let payer = match (limit, grant) {
+            (Some(name), None) => Payer::Limit { level, name },
+            (None, Some(id)) => Payer::Grant { level, id },
+            _ => return Err("a payment names either a limit or a grant"),
+        };
+        Ok(Payment { payer, credits })
+    }
+}
+
+/// A limit as a decision left it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct LimitView {
+    pub name: String,
+    pub level: u8,
+    pub unit: String,
+    pub quota: Amount,
+    pub used: Amount,
+    pub remaining: Amount,
+    #[serde(default)]
+    pub resets_at: Option<Millis>,
+    #[serde(default, deserialize_with = "span")]
+    pub window: Option<Span>,
+}
+
+/// A length of time, as text such as `5h` or as whole milliseconds.
+fn span<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Span>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Millis(u64),
+        Text(Span),
+    }
+    Ok(Option::<Written>::deserialize(deserializer)?.map(|written| match written {
+        Written::Millis(millis) => Span(millis),
+        Written::Text(span) => span,
+    }))
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+pub struct WalletView {
+    pub available: Credits,
+    pub held: Credits,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+pub struct HoldExpiry {
+    pub expires_at: Millis,
+}
+
+/// A request that may go ahead.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Admitted {
+    pub admission: String,
+    #[serde(default)]
+    pub dry_run: bool,
+    pub cost: Credits,
+    pub paid_by: Vec<Payment>,
+    pub limits: Vec<LimitView>,
+    pub credits: WalletView,
+    #[serde(default)]
+    pub hold: Option<HoldExpiry>,
+    pub receipt: Receipt,
+}
+
+/// The answers to a batch, in its order.
+#[derive(Clone, Debug, Deserialize)]
+pub struct BatchAnswer {
+    pub results: Vec<BatchItem>,
+}
+
+/// One answer of a batch: an admission or a problem, by its status.
+#[derive(Clone, Debug)]
+pub enum BatchItem {
+    Admitted(Box<Admitted>),
+    Refused(Box<crate::client::Problem>),
+}
+
+impl<'de> Deserialize<'de> for BatchItem {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<BatchItem, D::Error> {
+        use serde::de::Error;
+        #[derive(Deserialize)]
+        struct Status {
+            status: u16,
+        }
+        let raw = <Box<serde_json::value::RawValue>>::deserialize(deserializer)?;
+        let Status { status } = serde_json::from_str(raw.get()).map_err(D::Error::custom)?;
+        match status {
+            200 => serde_json::from_str(raw.get()).map(BatchItem::Admitted).map_err(D::Error::custom),
+            _ => {
+                let status = http::StatusCode::from_u16(status).map_err(D::Error::custom)?;
+                let body = raw.get().to_owned().into();
+                Ok(BatchItem::Refused(Box::new(crate::client::Problem::read(status, body))))
+            }
+        }
+    }
+}
+
+/// What became of a hold.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SettledView {
+    pub admission: String,
+    #[serde(rename = "final")]
+    pub last: bool,
+    pub cost: Credits,
+    pub paid_by: Vec<Payment>,
+    pub returned: Vec<Payment>,
+    pub uncovered: Credits,
+    pub credits: WalletView,
+    #[serde(default)]
+    pub hold: Option<HoldExpiry>,
+    pub receipt: Receipt,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct Extended {
+    pub admission: String,
+    pub hold: HoldExpiry,
+    pub receipt: Receipt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AdmissionStatus {
+    Held,
+    Settled,
+    Released,
+    Expired,
+}
+
+/// A decided request, and what became of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AdmissionView {
+    pub admission: String,
+    pub account: String,
+    pub feature: String,
+    pub status: AdmissionStatus,
+    pub cost: Credits,
+    pub paid_by: Vec<Payment>,
+    pub uncovered: Credits,
+    pub admitted_at: Millis,
+    #[serde(default)]
+    pub expires_at: Option<Millis>,
+    #[serde(default)]
+    pub resolved_at: Option<Millis>,
+    #[serde(default)]
+    pub receipt: Option<Receipt>,
+}
+
+/// The books of a wallet or a grant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct BalancesView {
+    pub granted: Credits,
+    pub available: Credits,
+    pub held: Credits,
+    pub spent: Credits,
+    pub expired: Credits,
+    pub revoked: Credits,
+}
+
+impl BalancesView {
+    /// Whether what was granted is all somewhere.
+    pub fn balance(&self) -> bool {
+        let parts = [self.available, self.held, self.spent, self.expired, self.revoked];
+        i128::from(self.granted.0) == parts.iter().map(|part| i128::from(part.0)).sum()
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct GrantView {
+    pub id: String,
+    pub source: String,
+    pub priority: u32,
+    pub created_at: Millis,
+    pub effective_at: Millis,
+    #[serde(default)]
+    pub expires_at: Option<Millis>,
+    pub credits: BalancesView,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct HoldView {
+    pub admission: String,
+    pub feature: String,
+    pub account: String,
+    pub cost: Credits,
+    pub admitted_at: Millis,
+    pub expires_at: Millis,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct SpendingCapView {
+    pub credits: Credits,
+    pub period: String,
+}
+
+/// An account as it stands.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AccountView {
+    pub account: String,
+    #[serde(default)]
+    pub plan: Option<String>,
+    pub state: String,
+    #[serde(default)]
+    pub spending_cap: Option<SpendingCapView>,
+    pub limits: Vec<LimitView>,
+    pub credits: BalancesView,
+    pub grants: Vec<GrantView>,
+    pub holds: Vec<HoldView>,
+    #[serde(default)]
+    pub holds_total: u64,
+}
+
+/// The policy in force, in whatever words its version has.
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyView {
+    pub revision: u64,
+    pub policy: serde_json::Value,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PolicyPut {
+    pub revision: u64,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClusterView {
+    #[serde(default)]
+    pub cluster_id: String,
+    pub node: u64,
+    pub leader: Option<u64>,
+    pub term: u64,
+    pub members: Vec<MemberView>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct MemberView {
+    pub id: u64,
+    pub role: String,
+    #[serde(default)]
+    pub region: String,
+    /// For clients; `client_address` where a node calls it so.
+    #[serde(default, alias = "client_address")]
+    pub address: String,
+    #[serde(default)]
+    pub peer_address: String,
+    #[serde(default)]
+    pub last_index: Option<u64>,
+    #[serde(default)]
+    pub applied_index: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admission_is_read_as_the_interface_says() {
+        let answer: Admitted = serde_json::from_str(
+            r#"{"decision": "admitted", "admission": "adm_1f", "cost": "352",
+                "paid_by": [{"limit": "five_hours", "level": 3, "credits": "300"},
+                            {"grant": "promo-may", "level": 2, "credits": "52"}],
+                "limits": [{"name": "five_hours", "level": 3, "unit": "credits", "quota": "500", "used": "500",
+                            "remaining": "0", "resets_at": "2026-11-22T20:00:00Z", "window": "5h"}],
+                "credits": {"available": "88", "held": "52"},
+                "receipt": {"index": 991, "position": 17, "term": 3, "at": "2026-11-22T15:00:00Z",
+                            "policy": 12, "decided_by": "quorum"}}"#,
+        )
+        .expect("an admission");
+        assert_eq!(answer.paid_by[1].payer, Payer::Grant { level: 2, id: "promo-may".into() });
+        assert_eq!(answer.limits[0].window, Some(Span(18_000_000)));
+        assert_eq!(answer.limits[0].remaining, Amount::default());
+    }
+
+    #[test]
+    fn a_batch_holds_admissions_and_problems() {
+        let answer: BatchAnswer = serde_json::from_str(
+            r#"{"results": [
+                {"status": 200, "admission": "adm_1", "cost": "0", "paid_by": [], "limits": [],
+                 "credits": {"available": "0", "held": "0"},
+                 "receipt": {"index": 1, "position": 0, "term": 1, "at": "2026-11-22T15:00:00Z", "policy": 1}},
+                {"status": 429, "type": "https://quorate.dev/problems/limit-reached", "reason": "limit_reached",
+                 "detail": "requests_per_minute is spent"}]}"#,
+        )
+        .expect("a batch");
+        assert!(matches!(&answer.results[0], BatchItem::Admitted(admitted) if admitted.admission == "adm_1"));
+        let BatchItem::Refused(problem) = &answer.results[1] else { panic!("a refusal") };
+        assert_eq!((problem.status, problem.reason.as_deref()), (429, Some("limit_reached")));
+    }
+
+    #[test]
+    fn amounts_hold_every_quota_and_every_credit_exactly() {
+        for text in ["0", "0.5", "18446744073709551615", "-3.000001", "9223372036854.775807"] {
+            assert_eq!(text.parse::<Amount>().expect("an amount").to_string(), text);
+        }
+        let (largest, credits) = ("18446744073709551615".parse::<Amount>(), "9223372036854.775807".parse());
+        assert!(largest.expect("an amount") > credits.expect("an amount"));
+        assert!("1e3".parse::<Amount>().is_err());
+    }
+
+    #[test]
+    fn books_that_do_not_add_up_are_seen() {
+        let mut books =
+            BalancesView { granted: Credits(5), available: Credits(2), ..BalancesView::default() };
+        assert!(!books.balance());
+        books.spent = Credits(3);
+        assert!(books.balance());
+    }
+}

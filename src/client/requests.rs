@@ -1,0 +1,154 @@
+//! What is asked of a node: the bodies of requests, borrowed from who asks.
+
+use serde::{Serialize, Serializer};
+
+use crate::units::{Credits, Millis, Span};
+
+/// Pairs that become one JSON object, in their order.
+fn object<S: Serializer, K: Serialize, V: Serialize>(pairs: &[(K, V)], to: S) -> Result<S::Ok, S::Error> {
+    to.collect_map(pairs.iter().map(|(key, value)| (key, value)))
+}
+
+fn hold<S: Serializer>(ttl: &Option<Span>, to: S) -> Result<S::Ok, S::Error> {
+    #[derive(Serialize)]
+    struct Hold {
+        ttl_ms: u64,
+    }
+    ttl.map(|ttl| Hold { ttl_ms: ttl.0 }).serialize(to)
+}
+
+fn is_empty<T>(items: &[T]) -> bool {
+    items.is_empty()
+}
+
+/// Asks for an admission.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Admission<'a> {
+    pub account: &'a str,
+    pub feature: &'a str,
+    #[serde(serialize_with = "object")]
+    pub usage: &'a [(&'a str, u64)],
+    #[serde(serialize_with = "object", skip_serializing_if = "is_empty")]
+    pub attributes: &'a [(&'a str, &'a str)],
+    /// Reserve for this long instead of settling at once.
+    #[serde(serialize_with = "hold", skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Span>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub dry_run: bool,
+}
+
+/// One admission of a batch.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BatchAdmission<'a> {
+    pub key: &'a str,
+    #[serde(flatten)]
+    pub admission: Admission<'a>,
+}
+
+/// Tells what an admission really used, in all since it was admitted.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SettleRequest<'a> {
+    #[serde(serialize_with = "object")]
+    pub usage: &'a [(&'a str, u64)],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compute_ms: Option<u64>,
+    /// Whether the work is over.
+    #[serde(rename = "final")]
+    pub last: bool,
+}
+
+/// Creates an account, or changes the named parts of it. The outer option is whether to change a
+/// part, the inner one what to: none clears it.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct AccountUpdate<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Option<&'a str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub spending_cap: Option<Option<SpendingCap<'a>>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<AccountState>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AccountState {
+    Open,
+    Closed,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SpendingCap<'a> {
+    pub credits: Credits,
+    pub period: &'a str,
+}
+
+/// Credits for an account's wallet.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct GrantRequest<'a> {
+    pub id: &'a str,
+    pub source: GrantSource,
+    pub credits: Credits,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub priority: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub effective_at: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Millis>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum GrantSource {
+    Plan,
+    Promotion,
+    Purchase,
+    Adjustment,
+}
+
+/// A change of who is in the cluster.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "action", rename_all = "snake_case")]
+pub enum MembersChange<'a> {
+    Join { member: MemberRequest<'a> },
+    Promote { id: u64 },
+    Leave { id: u64 },
+    Transfer { id: u64 },
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct MemberRequest<'a> {
+    pub id: u64,
+    pub region: &'a str,
+    pub peer_address: &'a str,
+    pub client_address: &'a str,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_admission_is_written_as_the_interface_says() {
+        let admission = Admission {
+            account: "acme:video:u17",
+            feature: "video.generate",
+            usage: &[("requests", 1), ("video_seconds", 20)],
+            attributes: &[("resolution", "1080p")],
+            hold: Some(Span(600_000)),
+            dry_run: false,
+        };
+        let written = serde_json::to_string(&BatchAdmission { key: "k", admission }).expect("JSON");
+        assert_eq!(
+            written,
+            r#"{"key":"k","account":"acme:video:u17","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000}}"#
+        );
+    }
+
+    #[test]
+    fn an_account_update_keeps_clears_and_sets() {
+        let update = AccountUpdate { plan: Some(None), ..AccountUpdate::default() };
+        assert_eq!(serde_json::to_string(&update).expect("JSON"), r#"{"plan":null}"#);
+        let update = AccountUpdate { plan: Some(Some("plus")), ..AccountUpdate::default() };
+        assert_eq!(serde_json::to_string(&update).expect("JSON"), r#"{"plan":"plus"}"#);
+    }
+}

@@ -1,0 +1,32 @@
+//! The calls about accounts and their grants.
+
+use axum::http::StatusCode;
+
+use crate::edge::answer::Answer;
+use crate::edge::body;
+use crate::edge::problem::{Kind, Problem};
+use crate::edge::replies;
+use crate::edge::request::Asked;
+use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody};
+
+pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
+    let account = asked.account().await?;
+    let body: AccountBody<'_> = body::read(asked.json()?)?;
+    let reply = asked.decide(body.command(&account)).await?;
+    Ok(replies::answer(&reply, None))
+}
+
+pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
+    let account = asked.account().await?;
+    let view = asked.replica().read(|state| state.account(&account)).await?;
+    let view =
+        view.ok_or_else(|| Problem::new(Kind::AccountUnknown, format!("there is no account {account:?}")))?;
+    Ok(Answer::json(StatusCode::OK, &AccountAnswer::new(&view, None)))
+}
+
+pub(crate) async fn put_grant(mut asked: Asked) -> Result<Answer, Problem> {
+    let account = asked.account().await?;
+    let body: GrantBody<'_> = body::read(asked.json()?)?;
+    let reply = asked.decide(body.command(&account)).await?;
+    Ok(replies::answer(&reply, None))
+}

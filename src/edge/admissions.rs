@@ -1,0 +1,77 @@
+//! The calls about admissions: decide, settle, extend, release, look up.
+
+use axum::http::StatusCode;
+
+use crate::decision::command::{Command, Extend, Release};
+use crate::edge::answer::Answer;
+use crate::edge::body;
+use crate::edge::problem::{Kind, Problem};
+use crate::edge::replies;
+use crate::edge::request::Asked;
+use crate::edge::wire::admission::{
+    AdmissionAnswer, AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody,
+};
+use crate::edge::wire::evidence::TimeText;
+use crate::units::Span;
+
+pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
+    let body: AdmissionBody<'_> = body::read(asked.json()?)?;
+    if body.has_key() {
+        return Err(Problem::invalid(
+            "key",
+            "the key of a single admission goes in the header Idempotency-Key",
+        ));
+    }
+    let reply = asked.decide(body.command(true)).await?;
+    Ok(replies::answer(&reply, None))
+}
+
+pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
+    let admissions_max = asked.shared().limits.batch_admissions_max;
+    let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max })?;
+    if proposal.is_empty() {
+        return Ok(replies::batch(&[]));
+    }
+    let count = proposal.len();
+    let replies = asked.replica().propose(proposal).await?;
+    if replies.len() != count {
+        return Err(Problem::outcome_unknown("the cluster gave another number of answers"));
+    }
+    for reply in &replies {
+        asked.metrics().decided(reply);
+    }
+    Ok(replies::batch(&replies))
+}
+
+pub(crate) async fn settle(mut asked: Asked) -> Result<Answer, Problem> {
+    let admission = asked.admission().await?;
+    let body: SettleBody<'_> = body::read(asked.json()?)?;
+    let reply = asked.decide(body.command(admission)).await?;
+    Ok(replies::answer(&reply, Some(admission)))
+}
+
+pub(crate) async fn extend(mut asked: Asked) -> Result<Answer, Problem> {
+    let admission = asked.admission().await?;
+    let body: ExtendBody = body::read(asked.json()?)?;
+    let reply = asked.decide(Command::Extend(Extend { admission, ttl: Span(body.ttl_ms) })).await?;
+    Ok(replies::answer(&reply, Some(admission)))
+}
+
+pub(crate) async fn release(mut asked: Asked) -> Result<Answer, Problem> {
+    let admission = asked.admission().await?;
+    if !asked.body().is_empty() {
+        let ReleaseBody {} = body::read(asked.json()?)?;
+    }
+    let reply = asked.decide(Command::Release(Release { admission })).await?;
+    Ok(replies::answer(&reply, Some(admission)))
+}
+
+pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
+    let admission = asked.admission().await?;
+    let view = asked.replica().read(|state| state.admission(admission)).await?;
+    let view = view.ok_or_else(|| {
+        Problem::new(Kind::AdmissionUnknown, format!("there is no admission {admission}, or not any more"))
+    })?;
+    let mut time_text = TimeText::default();
+    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer::new(&view, time_text.of(view.stamp.at))))
+}

@@ -1,0 +1,70 @@
+//! The calls of the interface: one table that the router, the access check, the metrics and the
+//! published description all follow.
+
+use axum::http::Method;
+
+use crate::edge::access::Role;
+
+/// Who may make a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Needs {
+    /// Anybody who reaches the port.
+    Nothing,
+    Role(Role),
+}
+
+macro_rules! calls {
+    ($($name:ident $method:ident $path:literal $needs:expr;)*) => {
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Call { $($name),* }
+
+        impl Call {
+            pub(crate) const ALL: &'static [Call] = &[$(Call::$name),*];
+
+            pub(crate) fn method(self) -> Method {
+                match self { $(Call::$name => Method::$method),* }
+            }
+
+            /// The path as routed and as published; also the label in the metrics.
+            pub(crate) fn path(self) -> &'static str {
+                match self { $(Call::$name => $path),* }
+            }
+
+            pub(crate) fn needs(self) -> Needs {
+                match self { $(Call::$name => $needs),* }
+            }
+        }
+    };
+}
+
+const OPEN: Needs = Needs::Nothing;
+const READ: Needs = Needs::Role(Role::Read);
+const ADMIT: Needs = Needs::Role(Role::Admit);
+const OPERATE: Needs = Needs::Role(Role::Operate);
+
+calls! {
+    Admit         POST "/v1/admissions"                   ADMIT;
+    AdmitBatch    POST "/v1/admissions/batch"             ADMIT;
+    GetAdmission  GET  "/v1/admissions/{admission}"         READ;
+    Settle        POST "/v1/admissions/{admission}/settle"  ADMIT;
+    Extend        POST "/v1/admissions/{admission}/extend"  ADMIT;
+    Release       POST "/v1/admissions/{admission}/release" ADMIT;
+    GetAccount    GET  "/v1/accounts/{account}"           READ;
+    PutAccount    PUT  "/v1/accounts/{account}"           OPERATE;
+    PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
+    GetPolicy     GET  "/v1/policy"                       READ;
+    PutPolicy     PUT  "/v1/policy"                       OPERATE;
+    GetCluster    GET  "/v1/cluster"                      READ;
+    ChangeMembers POST "/v1/cluster/members"              OPERATE;
+    Livez         GET  "/livez"                           OPEN;
+    Readyz        GET  "/readyz"                          OPEN;
+    Metrics       GET  "/metrics"                         READ;
+    Openapi       GET  "/openapi.json"                    OPEN;
+}
+
+impl Call {
+    /// Whether it may change anything, so that losing its answer leaves its outcome open.
+    pub(crate) fn changes(self) -> bool {
+        self.method() != Method::GET
+    }
+}

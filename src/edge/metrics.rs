@@ -1,0 +1,257 @@
+//! Counters of what the edge did, written as Prometheus text.
+//!
+//! Counting is a few relaxed additions: it never waits and never allocates. Reading sees each
+//! counter whole, but not all of them at one instant.
+
+use std::fmt::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::http::StatusCode;
+
+use crate::decision::reply::{Outcome, Reason, Reply};
+use crate::edge::calls::Call;
+use crate::edge::problem::refusal_words;
+use crate::replication::ClusterView;
+
+const CALLS: usize = Call::ALL.len();
+
+/// Status classes from 1xx to 5xx.
+const CLASSES: usize = 5;
+
+/// The upper ends of the buckets of request durations, in microseconds.
+const DURATION_BUCKETS_US: [u64; 10] =
+    [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
+
+/// Every reason, in the order of the enum.
+const REASONS: [Reason; 25] = [
+    Reason::LimitReached,
+    Reason::SlotsTaken,
+    Reason::CapacityReached,
+    Reason::SpendingCapReached,
+    Reason::CreditsShort,
+    Reason::AccountClosed,
+    Reason::AccountUnknown,
+    Reason::FeatureUnknown,
+    Reason::AdmissionUnknown,
+    Reason::HoldResolved,
+    Reason::RevisionStale,
+    Reason::GrantExists,
+    Reason::KeyMismatch,
+    Reason::UnitUnknown,
+    Reason::UnitRepeated,
+    Reason::AttributeUnknown,
+    Reason::AttributeValueUnknown,
+    Reason::AmountTooLarge,
+    Reason::QuotaExceeded,
+    Reason::PlanUnknown,
+    Reason::AccountInvalid,
+    Reason::GrantInvalid,
+    Reason::HoldTooLong,
+    Reason::PolicyInvalid,
+    Reason::TooMany,
+];
+
+#[derive(Default)]
+pub(crate) struct Metrics {
+    requests: [[AtomicU64; CLASSES]; CALLS],
+    /// Requests that no call matches.
+    unrouted: AtomicU64,
+    durations: [AtomicU64; DURATION_BUCKETS_US.len() + 1],
+    durations_sum_us: AtomicU64,
+    admitted: AtomicU64,
+    /// Commands other than admissions that were carried out.
+    changed: AtomicU64,
+    replayed: AtomicU64,
+    refused: [AtomicU64; REASONS.len()],
+    pub(crate) connections: Connections,
+}
+
+#[derive(Default)]
+pub(crate) struct Connections {
+    pub(crate) open: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) timed_out: AtomicU64,
+}
+
+/// Counts one.
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+fn read(counter: &AtomicU64) -> u64 {
+    counter.load(Ordering::Relaxed)
+}
+
+impl Metrics {
+    pub(crate) fn request(&self, call: Call, status: StatusCode, duration: Duration) {
+        let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES) - 1;
+        count(&self.requests[call as usize][class]);
+        let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let bucket = DURATION_BUCKETS_US.partition_point(|&end_us| end_us < us);
+        count(&self.durations[bucket]);
+        self.durations_sum_us.fetch_add(us, Ordering::Relaxed);
+    }
+
+    pub(crate) fn unrouted(&self) {
+        count(&self.unrouted);
+    }
+
+    pub(crate) fn decided(&self, reply: &Reply) {
+        if reply.replayed {
+            count(&self.replayed);
+            return;
+        }
+        match &reply.outcome {
+            Outcome::Admitted(_) => count(&self.admitted),
+            Outcome::Refused(refusal) => count(&self.refused[refusal.reason as usize]),
+            _ => count(&self.changed),
+        }
+    }
+
+    /// All of it as text, with where the log is.
+    pub(crate) fn text(&self, cluster: &ClusterView) -> String {
+        let mut text = String::with_capacity(8 * 1024);
+        // Writing to a string cannot fail.
+        let _infallible = self.write(&mut text, cluster);
+        text
+    }
+
+    fn write(&self, text: &mut String, cluster: &ClusterView) -> std::fmt::Result {
+        family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
+        for (call, classes) in Call::ALL.iter().zip(&self.requests) {
+            for (class, counter) in (1..).zip(classes) {
+                let requests = read(counter);
+                if requests > 0 {
+                    writeln!(
+                        text,
+                        "quorate_http_requests_total{{method=\"{}\",route=\"{}\",status=\"{class}xx\"}} {requests}",
+                        call.method(),
+                        call.path(),
+                    )?;
+                }
+            }
+        }
+        single(
+            text,
+            "quorate_http_unrouted_total",
+            "counter",
+            "Requests that no call matches.",
+            read(&self.unrouted),
+        )?;
+
+        family(
+            text,
+            "quorate_http_request_duration_seconds",
+            "histogram",
+            "From the last header to the answer.",
+        )?;
+        let mut below = 0;
+        for (end_us, counter) in DURATION_BUCKETS_US.iter().zip(&self.durations) {
+            below += read(counter);
+            let end = seconds(*end_us);
+            writeln!(text, "quorate_http_request_duration_seconds_bucket{{le=\"{end}\"}} {below}")?;
+        }
+        let all: u64 = self.durations.iter().map(read).sum();
+        writeln!(text, "quorate_http_request_duration_seconds_bucket{{le=\"+Inf\"}} {all}")?;
+        let sum = seconds(read(&self.durations_sum_us));
+        writeln!(text, "quorate_http_request_duration_seconds_sum {sum}")?;
+        writeln!(text, "quorate_http_request_duration_seconds_count {all}")?;
+
+        family(text, "quorate_decisions_total", "counter", "Decisions that this node answered, by outcome.")?;
+        writeln!(text, "quorate_decisions_total{{outcome=\"admitted\"}} {}", read(&self.admitted))?;
+        writeln!(text, "quorate_decisions_total{{outcome=\"changed\"}} {}", read(&self.changed))?;
+        writeln!(text, "quorate_decisions_total{{outcome=\"replayed\"}} {}", read(&self.replayed))?;
+        for (reason, counter) in REASONS.into_iter().zip(&self.refused) {
+            let refused = read(counter);
+            if refused > 0 {
+                let (_, name, _) = refusal_words(reason);
+                writeln!(text, "quorate_decisions_total{{outcome=\"refused\",reason=\"{name}\"}} {refused}")?;
+            }
+        }
+
+        let connections = &self.connections;
+        single(text, "quorate_connections_open", "gauge", "Client connections.", read(&connections.open))?;
+        for (name, help, counter) in [
+            (
+                "quorate_connections_accepted_total",
+                "Client connections that were served.",
+                &connections.accepted,
+            ),
+            ("quorate_connections_refused_total", "Connections beyond the limit.", &connections.refused),
+            (
+                "quorate_connections_timed_out_total",
+                "Connections too slow or too idle.",
+                &connections.timed_out,
+            ),
+        ] {
+            single(text, name, "counter", help, read(counter))?;
+        }
+
+        single(text, "quorate_raft_term", "gauge", "The term of this node.", cluster.term)?;
+        let is_leader = u64::from(cluster.leader == Some(cluster.node));
+        single(text, "quorate_raft_is_leader", "gauge", "Whether this node leads.", is_leader)?;
+        let has_leader = u64::from(cluster.leader.is_some());
+        single(text, "quorate_raft_has_leader", "gauge", "Whether this node knows a leader.", has_leader)?;
+        if let Some(own) = cluster.members.iter().find(|member| member.id == cluster.node) {
+            let last = own.last_index.unwrap_or(0);
+            single(text, "quorate_raft_last_index", "gauge", "The last entry of this node's log.", last)?;
+            let applied = own.applied_index.unwrap_or(0);
+            single(
+                text,
+                "quorate_raft_applied_index",
+                "gauge",
+                "The last entry that this node applied.",
+                applied,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+fn family(text: &mut String, name: &str, kind: &str, help: &str) -> std::fmt::Result {
+    writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}")
+}
+
+fn single(text: &mut String, name: &str, kind: &str, help: &str, value: u64) -> std::fmt::Result {
+    family(text, name, kind, help)?;
+    writeln!(text, "{name} {value}")
+}
+
+/// Microseconds as decimal seconds.
+fn seconds(us: u64) -> String {
+    let text = format!("{}.{:06}", us / 1_000_000, us % 1_000_000);
+    text.trim_end_matches('0').trim_end_matches('.').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_stand_at_their_own_index() {
+        for (index, reason) in REASONS.into_iter().enumerate() {
+            assert_eq!(reason as usize, index);
+        }
+    }
+
+    #[test]
+    fn buckets_add_up() {
+        let metrics = Metrics::default();
+        for us in [1, 500, 501, 20_000_000] {
+            metrics.request(Call::Admit, StatusCode::OK, Duration::from_micros(us));
+        }
+        let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
+        let text = metrics.text(&cluster);
+        for line in [
+            "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
+            "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
+            "quorate_http_request_duration_seconds_bucket{le=\"+Inf\"} 4",
+            "quorate_http_request_duration_seconds_sum 20.001002",
+            "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"2xx\"} 4",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! From a path to a call, and around every call: access, bounds, deadline, counting.
+//!
+//! There is no stack of middleware. One function does what every call needs, once and in a fixed
+//! order: headers bounded, caller known, body bounded, deadline kept, answer counted.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::HeaderMap;
+use axum::http::request::Parts;
+use axum::response::Response;
+use axum::routing::{MethodFilter, MethodRouter, on};
+
+use crate::edge::answer::Answer;
+use crate::edge::calls::Call;
+use crate::edge::limits::{Limits, duration};
+use crate::edge::problem::{Kind, Problem};
+use crate::edge::request::Asked;
+use crate::edge::{Shared, accounts, admissions, body, cluster, operations, policy};
+
+/// What a header takes beyond its name and value: the colon, the space and the end of the line.
+const HEADER_BYTES_AROUND: usize = 4;
+
+pub(crate) fn router(shared: Arc<Shared>) -> Router {
+    let mut router = Router::new();
+    for &call in Call::ALL {
+        let shared = Arc::clone(&shared);
+        let handler = move |request: Request| answer(Arc::clone(&shared), call, request);
+        router = router.route(call.path(), method(call, handler));
+    }
+    let unknown = Arc::clone(&shared);
+    router
+        .method_not_allowed_fallback(move |request: Request| {
+            let shared = Arc::clone(&shared);
+            async move { unrouted(&shared, Kind::MethodNotAllowed, &request) }
+        })
+        .fallback(move |request: Request| {
+            let shared = Arc::clone(&unknown);
+            async move { unrouted(&shared, Kind::RouteUnknown, &request) }
+        })
+}
+
+fn method<H, T>(call: Call, handler: H) -> MethodRouter
+where
+    H: axum::handler::Handler<T, ()>,
+    T: 'static,
+{
+    let filter = match call.method() {
+        axum::http::Method::GET => MethodFilter::GET,
+        axum::http::Method::PUT => MethodFilter::PUT,
+        _ => MethodFilter::POST,
+    };
+    on(filter, handler)
+}
+
+fn unrouted(shared: &Shared, kind: Kind, request: &Request) -> Response {
+    shared.metrics.unrouted();
+    let detail = format!("{} {}", request.method(), request.uri().path());
+    Problem::new(kind, detail).into_answer().into_response()
+}
+
+async fn answer(shared: Arc<Shared>, call: Call, request: Request) -> Response {
+    let started = Instant::now();
+    let answer = match serve(&shared, call, request).await {
+        Ok(answer) => answer,
+        Err(problem) => problem.into_answer(),
+    };
+    shared.metrics.request(call, answer.status, started.elapsed());
+    answer.into_response()
+}
+
+async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Answer, Problem> {
+    let (parts, body) = request.into_parts();
+    check_headers(&shared.limits, &parts)?;
+    shared.access.check(call.needs(), &parts.headers)?;
+    let deadline = tokio::time::Instant::now() + duration(shared.limits.request_timeout);
+    let body =
+        tokio::time::timeout_at(deadline, body::collect(&parts.headers, body, shared.limits.body_bytes_max))
+            .await
+            .map_err(|_elapsed| Problem::new(Kind::RequestTimeout, "the body did not arrive in time"))??;
+    let asked = Asked::new(Arc::clone(shared), parts, body);
+    match tokio::time::timeout_at(deadline, dispatch(call, asked)).await {
+        Ok(result) => result,
+        Err(_elapsed) if call.changes() => Err(Problem::outcome_unknown("no answer came in time")),
+        Err(_elapsed) => Err(Problem::new(Kind::NoQuorum, "no answer came in time")),
+    }
+}
+
+fn check_headers(limits: &Limits, parts: &Parts) -> Result<(), Problem> {
+    let too_large = |detail: String| {
+        let mut problem = Problem::new(Kind::HeadersTooLarge, detail);
+        problem.close();
+        Err(problem)
+    };
+    if parts.headers.len() > limits.headers_max {
+        return too_large(format!("the request has more than {} headers", limits.headers_max));
+    }
+    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
+    if header_bytes(&parts.headers) + target > limits.header_bytes_max {
+        return too_large(format!("the headers have more than {} bytes", limits.header_bytes_max));
+    }
+    Ok(())
+}
+
+fn header_bytes(headers: &HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + HEADER_BYTES_AROUND).sum()
+}
+
+async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
+    match call {
+        Call::Admit => admissions::admit(asked).await,
+        Call::AdmitBatch => admissions::admit_batch(asked).await,
+        Call::GetAdmission => admissions::get(asked).await,
+        Call::Settle => admissions::settle(asked).await,
+        Call::Extend => admissions::extend(asked).await,
+        Call::Release => admissions::release(asked).await,
+        Call::GetAccount => accounts::get(asked).await,
+        Call::PutAccount => accounts::put(asked).await,
+        Call::PutGrant => accounts::put_grant(asked).await,
+        Call::GetPolicy => policy::get(asked).await,
+        Call::PutPolicy => policy::put(asked).await,
+        Call::GetCluster => cluster::get(asked).await,
+        Call::ChangeMembers => cluster::change_members(asked).await,
+        Call::Livez => operations::livez(asked).await,
+        Call::Readyz => operations::readyz(asked).await,
+        Call::Metrics => operations::metrics(asked).await,
+        Call::Openapi => operations::openapi(asked).await,
+    }
+}
