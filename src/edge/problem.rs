@@ -243,8 +243,8 @@ impl From<MembershipError> for Problem {
             MembershipError::NotCaughtUp { .. } | MembershipError::InProgress => {
                 Problem::new(Kind::MembershipConflict, detail)
             }
-            MembershipError::Unavailable { .. } => Problem::new(Kind::NoQuorum, detail),
-            MembershipError::OutcomeUnknown { .. } => {
+            MembershipError::Unavailable => Problem::new(Kind::NoQuorum, detail),
+            MembershipError::OutcomeUnknown => {
                 Problem::new(Kind::OutcomeUnknown, format!("{detail}; look at /v1/cluster to learn it"))
             }
             MembershipError::ShuttingDown => Problem::new(Kind::ShuttingDown, detail),

@@ -315,6 +315,7 @@ mod tests {
                 attributes: vec![],
                 hold_ttl: None,
                 dry_run: false,
+                list_limits: true,
             }),
         }
     }
