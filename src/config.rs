@@ -186,8 +186,8 @@ impl Config {
     /// Reads and checks a text; `path` is where it is from, for errors.
     pub fn parse(text: &str, path: &Path) -> Result<Config, ConfigError> {
         let wrong = |field: String, error: toml::de::Error| {
-            let start = error.span().map_or(0, |span| text.floor_char_boundary(span.start));
-            let line = text[..start].matches('\n').count() + 1;
+            let start = error.span().map_or(0, |span| span.start);
+            let line = text.bytes().take(start).filter(|byte| *byte == b'\n').count() + 1;
             ConfigError::Field { path: path.to_owned(), field, message: error.message().to_owned(), line }
         };
         let reader = toml::Deserializer::parse(text).map_err(|error| wrong("syntax".to_owned(), error))?;

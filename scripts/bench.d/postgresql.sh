@@ -1,5 +1,5 @@
 # PostgreSQL: one server, unreplicated, that syncs before it answers; a conditional update, prepared,
-# driven by pgbench over TCP like all the others.
+# driven by pgbench over TCP like all the others. What deadlocks is tried again by pgbench.
 
 readonly POSTGRESQL_PORT=17432
 postgresql_bin="$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | sort -V | tail -n 1 || true)"
@@ -36,7 +36,7 @@ postgresql_sql() {
 }
 
 postgresql_start() {
-    local data="$DATA/postgresql/data"
+    local data="$DATA/postgresql/data" row
     rm -rf "$DATA/postgresql"
     mkdir -p "$data"
     if [ "$(id -u)" = 0 ]; then
@@ -51,8 +51,15 @@ SQL
     cat >"$DATA/postgresql/hot.sql" <<SQL
 UPDATE accounts SET balance = balance - 1 WHERE id = 1 AND balance >= 1 RETURNING balance;
 SQL
+    # Scattered rows, as in the batches of the others.
+    {
+        for row in $(seq "$BATCH"); do printf '\\set r%s random(1, %s)\n' "$row" "$ACCOUNTS"; done
+        printf 'UPDATE accounts SET balance = balance - 1 WHERE id = ANY(ARRAY[:r1::int'
+        for row in $(seq 2 "$BATCH"); do printf ', :r%s' "$row"; done
+        printf ']) AND balance >= 1 RETURNING balance;\n'
+    } >"$DATA/postgresql/scattered.sql"
     # Neighbouring rows: the kindest choice, since they lie on few pages and are locked in one order.
-    cat >"$DATA/postgresql/many.sql" <<SQL
+    cat >"$DATA/postgresql/near.sql" <<SQL
 \\set id random(1, $((ACCOUNTS - BATCH + 1)))
 UPDATE accounts SET balance = balance - 1 WHERE id BETWEEN :id AND :id + $((BATCH - 1)) AND balance >= 1 RETURNING balance;
 SQL
@@ -78,7 +85,7 @@ postgresql_as_exec() {
 
 # One run of pgbench: postgresql_pgbench SCRIPT CONNECTIONS SECONDS prints transactions per second and their mean in ms.
 postgresql_pgbench() {
-    pgbench -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U bench -n -M prepared -f "$DATA/postgresql/$1.sql" -c "$2" -j 1 -T "$3" \
+    pgbench -h 127.0.0.1 -p "$POSTGRESQL_PORT" -U bench -n -M prepared --max-tries 100 -f "$DATA/postgresql/$1.sql" -c "$2" -j 1 -T "$3" \
         postgres 2>&1 | tee -a "$DATA/postgresql-runs.log" |
         awk '/^latency average/ { mean = $4 } /^tps/ { rate = $3 } END { print rate, mean }'
 }
@@ -91,4 +98,5 @@ postgresql_run() {
 postgresql_single() { postgresql_run one "$CONNECTIONS" | awk '{ printf "%.0f\n", $1 }'; }
 postgresql_hot() { postgresql_run hot "$CONNECTIONS" | awk '{ printf "%.0f\n", $1 }'; }
 postgresql_serial() { postgresql_run one 1 | awk '{ printf "%.0f\n", $2 * 1000 }'; }
-postgresql_batch() { postgresql_run many "$CONNECTIONS" | awk -v n="$BATCH" '{ printf "%.0f\n", $1 * n }'; }
+postgresql_batch() { postgresql_run near "$CONNECTIONS" | awk -v n="$BATCH" '{ printf "%.0f\n", $1 * n }'; }
+postgresql_batch_scattered() { postgresql_run scattered "$CONNECTIONS" | awk -v n="$BATCH" '{ printf "%.0f\n", $1 * n }'; }

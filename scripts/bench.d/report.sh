@@ -6,7 +6,8 @@ report() {
     printf -- '- Machine: %s, %s cores, %s GiB of memory, Linux %s, %s\n' \
         "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n 1)" "$(nproc)" \
         "$(awk '/^MemTotal/ { printf "%.0f", $2 / 1048576 }' /proc/meminfo)" "$(uname -r)" \
-        "$(stat -f -c %T "$DATA")"
+        "$(df --output=fstype "$DATA" | tail -n 1)"
+    printf -- '- Load average when it began: %s\n' "$load"
     for name in "${contenders[@]}"; do
         printf -- '- %s: %s\n' "$name" "$("${name}_version")"
     done

@@ -27,6 +27,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use crate::cli::{CliError, Done, Global};
+use crate::client::NodeUrl;
 use crate::units::Span;
 
 use connection::ExchangeError;
@@ -116,8 +117,8 @@ enum Pay {
 pub enum BenchError {
     #[error("{argument} must be {expected}")]
     Argument { argument: &'static str, expected: String },
-    #[error("{0} is not a plain http:// address with a port: a load is measured without TLS")]
-    Address(String),
+    #[error("{0} would be asked over TLS: a load is measured over plain http")]
+    Secure(String),
     #[error("cannot ask {node}")]
     Exchange { node: String, source: ExchangeError },
     #[error("{what} was answered with status {status}: {body}")]
@@ -172,7 +173,7 @@ impl Plan {
             return Err(BenchError::Workload("batch"));
         }
         Ok(Plan {
-            nodes: global.nodes.iter().map(|node| authority(&node.to_string())).collect::<Result<_, _>>()?,
+            nodes: global.nodes.iter().map(authority).collect::<Result<_, _>>()?,
             token: global.token.clone(),
             peer: args.peer,
             workload: args.workload,
@@ -203,19 +204,8 @@ fn within<T: PartialOrd + std::fmt::Display>(
 }
 
 /// `host:port` of a node's address.
-fn authority(node: &str) -> Result<String, BenchError> {
-    let address = || BenchError::Address(node.to_owned());
-    let rest = match node.split_once("://") {
-        Some(("http", rest)) => rest,
-        Some(_) => return Err(address()),
-        None => node,
-    };
-    let rest = rest.trim_end_matches('/');
-    let (_, port) = rest.rsplit_once(':').ok_or_else(address)?;
-    match port.parse::<u16>() {
-        Ok(_) => Ok(rest.to_owned()),
-        Err(_) => Err(address()),
-    }
+fn authority(node: &NodeUrl) -> Result<String, BenchError> {
+    if node.is_secure() { Err(BenchError::Secure(node.to_string())) } else { Ok(node.authority()) }
 }
 
 pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {

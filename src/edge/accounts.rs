@@ -21,7 +21,7 @@ pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let view = asked.replica().read(|state| state.account(&account)).await?;
     let view =
         view.ok_or_else(|| Problem::new(Kind::AccountUnknown, format!("there is no account {account:?}")))?;
-    Ok(Answer::json(StatusCode::OK, &AccountAnswer::new(&view, None)))
+    Ok(Answer::json(StatusCode::OK, &AccountAnswer { view: &view, receipt: None }))
 }
 
 pub(crate) async fn put_grant(mut asked: Asked) -> Result<Answer, Problem> {

@@ -8,10 +8,7 @@ use crate::edge::body;
 use crate::edge::problem::{Kind, Problem};
 use crate::edge::replies;
 use crate::edge::request::Asked;
-use crate::edge::wire::admission::{
-    AdmissionAnswer, AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody,
-};
-use crate::edge::wire::evidence::TimeText;
+use crate::edge::wire::admission::{AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody};
 use crate::units::Span;
 
 pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
@@ -72,6 +69,5 @@ pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let view = view.ok_or_else(|| {
         Problem::new(Kind::AdmissionUnknown, format!("there is no admission {admission}, or not any more"))
     })?;
-    let mut time_text = TimeText::default();
-    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer::new(&view, time_text.of(view.stamp.at))))
+    Ok(Answer::json(StatusCode::OK, &view))
 }

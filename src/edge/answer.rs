@@ -4,7 +4,8 @@ use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use axum::response::Response;
-use serde::Serialize;
+
+use crate::edge::wire::json::WriteJson;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
@@ -19,11 +20,11 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Answer {
+    pub(crate) fn json(status: StatusCode, body: &impl WriteJson) -> Answer {
         Answer::with_type(status, JSON, written(body))
     }
 
-    pub(crate) fn problem(status: StatusCode, body: &impl Serialize) -> Answer {
+    pub(crate) fn problem(status: StatusCode, body: &impl WriteJson) -> Answer {
         Answer::with_type(status, PROBLEM_JSON, written(body))
     }
 
@@ -41,20 +42,8 @@ impl Answer {
     }
 }
 
-fn written(body: &impl Serialize) -> Vec<u8> {
+fn written(body: &impl WriteJson) -> Vec<u8> {
     let mut buffer = Vec::with_capacity(BODY_BYTES_USUAL);
-    write_json(&mut buffer, body);
+    body.write(&mut buffer);
     buffer
-}
-
-/// Writes behind what is in the buffer already.
-pub(crate) fn write_json(buffer: &mut Vec<u8>, value: &impl Serialize) {
-    // Our own types have string keys and a buffer in memory takes every byte: this cannot fail.
-    // Were a type ever written that can, half an answer must not pass for a whole one.
-    let before = buffer.len();
-    if let Err(error) = serde_json::to_writer(&mut *buffer, value) {
-        tracing::error!(%error, "an answer cannot be written");
-        buffer.truncate(before);
-        buffer.extend_from_slice(b"null");
-    }
 }

@@ -7,6 +7,7 @@ use crate::edge::body;
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
 use crate::edge::wire::cluster::{ClusterAnswer, MembersBody, MembershipChange};
+use crate::edge::wire::json::Derived;
 
 pub(crate) async fn get(asked: Asked) -> Result<Answer, Problem> {
     Ok(view(&asked))
@@ -25,5 +26,5 @@ pub(crate) async fn change_members(asked: Asked) -> Result<Answer, Problem> {
 }
 
 fn view(asked: &Asked) -> Answer {
-    Answer::json(StatusCode::OK, &ClusterAnswer::from(&asked.replica().cluster()))
+    Answer::json(StatusCode::OK, &Derived(&ClusterAnswer::from(&asked.replica().cluster())))
 }

@@ -63,8 +63,8 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
             return Ok(None);
         }
         let digits = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')).unwrap_or_default();
-        if !digits.is_empty()
-            && digits.bytes().all(|byte| byte.is_ascii_digit())
+        // A sign or a space would be parsed or refused in its own way: only digits are a revision.
+        if digits.bytes().all(|byte| byte.is_ascii_digit())
             && let Ok(revision) = digits.parse()
         {
             return Ok(Some(revision));

@@ -6,11 +6,11 @@
 //! client may take. It must never let an input end the node, and never answer for the cluster when
 //! the cluster did not: no quorum is its own problem, not a refusal.
 //!
-//! - [`listener`]: connections, TLS, pace, drain
-//! - [`router`]: from a path to a call, and what surrounds every call; [`calls`] is the table of them
-//! - [`admissions`], [`accounts`], [`policy`], [`cluster`], [`operations`]: the calls
-//! - [`wire`]: the JSON, apart from the types of the core; [`body`] reads it, [`replies`] writes it
-//! - [`problem`], [`headers`], [`access`], [`metrics`], [`limits`]
+//! - `listener`: connections, TLS, pace, drain
+//! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
+//! - `admissions`, `accounts`, `policy`, `cluster`, `operations`: the calls
+//! - `wire`: the JSON, apart from the types of the core; `body` reads it, `replies` writes it
+//! - `problem`, `headers`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;

@@ -6,11 +6,11 @@
 
 use axum::http::header::{CONNECTION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
-use serde::Serialize;
 
 use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::limits::{DETAIL_BYTES_MAX, RETRY_AFTER_DEFAULT_S};
+use crate::edge::wire::json::{WriteJson, write_object};
 use crate::replication::{MembershipError, ProposeError, ReadError};
 
 /// Where problem types are explained. The kind follows, with dashes.
@@ -86,30 +86,31 @@ pub(crate) struct Problem {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-#[derive(Serialize)]
-struct Body<'a> {
-    r#type: Type,
-    title: &'a str,
-    status: u16,
-    detail: &'a str,
-    reason: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    column: Option<usize>,
-}
-
 /// A problem type: the base and the reason with dashes.
 pub(crate) struct Type(pub(crate) &'static str);
 
-impl Serialize for Type {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut text = String::with_capacity(TYPE_BASE.len() + self.0.len());
-        text.push_str(TYPE_BASE);
-        text.extend(self.0.chars().map(|c| if c == '_' { '-' } else { c }));
-        serializer.serialize_str(&text)
+impl WriteJson for Type {
+    fn write(&self, out: &mut Vec<u8>) {
+        out.push(b'"');
+        out.extend_from_slice(TYPE_BASE.as_bytes());
+        out.extend(self.0.bytes().map(|byte| if byte == b'_' { b'-' } else { byte }));
+        out.push(b'"');
+    }
+}
+
+impl WriteJson for Problem {
+    fn write(&self, out: &mut Vec<u8>) {
+        let (status, reason, title) = self.kind.words();
+        write_object!(out, {
+            "type": Type(reason),
+            "title": title,
+            "status": status,
+            "detail": self.detail.as_str(),
+            "reason": reason,
+            "field"?: self.field.as_deref(),
+            "line"?: self.line_and_column.map(|(line, _)| line as u64),
+            "column"?: self.line_and_column.map(|(_, column)| column as u64),
+        });
     }
 }
 
@@ -163,18 +164,7 @@ impl Problem {
     }
 
     pub(crate) fn into_answer(self) -> Answer {
-        let (status, reason, title) = self.kind.words();
-        let body = Body {
-            r#type: Type(reason),
-            title,
-            status,
-            detail: &self.detail,
-            reason,
-            field: self.field.as_deref(),
-            line: self.line_and_column.map(|(line, _)| line),
-            column: self.line_and_column.map(|(_, column)| column),
-        };
-        let mut answer = Answer::problem(status_code(status), &body);
+        let mut answer = Answer::problem(status_code(self.kind.words().0), &self);
         for (name, value) in self.headers {
             answer.headers.insert(name, value);
         }
@@ -190,7 +180,8 @@ pub(crate) fn status_code(status: u16) -> StatusCode {
 /// Cuts a text that may repeat what a client sent.
 fn shorten(mut text: String) -> String {
     if text.len() > DETAIL_BYTES_MAX {
-        let end = text.floor_char_boundary(DETAIL_BYTES_MAX);
+        let starts = text.char_indices().map(|(start, _)| start);
+        let end = starts.take_while(|start| *start <= DETAIL_BYTES_MAX).last().unwrap_or(0);
         text.truncate(end);
         text.push('…');
     }
@@ -252,8 +243,8 @@ impl From<MembershipError> for Problem {
             MembershipError::NotCaughtUp { .. } | MembershipError::InProgress => {
                 Problem::new(Kind::MembershipConflict, detail)
             }
-            MembershipError::Unavailable { .. } => Problem::new(Kind::NoQuorum, detail),
-            MembershipError::OutcomeUnknown { .. } => {
+            MembershipError::Unavailable => Problem::new(Kind::NoQuorum, detail),
+            MembershipError::OutcomeUnknown => {
                 Problem::new(Kind::OutcomeUnknown, format!("{detail}; look at /v1/cluster to learn it"))
             }
             MembershipError::ShuttingDown => Problem::new(Kind::ShuttingDown, detail),

@@ -2,26 +2,31 @@
 
 use axum::http::header::ETAG;
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use serde::Serialize;
 
 use crate::decision::reply::{AdmissionId, Outcome, Refusal, Reply};
-use crate::edge::answer::{Answer, write_json};
+use crate::edge::answer::Answer;
 use crate::edge::headers::{IDEMPOTENCY_REPLAYED, insert_rate_limits, insert_retry_after, revision_tag};
 use crate::edge::problem::{refusal_words, status_code};
 use crate::edge::wire::account::{AccountAnswer, GrantAnswer};
 use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, RefusalAnswer, SettledAnswer};
-use crate::edge::wire::evidence::{HoldEnd, Receipt, TimeText};
+use crate::edge::wire::evidence::{HoldEnd, Receipt};
+use crate::edge::wire::json::{WriteJson, write_object};
 use crate::edge::wire::policy::PolicyPutAnswer;
 use crate::units::Millis;
 
 /// Nothing but the evidence: for an outcome that has no more to say.
-#[derive(Serialize)]
 struct ReceiptAnswer<'a> {
     receipt: Receipt<'a>,
 }
 
+impl WriteJson for ReceiptAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "receipt": self.receipt, });
+    }
+}
+
 /// How many bytes an entry of a batch usually takes.
-const ENTRY_BYTES_USUAL: usize = 768;
+const ENTRY_BYTES_USUAL: usize = 1_024;
 
 fn insert_replayed(headers: &mut HeaderMap, reply: &Reply) {
     if reply.replayed {
@@ -39,33 +44,34 @@ fn insert_refusal(headers: &mut HeaderMap, now: Millis, refusal: &Refusal) {
 /// The answer to one request. `admission` is the one that the request was about, if any.
 pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
     let now = reply.stamp.at;
-    let mut time_text = TimeText::default();
-    let receipt = Receipt { stamp: &reply.stamp, at: time_text.of(now), policy: reply.policy };
+    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy };
     let mut answer = match &reply.outcome {
         Outcome::Admitted(admitted) => {
-            let body = AdmittedAnswer::new(admitted, Entry::default(), receipt);
+            let body = AdmittedAnswer { admitted, entry: Entry::default(), receipt };
             let mut answer = Answer::json(StatusCode::OK, &body);
             insert_rate_limits(&mut answer.headers, now, &admitted.limits);
             answer
         }
         Outcome::Refused(refusal) => {
             let (status, _, _) = refusal_words(refusal.reason);
-            let body = RefusalAnswer::new(refusal, Entry::default(), receipt);
+            let body = RefusalAnswer { refusal, entry: Entry::default(), receipt };
             let mut answer = Answer::problem(status_code(status), &body);
             insert_refusal(&mut answer.headers, now, refusal);
             answer
         }
         Outcome::Settled(settled) | Outcome::Released(settled) => {
-            Answer::json(StatusCode::OK, &SettledAnswer::new(settled, receipt))
+            Answer::json(StatusCode::OK, &SettledAnswer { settled, receipt })
         }
         Outcome::Extended { expires_at } => {
-            let hold = HoldEnd { expires_at: *expires_at };
+            let hold = HoldEnd(*expires_at);
             Answer::json(StatusCode::OK, &ExtendedAnswer { admission, hold, receipt })
         }
-        Outcome::AccountPut(view) => Answer::json(StatusCode::OK, &AccountAnswer::new(view, Some(receipt))),
+        Outcome::AccountPut(view) => {
+            Answer::json(StatusCode::OK, &AccountAnswer { view, receipt: Some(receipt) })
+        }
         Outcome::GrantPut(grant) => {
             let status = if reply.replayed { StatusCode::OK } else { StatusCode::CREATED };
-            Answer::json(status, &GrantAnswer::new(grant, Some(receipt)))
+            Answer::json(status, &GrantAnswer { grant, receipt: Some(receipt) })
         }
         Outcome::PolicyPut { revision } => {
             let body = PolicyPutAnswer { revision: *revision, receipt };
@@ -82,21 +88,18 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
 /// The answer to a batch: each entry as a single answer would be, with its status inside.
 pub(crate) fn batch(replies: &[Reply]) -> Answer {
     let mut body = Vec::with_capacity(32 + replies.len() * ENTRY_BYTES_USUAL);
-    let mut time_text = TimeText::default();
     body.extend_from_slice(br#"{"results":["#);
     for (place, reply) in replies.iter().enumerate() {
         if place > 0 {
             body.push(b',');
         }
-        let receipt = Receipt { stamp: &reply.stamp, at: time_text.of(reply.stamp.at), policy: reply.policy };
-        let entry = Entry { status: Some(200), replayed: reply.replayed };
+        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy };
+        let entry = Entry { is_in_batch: true, replayed: reply.replayed };
         match &reply.outcome {
-            Outcome::Admitted(admitted) => {
-                write_json(&mut body, &AdmittedAnswer::new(admitted, entry, receipt));
-            }
-            Outcome::Refused(refusal) => write_json(&mut body, &RefusalAnswer::new(refusal, entry, receipt)),
+            Outcome::Admitted(admitted) => AdmittedAnswer { admitted, entry, receipt }.write(&mut body),
+            Outcome::Refused(refusal) => RefusalAnswer { refusal, entry, receipt }.write(&mut body),
             // A batch holds admissions alone, and their outcomes are the two above.
-            _ => write_json(&mut body, &ReceiptAnswer { receipt }),
+            _ => ReceiptAnswer { receipt }.write(&mut body),
         }
     }
     body.extend_from_slice(b"]}");

@@ -75,14 +75,18 @@ async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Ans
     let (parts, body) = request.into_parts();
     check_headers(&shared.limits, &parts)?;
     shared.access.check(call.needs(), &parts.headers)?;
-    let deadline = tokio::time::Instant::now() + duration(shared.limits.request_timeout);
-    let body =
-        tokio::time::timeout_at(deadline, body::collect(&parts.headers, body, shared.limits.body_bytes_max))
-            .await
-            .map_err(|_elapsed| Problem::new(Kind::RequestTimeout, "the body did not arrive in time"))??;
-    let asked = Asked::new(Arc::clone(shared), parts, body);
-    match tokio::time::timeout_at(deadline, dispatch(call, asked)).await {
+    let timeout = duration(shared.limits.request_timeout);
+    let mut arrived = false;
+    let answered = tokio::time::timeout(timeout, async {
+        let body = body::collect(&parts.headers, body, shared.limits.body_bytes_max).await?;
+        arrived = true;
+        dispatch(call, Asked::new(Arc::clone(shared), parts, body)).await
+    });
+    match answered.await {
         Ok(result) => result,
+        Err(_elapsed) if !arrived => {
+            Err(Problem::new(Kind::RequestTimeout, "the body did not arrive in time"))
+        }
         Err(_elapsed) if call.changes() => Err(Problem::outcome_unknown("no answer came in time")),
         Err(_elapsed) => Err(Problem::new(Kind::NoQuorum, "no answer came in time")),
     }

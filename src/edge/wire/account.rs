@@ -1,13 +1,15 @@
 //! Accounts and grants: what is asked, and how they stand.
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer};
 
 use crate::decision::command::{
     AccountState, Change, Command, Period, PutAccount, PutGrant, Source, SpendingCap,
 };
-use crate::decision::reply::{AccountView, AdmissionId, GrantView, HoldView};
+use crate::decision::reply::{AccountView, GrantView, HoldView};
 use crate::edge::body::Object;
-use crate::edge::wire::evidence::{Books, Limits, Receipt};
+use crate::edge::wire::evidence::{Limits, Receipt};
+use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
+use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::Text;
 use crate::units::{Credits, Millis};
 
@@ -98,95 +100,83 @@ impl GrantBody<'_> {
 
 // --- answered -----------------------------------------------------------------------------------
 
-#[derive(Serialize)]
-struct SpendingCapAnswer {
-    credits: Credits,
-    period: Period,
-}
-
-#[derive(Serialize)]
+/// An account as it stands; with a change, where that was decided.
 pub(crate) struct AccountAnswer<'a> {
-    account: &'a str,
-    plan: Option<&'a str>,
-    state: AccountState,
-    spending_cap: Option<SpendingCapAnswer>,
-    limits: Limits<'a>,
-    credits: Books,
-    grants: Vec<GrantAnswer<'a>>,
-    holds: Vec<HoldAnswer<'a>>,
-    holds_total: u64,
-    /// With a change, where it was decided.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    receipt: Option<Receipt<'a>>,
+    pub(crate) view: &'a AccountView,
+    pub(crate) receipt: Option<Receipt<'a>>,
 }
 
-impl<'a> AccountAnswer<'a> {
-    pub(crate) fn new(view: &'a AccountView, receipt: Option<Receipt<'a>>) -> AccountAnswer<'a> {
-        AccountAnswer {
-            account: &view.account,
-            plan: view.plan.as_deref(),
-            state: view.state,
-            spending_cap: view
-                .spending_cap
-                .map(|cap| SpendingCapAnswer { credits: cap.credits, period: cap.period }),
-            limits: Limits(&view.limits),
-            credits: Books::from(&view.credits),
-            grants: view.grants.iter().map(|grant| GrantAnswer::new(grant, None)).collect(),
-            holds: view.holds.iter().map(HoldAnswer::from).collect(),
-            holds_total: view.holds_total,
-            receipt,
-        }
+impl WriteJson for AccountAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let view = self.view;
+        write_object!(out, {
+            "account": *view.account,
+            "plan": view.plan,
+            "state": Derived(&view.state),
+            "spending_cap": view.spending_cap,
+            "limits": Limits(&view.limits),
+            "credits": view.credits,
+            "grants": Grants(&view.grants),
+            "holds": Holds(&view.holds),
+            "holds_total": view.holds_total,
+            "receipt"?: self.receipt,
+        });
     }
 }
 
-#[derive(Serialize)]
+impl WriteJson for SpendingCap {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "credits": AsText(self.credits), "period": Derived(&self.period), });
+    }
+}
+
+struct Grants<'a>(&'a [GrantView]);
+
+impl WriteJson for Grants<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter().map(|grant| GrantAnswer { grant, receipt: None }));
+    }
+}
+
+/// A grant as it stands; when it was just added, where that was decided.
 pub(crate) struct GrantAnswer<'a> {
-    id: &'a str,
-    source: Source,
-    priority: u32,
-    created_at: Millis,
-    effective_at: Millis,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Millis>,
-    credits: Books,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    receipt: Option<Receipt<'a>>,
+    pub(crate) grant: &'a GrantView,
+    pub(crate) receipt: Option<Receipt<'a>>,
 }
 
-impl<'a> GrantAnswer<'a> {
-    pub(crate) fn new(grant: &'a GrantView, receipt: Option<Receipt<'a>>) -> GrantAnswer<'a> {
-        GrantAnswer {
-            id: &grant.id,
-            source: grant.source,
-            priority: grant.priority,
-            created_at: grant.created_at,
-            effective_at: grant.effective_at,
-            expires_at: grant.expires_at,
-            credits: Books::from(&grant.credits),
-            receipt,
-        }
+impl WriteJson for GrantAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let grant = self.grant;
+        write_object!(out, {
+            "id": *grant.id,
+            "source": Derived(&grant.source),
+            "priority": grant.priority,
+            "created_at": AsText(grant.created_at),
+            "effective_at": AsText(grant.effective_at),
+            "expires_at"?: grant.expires_at.map(AsText),
+            "credits": grant.credits,
+            "receipt"?: self.receipt,
+        });
     }
 }
 
-#[derive(Serialize)]
-struct HoldAnswer<'a> {
-    admission: AdmissionId,
-    feature: &'a str,
-    account: &'a str,
-    cost: Credits,
-    admitted_at: Millis,
-    expires_at: Millis,
+struct Holds<'a>(&'a [HoldView]);
+
+impl WriteJson for Holds<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
 }
 
-impl<'a> From<&'a HoldView> for HoldAnswer<'a> {
-    fn from(hold: &'a HoldView) -> HoldAnswer<'a> {
-        HoldAnswer {
-            admission: hold.id,
-            feature: &hold.feature,
-            account: &hold.account,
-            cost: hold.cost,
-            admitted_at: hold.admitted_at,
-            expires_at: hold.expires_at,
-        }
+impl WriteJson for HoldView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "admission": self.id,
+            "feature": *self.feature,
+            "account": *self.account,
+            "cost": AsText(self.cost),
+            "admitted_at": AsText(self.admitted_at),
+            "expires_at": AsText(self.expires_at),
+        });
     }
 }

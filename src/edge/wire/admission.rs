@@ -3,19 +3,19 @@
 use std::fmt;
 use std::marker::PhantomData;
 
+use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{Admit, Command, Key, Request, Settle};
-use crate::decision::reply::{
-    AdmissionId, AdmissionStatus, AdmissionView, Admitted, Layer, Refusal, Settled,
-};
+use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusal, Settled};
 use crate::edge::body::{Object, Whole};
 use crate::edge::problem::{Type, refusal_words};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
+use crate::edge::wire::json::{Derived, WriteJson, write_object};
+use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
-use crate::units::{Credits, Millis, Span};
+use crate::units::Span;
 
 // --- asked --------------------------------------------------------------------------------------
 
@@ -201,201 +201,143 @@ pub(crate) struct ReleaseBody {}
 // --- answered -----------------------------------------------------------------------------------
 
 /// What an entry of a batch says beyond what a single answer does.
-#[derive(Clone, Copy, Default, Serialize)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Entry {
-    /// The status that a single answer would have.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) status: Option<u16>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) is_in_batch: bool,
     pub(crate) replayed: bool,
 }
 
-#[derive(Serialize)]
-pub(crate) struct AdmittedAnswer<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    decision: &'static str,
-    /// A dry run admits nothing, so there is nothing to name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    admission: Option<AdmissionId>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    dry_run: bool,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    replayed: bool,
-    cost: Credits,
-    paid_by: Payments<'a>,
-    #[serde(skip_serializing_if = "Limits::is_empty")]
-    limits: Limits<'a>,
-    credits: Funds,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hold: Option<HoldEnd>,
-    receipt: Receipt<'a>,
+impl Entry {
+    fn replayed(self) -> Option<bool> {
+        (self.is_in_batch && self.replayed).then_some(true)
+    }
 }
 
-impl<'a> AdmittedAnswer<'a> {
-    pub(crate) fn new(admitted: &'a Admitted, entry: Entry, receipt: Receipt<'a>) -> AdmittedAnswer<'a> {
-        AdmittedAnswer {
-            status: entry.status,
-            decision: "admitted",
-            admission: (!admitted.dry_run).then_some(admitted.id),
-            dry_run: admitted.dry_run,
-            replayed: entry.replayed,
-            cost: admitted.cost,
-            paid_by: Payments(&admitted.paid_by),
-            limits: Limits(&admitted.limits),
-            credits: Funds { available: admitted.available, held: admitted.held },
-            hold: admitted.hold_expires_at.map(|expires_at| HoldEnd { expires_at }),
-            receipt,
-        }
+/// A request that may go ahead.
+pub(crate) struct AdmittedAnswer<'a> {
+    pub(crate) admitted: &'a Admitted,
+    pub(crate) entry: Entry,
+    pub(crate) receipt: Receipt<'a>,
+}
+
+impl WriteJson for AdmittedAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let admitted = self.admitted;
+        write_object!(out, {
+            "status"?: self.entry.is_in_batch.then_some(200_u64),
+            "decision": "admitted",
+            // A dry run admits nothing, so there is nothing to name.
+            "admission"?: (!admitted.dry_run).then_some(admitted.id),
+            "dry_run"?: admitted.dry_run.then_some(true),
+            "replayed"?: self.entry.replayed(),
+            "cost": AsText(admitted.cost),
+            "paid_by": Payments(&admitted.paid_by),
+            "limits"?: Limits::listed(&admitted.limits),
+            "credits": Funds { available: admitted.available, held: admitted.held },
+            "hold"?: admitted.hold_expires_at.map(HoldEnd),
+            "receipt": self.receipt,
+        });
     }
 }
 
 /// Which layer refused. Level 0 is the whole cluster, 1 the root account.
-#[derive(Serialize)]
-#[serde(tag = "kind", rename_all = "snake_case")]
-enum LayerAnswer<'a> {
-    Request,
-    Account { level: u8 },
-    Limit { level: u8, name: &'a str },
-    SpendingCap { level: u8 },
-    Credits,
-    Hold,
-    Key,
-    Policy,
-}
-
-impl<'a> From<&'a Layer> for LayerAnswer<'a> {
-    fn from(layer: &'a Layer) -> LayerAnswer<'a> {
-        match layer {
-            Layer::Request => LayerAnswer::Request,
-            Layer::Account { level } => LayerAnswer::Account { level: *level },
-            Layer::Limit { level, name } => LayerAnswer::Limit { level: *level, name },
-            Layer::SpendingCap { level } => LayerAnswer::SpendingCap { level: *level },
-            Layer::Credits => LayerAnswer::Credits,
-            Layer::Hold => LayerAnswer::Hold,
-            Layer::Key => LayerAnswer::Key,
-            Layer::Policy => LayerAnswer::Policy,
-        }
+impl WriteJson for Layer {
+    fn write(&self, out: &mut Vec<u8>) {
+        let (kind, level, name) = match self {
+            Layer::Request => ("request", None, None),
+            Layer::Account { level } => ("account", Some(*level), None),
+            Layer::Limit { level, name } => ("limit", Some(*level), Some(name)),
+            Layer::SpendingCap { level } => ("spending_cap", Some(*level), None),
+            Layer::Credits => ("credits", None, None),
+            Layer::Hold => ("hold", None, None),
+            Layer::Key => ("key", None, None),
+            Layer::Policy => ("policy", None, None),
+        };
+        write_object!(out, { "kind": kind, "level"?: level, "name"?: name, });
     }
 }
 
-#[derive(Serialize)]
+/// A request that was decided, and refused: a problem with its evidence.
 pub(crate) struct RefusalAnswer<'a> {
-    r#type: Type,
-    title: &'static str,
-    status: u16,
-    detail: &'a str,
-    decision: &'static str,
-    reason: &'static str,
-    layer: LayerAnswer<'a>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    replayed: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    would_pass_at: Option<Millis>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    cost: Option<Credits>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    available: Option<Credits>,
-    #[serde(skip_serializing_if = "Limits::is_empty")]
-    limits: Limits<'a>,
-    receipt: Receipt<'a>,
+    pub(crate) refusal: &'a Refusal,
+    pub(crate) entry: Entry,
+    pub(crate) receipt: Receipt<'a>,
 }
 
-impl<'a> RefusalAnswer<'a> {
-    pub(crate) fn new(refusal: &'a Refusal, entry: Entry, receipt: Receipt<'a>) -> RefusalAnswer<'a> {
+impl WriteJson for RefusalAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let refusal = self.refusal;
         let (status, reason, title) = refusal_words(refusal.reason);
-        RefusalAnswer {
-            r#type: Type(reason),
-            title,
-            status,
-            detail: &refusal.detail,
-            decision: "refused",
-            reason,
-            layer: LayerAnswer::from(&refusal.layer),
-            replayed: entry.replayed,
-            field: refusal.field.as_deref(),
-            would_pass_at: refusal.would_pass_at,
-            cost: refusal.cost,
-            available: refusal.available,
-            limits: Limits(&refusal.limits),
-            receipt,
-        }
+        write_object!(out, {
+            "type": Type(reason),
+            "title": title,
+            "status": status,
+            "detail": refusal.detail.as_str(),
+            "decision": "refused",
+            "reason": reason,
+            "layer": refusal.layer,
+            "replayed"?: self.entry.replayed(),
+            "field"?: refusal.field.as_deref(),
+            "would_pass_at"?: refusal.would_pass_at.map(AsText),
+            "cost"?: refusal.cost.map(AsText),
+            "available"?: refusal.available.map(AsText),
+            "limits"?: Limits::listed(&refusal.limits),
+            "receipt": self.receipt,
+        });
     }
 }
 
 /// What became of a hold that was settled or released.
-#[derive(Serialize)]
 pub(crate) struct SettledAnswer<'a> {
-    admission: AdmissionId,
-    r#final: bool,
-    cost: Credits,
-    paid_by: Payments<'a>,
-    returned: Payments<'a>,
-    uncovered: Credits,
-    credits: Funds,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hold: Option<HoldEnd>,
-    receipt: Receipt<'a>,
+    pub(crate) settled: &'a Settled,
+    pub(crate) receipt: Receipt<'a>,
 }
 
-impl<'a> SettledAnswer<'a> {
-    pub(crate) fn new(settled: &'a Settled, receipt: Receipt<'a>) -> SettledAnswer<'a> {
-        SettledAnswer {
-            admission: settled.id,
-            r#final: settled.last,
-            cost: settled.cost,
-            paid_by: Payments(&settled.paid_by),
-            returned: Payments(&settled.returned),
-            uncovered: settled.uncovered,
-            credits: Funds { available: settled.available, held: settled.held },
-            hold: settled.hold_expires_at.map(|expires_at| HoldEnd { expires_at }),
-            receipt,
-        }
+impl WriteJson for SettledAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let settled = self.settled;
+        write_object!(out, {
+            "admission": settled.id,
+            "final": settled.last,
+            "cost": AsText(settled.cost),
+            "paid_by": Payments(&settled.paid_by),
+            "returned": Payments(&settled.returned),
+            "uncovered": AsText(settled.uncovered),
+            "credits": Funds { available: settled.available, held: settled.held },
+            "hold"?: settled.hold_expires_at.map(HoldEnd),
+            "receipt": self.receipt,
+        });
     }
 }
 
-#[derive(Serialize)]
+/// A hold that goes on for longer.
 pub(crate) struct ExtendedAnswer<'a> {
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) admission: Option<AdmissionId>,
     pub(crate) hold: HoldEnd,
     pub(crate) receipt: Receipt<'a>,
 }
 
-/// `GET /v1/admissions/{id}`.
-#[derive(Serialize)]
-pub(crate) struct AdmissionAnswer<'a> {
-    admission: AdmissionId,
-    account: &'a str,
-    feature: &'a str,
-    status: AdmissionStatus,
-    cost: Credits,
-    paid_by: Payments<'a>,
-    uncovered: Credits,
-    admitted_at: Millis,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    expires_at: Option<Millis>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    resolved_at: Option<Millis>,
-    receipt: Receipt<'a>,
+impl WriteJson for ExtendedAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "admission"?: self.admission, "hold": self.hold, "receipt": self.receipt, });
+    }
 }
 
-impl<'a> AdmissionAnswer<'a> {
-    pub(crate) fn new(view: &'a AdmissionView, at: &'a str) -> AdmissionAnswer<'a> {
-        AdmissionAnswer {
-            admission: view.id,
-            account: &view.account,
-            feature: &view.feature,
-            status: view.status,
-            cost: view.cost,
-            paid_by: Payments(&view.paid_by),
-            uncovered: view.uncovered,
-            admitted_at: view.stamp.at,
-            expires_at: view.expires_at,
-            resolved_at: view.resolved_at,
-            receipt: Receipt { stamp: &view.stamp, at, policy: view.policy },
-        }
+/// `GET /v1/admissions/{id}`.
+impl WriteJson for AdmissionView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "admission": self.id,
+            "account": *self.account,
+            "feature": *self.feature,
+            "status": Derived(&self.status),
+            "cost": AsText(self.cost),
+            "paid_by": Payments(&self.paid_by),
+            "uncovered": AsText(self.uncovered),
+            "admitted_at": AsText(self.stamp.at),
+            "expires_at"?: self.expires_at.map(AsText),
+            "resolved_at"?: self.resolved_at.map(AsText),
+            "receipt": Receipt { stamp: &self.stamp, policy: self.policy },
+        });
     }
 }

@@ -7,5 +7,7 @@ pub(crate) mod account;
 pub(crate) mod admission;
 pub(crate) mod cluster;
 pub(crate) mod evidence;
+pub(crate) mod json;
 pub(crate) mod policy;
+pub(crate) mod quantity;
 pub(crate) mod text;

@@ -1,0 +1,364 @@
+//! Checkpoints: the whole state at one place in the log, in chunks, sealed by a manifest.
+//!
+//! They live in a sled database of their own, so that writing one never holds up the log's syncs.
+//! The order makes a kill at any moment harmless: chunks first, durable, read back and compared; then
+//! the manifest, durable; only then are older ones dropped, all but two, and only then may the log be
+//! purged up to it. Chunks without a manifest are left over from a kill and removed at the next open.
+//!
+//! A checkpoint that came from the leader is received into the same form and verified the same way
+//! before it replaces anything.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use sled::{Db, Tree};
+
+use crate::decision::{Record, Restore, State, View};
+use crate::replication::error::StorageError;
+use crate::replication::log::sled_disk::{guarded, open_database};
+use crate::replication::record::{self, Kind};
+use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
+
+const MANIFEST_VERSION: u8 = 1;
+const CHUNK_VERSION: u8 = 1;
+/// Records are gathered until a chunk has this many bytes.
+const CHUNK_BYTES: usize = 64 * 1024;
+/// How many checkpoints are kept.
+const KEPT: usize = 2;
+/// Chunks that are removed in one step.
+const REMOVE_STEP: usize = 64;
+
+/// What a checkpoint is: without a manifest that checks out there is none.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Manifest {
+    /// Names the chunks on this node.
+    serial: u64,
+    pub(crate) last: Option<Position>,
+    roster_at: Option<Position>,
+    roster: Roster,
+    pub(crate) chunks: u64,
+    records: u64,
+    bytes: u64,
+    /// Over all chunks, in order.
+    sha256: [u8; 32],
+}
+
+impl Manifest {
+    pub(crate) fn meta(&self) -> Result<SnapshotMeta, RosterError> {
+        let membership = self.roster.clone().into_membership()?;
+        Ok(SnapshotMeta {
+            last_log_id: self.last.map(Into::into),
+            last_membership: StoredMembership::new(self.roster_at.map(Into::into), membership),
+        })
+    }
+}
+
+pub(crate) struct CheckpointStore {
+    path: PathBuf,
+    db: Db,
+    file: File,
+    chunks: Tree,
+    manifests: Tree,
+    next_serial: AtomicU64,
+}
+
+impl CheckpointStore {
+    /// Opens the database, or makes a new one, and removes what a kill left half-written.
+    pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
+        let (db, file) = open_database(path)?;
+        guarded(path, || {
+            let fail = |source| StorageError::database(path, source);
+            let chunks = db.open_tree("chunks").map_err(fail)?;
+            let manifests = db.open_tree("manifests").map_err(fail)?;
+            let last_chunk = chunks.last().map_err(fail)?.map_or(0, |(key, _)| serial_of(&key));
+            let last_manifest = manifests.last().map_err(fail)?.map_or(0, |(key, _)| serial_of(&key));
+            let store = CheckpointStore {
+                path: path.to_owned(),
+                db: db.clone(),
+                file,
+                chunks,
+                manifests,
+                next_serial: AtomicU64::new(last_chunk.max(last_manifest) + 1),
+            };
+            store.remove_unfinished()?;
+            Ok(store)
+        })
+    }
+
+    /// The newest checkpoint whose every chunk is there and checks out, with its state.
+    pub(crate) fn load_newest(&self) -> Result<Option<(Manifest, State)>, StorageError> {
+        guarded(&self.path, || {
+            let mut damage = None;
+            for manifest in self.manifests_newest_first()? {
+                match self.restore(&manifest) {
+                    Ok(state) => return Ok(Some((manifest, state))),
+                    Err(error) => {
+                        tracing::error!(
+                            error = &error as &dyn std::error::Error,
+                            "a checkpoint is damaged; trying the one before it"
+                        );
+                        damage = Some(error);
+                    }
+                }
+            }
+            damage.map_or(Ok(None), Err)
+        })
+    }
+
+    /// The newest checkpoint's manifest, which was verified when it was written or loaded.
+    pub(crate) fn newest(&self) -> Result<Option<Manifest>, StorageError> {
+        Ok(self.manifests_newest_first()?.into_iter().next())
+    }
+
+    /// Writes a checkpoint of `view`. On return it is durable and was read back and compared.
+    pub(crate) fn write(
+        &self,
+        view: &View,
+        last: Option<Position>,
+        membership: &StoredMembership,
+    ) -> Result<Manifest, StorageError> {
+        let mut incoming = self.begin();
+        let mut chunk = Vec::with_capacity(CHUNK_BYTES * 2);
+        record::begin(&mut chunk);
+        for item in view.records() {
+            record::encode_into(&item, &mut chunk)
+                .map_err(|source| StorageError::damaged(&self.path, "a new chunk", source))?;
+            incoming.records += 1;
+            if chunk.len() >= CHUNK_BYTES {
+                record::seal(&mut chunk, 0, Kind::Chunk, CHUNK_VERSION);
+                incoming.push(&chunk)?;
+                chunk.clear();
+                record::begin(&mut chunk);
+            }
+        }
+        if chunk.len() > record::HEADER_BYTES {
+            record::seal(&mut chunk, 0, Kind::Chunk, CHUNK_VERSION);
+            incoming.push(&chunk)?;
+        }
+        let manifest = Manifest {
+            serial: incoming.serial,
+            last,
+            roster_at: membership.log_id().map(Position::from),
+            roster: Roster::from(membership.membership()),
+            chunks: incoming.chunks,
+            records: incoming.records,
+            bytes: incoming.bytes,
+            sha256: incoming.hash.clone().finalize().into(),
+        };
+        incoming.seal(manifest)
+    }
+
+    /// Begins to take chunks, of this node or of another.
+    pub(crate) fn begin(&self) -> Incoming<'_> {
+        let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
+        Incoming { store: self, serial, chunks: 0, records: 0, bytes: 0, hash: Sha256::new() }
+    }
+
+    /// Takes over a checkpoint of another store.
+    pub(crate) fn copy(&self, from: &CheckpointStore, manifest: Manifest) -> Result<Manifest, StorageError> {
+        let mut incoming = self.begin();
+        for number in 0..manifest.chunks {
+            incoming.push(&from.chunk(&manifest, number)?)?;
+        }
+        incoming.seal(manifest)
+    }
+
+    /// One chunk, as it was sealed.
+    pub(crate) fn chunk(&self, manifest: &Manifest, number: u64) -> Result<Bytes, StorageError> {
+        let value = self
+            .chunks
+            .get(chunk_key(manifest.serial, number))
+            .map_err(|source| self.fail(source))?
+            .ok_or_else(|| {
+                StorageError::inconsistent(
+                    &self.path,
+                    format!("chunk {number} of checkpoint {} is missing", manifest.serial),
+                )
+            })?;
+        Ok(Bytes::copy_from_slice(&value))
+    }
+
+    /// Rebuilds the state, checking every chunk and the seal over all of them.
+    pub(crate) fn restore(&self, manifest: &Manifest) -> Result<State, StorageError> {
+        let what = || format!("checkpoint {}", manifest.serial);
+        let mut restore = Restore::default();
+        self.each_chunk(manifest, |body| {
+            let mut rest = body;
+            while !rest.is_empty() {
+                let (item, used) = record::decode_front::<Record>(rest)
+                    .map_err(|source| StorageError::damaged(&self.path, what(), source))?;
+                restore.push(item).map_err(|source| StorageError::damaged(&self.path, what(), source))?;
+                rest = &rest[used..];
+            }
+            Ok(())
+        })?;
+        restore.finish().map_err(|source| StorageError::damaged(&self.path, what(), source))
+    }
+
+    /// Reads all chunks in order, and compares them with the manifest.
+    fn each_chunk(
+        &self,
+        manifest: &Manifest,
+        mut take: impl FnMut(&[u8]) -> Result<(), StorageError>,
+    ) -> Result<(), StorageError> {
+        let mut hash = Sha256::new();
+        let mut bytes = 0;
+        for number in 0..manifest.chunks {
+            let chunk = self.chunk(manifest, number)?;
+            hash.update(&chunk);
+            bytes += chunk.len() as u64;
+            let body = record::open(&chunk, Kind::Chunk, CHUNK_VERSION).map_err(|source| {
+                let what = format!("chunk {number} of checkpoint {}", manifest.serial);
+                StorageError::damaged(&self.path, what, source)
+            })?;
+            take(body)?;
+        }
+        if bytes != manifest.bytes || <[u8; 32]>::from(hash.finalize()) != manifest.sha256 {
+            return Err(StorageError::inconsistent(
+                &self.path,
+                format!("checkpoint {} is not the one that its manifest seals", manifest.serial),
+            ));
+        }
+        Ok(())
+    }
+
+    /// By place in the log: one that was received may overtake one that is being written.
+    fn manifests_newest_first(&self) -> Result<Vec<Manifest>, StorageError> {
+        let mut manifests = Vec::new();
+        for item in self.manifests.iter() {
+            let (key, value) = item.map_err(|source| self.fail(source))?;
+            let manifest: Manifest =
+                record::read(&value, Kind::Manifest, MANIFEST_VERSION).map_err(|source| {
+                    let what = format!("the manifest of checkpoint {}", serial_of(&key));
+                    StorageError::damaged(&self.path, what, source)
+                })?;
+            manifests.push(manifest);
+        }
+        manifests.sort_by_key(|manifest| std::cmp::Reverse((manifest.last, manifest.serial)));
+        Ok(manifests)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.db.flush().map_err(|source| self.fail(source))?;
+        self.file.sync_data().map_err(|source| StorageError::io("sync", &self.path.join("db"), source))
+    }
+
+    /// Drops all but the newest checkpoints.
+    fn drop_old(&self) -> Result<(), StorageError> {
+        for Manifest { serial, .. } in self.manifests_newest_first()?.into_iter().skip(KEPT) {
+            self.manifests.remove(serial.to_be_bytes()).map_err(|source| self.fail(source))?;
+            // Durable before its chunks go: a manifest always has all of its chunks.
+            self.sync()?;
+            self.remove_chunks(serial)?;
+        }
+        Ok(())
+    }
+
+    /// Removes the chunks that no manifest seals.
+    fn remove_unfinished(&self) -> Result<(), StorageError> {
+        let mut serial = 0;
+        while let Some((key, _)) =
+            self.chunks.get_gt(chunk_key(serial, u64::MAX)).map_err(|source| self.fail(source))?
+        {
+            serial = serial_of(&key);
+            if !self.manifests.contains_key(serial.to_be_bytes()).map_err(|source| self.fail(source))? {
+                tracing::info!(serial, "removing a checkpoint that was never finished");
+                self.remove_chunks(serial)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_chunks(&self, serial: u64) -> Result<(), StorageError> {
+        loop {
+            let mut batch = sled::Batch::default();
+            let mut found = 0;
+            for item in self.chunks.scan_prefix(serial.to_be_bytes()).keys().take(REMOVE_STEP) {
+                batch.remove(item.map_err(|source| self.fail(source))?);
+                found += 1;
+            }
+            if found == 0 {
+                return Ok(());
+            }
+            self.chunks.apply_batch(batch).map_err(|source| self.fail(source))?;
+        }
+    }
+
+    fn fail(&self, source: sled::Error) -> StorageError {
+        StorageError::database(&self.path, source)
+    }
+}
+
+/// A checkpoint that is being written. Dropped unsealed, it leaves nothing that counts.
+pub(crate) struct Incoming<'a> {
+    store: &'a CheckpointStore,
+    serial: u64,
+    chunks: u64,
+    records: u64,
+    bytes: u64,
+    hash: Sha256,
+}
+
+impl Incoming<'_> {
+    /// Takes the next chunk, sealed.
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), StorageError> {
+        self.hash.update(chunk);
+        self.store
+            .chunks
+            .insert(chunk_key(self.serial, self.chunks), chunk)
+            .map_err(|source| self.store.fail(source))?;
+        self.chunks += 1;
+        self.bytes += chunk.len() as u64;
+        Ok(())
+    }
+
+    /// Checks what is on disk against `manifest`, and makes it a checkpoint. Durable on return.
+    pub(crate) fn seal(self, manifest: Manifest) -> Result<Manifest, StorageError> {
+        let store = self.store;
+        let manifest = Manifest { serial: self.serial, ..manifest };
+        store.sync()?;
+        if manifest.chunks != self.chunks {
+            return Err(StorageError::inconsistent(
+                &store.path,
+                format!("a checkpoint has {} chunks of {}", self.chunks, manifest.chunks),
+            ));
+        }
+        store.each_chunk(&manifest, |_| Ok(()))?;
+        let record = record::write(Kind::Manifest, MANIFEST_VERSION, &manifest)
+            .map_err(|source| StorageError::damaged(&store.path, "a new manifest", source))?;
+        store.manifests.insert(self.serial.to_be_bytes(), record).map_err(|source| store.fail(source))?;
+        store.sync()?;
+        store.drop_old()?;
+        Ok(manifest)
+    }
+}
+
+impl Drop for Incoming<'_> {
+    fn drop(&mut self) {
+        let sealed = self.store.manifests.contains_key(self.serial.to_be_bytes());
+        if matches!(sealed, Ok(false))
+            && let Err(error) = self.store.remove_chunks(self.serial)
+        {
+            // They are removed at the next open.
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot remove an unfinished checkpoint"
+            );
+        }
+    }
+}
+
+fn chunk_key(serial: u64, number: u64) -> [u8; 16] {
+    let mut key = [0; 16];
+    key[..8].copy_from_slice(&serial.to_be_bytes());
+    key[8..].copy_from_slice(&number.to_be_bytes());
+    key
+}
+
+fn serial_of(key: &[u8]) -> u64 {
+    key.first_chunk::<8>().map_or(0, |serial| u64::from_be_bytes(*serial))
+}

@@ -1,0 +1,405 @@
+//! One log entry is one batch: a time, and requests that were encoded once where they arrived.
+//!
+//! A batch is a single run of bytes: version, proposed time, number of requests, then each request
+//! behind its length. The node that receives a request encodes it; a forwarder and the leader only
+//! put such runs one behind the other; disk, peers and apply take the bytes as they are, and apply
+//! decodes requests that borrow from them. Nothing here knows what a request means.
+
+use std::fmt;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::decision::command::{Command, Request};
+use crate::replication::record::{self, RecordError};
+use crate::replication::settings::Limits;
+use crate::units::Millis;
+
+/// The layout of a batch. A reader that meets a higher one must stop the node.
+const VERSION: u8 = 1;
+/// Version (1), proposed time (8), number of requests (4).
+const HEADER_BYTES: usize = 13;
+/// The length in front of each request.
+const LENGTH_BYTES: usize = 4;
+
+/// Requests encoded for the log, in order. Cheap to merge with others.
+#[derive(Clone)]
+pub struct Proposal {
+    /// A whole batch whose time and count are filled in when it is sealed.
+    buffer: Vec<u8>,
+    requests: usize,
+    /// Whether each request has an idempotency key, so that offering all of them twice is safe.
+    keyed: bool,
+}
+
+/// The request is larger than a log entry takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the request takes {bytes} bytes, more than the {bytes_max} that fit")]
+pub struct TooLarge {
+    pub bytes: usize,
+    pub bytes_max: usize,
+}
+
+/// A sealed batch: what a log entry carries.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Batch(Bytes);
+
+/// Why bytes are not a batch of requests.
+#[derive(Debug, thiserror::Error)]
+pub enum BatchError {
+    #[error("the batch has version {actual}, and this build knows up to {VERSION}")]
+    Version { actual: u8 },
+    #[error("the batch ends in the middle of something")]
+    Cut,
+    #[error("the batch says it has {expected} requests and has {actual}")]
+    Count { expected: usize, actual: usize },
+    #[error("request {position} of the batch cannot be read")]
+    Request { position: usize, source: RecordError },
+}
+
+impl Default for Proposal {
+    fn default() -> Self {
+        Proposal::new()
+    }
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Proposal({} requests, {} bytes)", self.requests, self.buffer.len())
+    }
+}
+
+impl Proposal {
+    pub fn new() -> Self {
+        Proposal::with_capacity(1)
+    }
+
+    /// With room for about so many requests.
+    pub fn with_capacity(requests: usize) -> Self {
+        const REQUEST_BYTES_TYPICAL: usize = 192;
+        let mut buffer = Vec::with_capacity(HEADER_BYTES + requests * REQUEST_BYTES_TYPICAL);
+        buffer.resize(HEADER_BYTES, 0);
+        Proposal { buffer, requests: 0, keyed: true }
+    }
+
+    /// Encodes one request behind those already there. Refused, and nothing added, when it is
+    /// larger than [`Limits::REQUEST_BYTES_MAX`].
+    pub fn push(&mut self, request: &Request<'_>) -> Result<(), TooLarge> {
+        let start = self.buffer.len();
+        self.buffer.resize(start + LENGTH_BYTES, 0);
+        // A request is plain data, and writing to memory cannot fail; if a field ever could not be
+        // encoded, the request would not fit a log entry either.
+        let encoded = record::encode_into(request, &mut self.buffer);
+        let bytes = self.buffer.len() - start - LENGTH_BYTES;
+        if encoded.is_err() || bytes > Limits::REQUEST_BYTES_MAX {
+            self.buffer.truncate(start);
+            return Err(TooLarge { bytes, bytes_max: Limits::REQUEST_BYTES_MAX });
+        }
+        self.buffer[start..start + LENGTH_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
+        self.requests += 1;
+        self.keyed &= request.key.is_some();
+        Ok(())
+    }
+
+    /// How many requests it has.
+    pub fn len(&self) -> usize {
+        self.requests
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.requests == 0
+    }
+
+    /// How many bytes the entry of this proposal takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// Whether it may be proposed again after an unknown outcome.
+    pub(crate) fn keyed(&self) -> bool {
+        self.keyed
+    }
+
+    /// The requests as they travel to the leader.
+    pub(crate) fn frames(&self) -> &[u8] {
+        &self.buffer[HEADER_BYTES..]
+    }
+
+    /// Puts the requests of `other` behind these.
+    pub(crate) fn merge(&mut self, other: &Proposal) {
+        self.buffer.extend_from_slice(other.frames());
+        self.requests += other.requests;
+        self.keyed &= other.keyed;
+    }
+
+    /// Checks and takes what a peer sent: whole frames, each a request that this build can read.
+    pub(crate) fn from_frames(frames: &[u8]) -> Result<Self, BatchError> {
+        let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
+        buffer.resize(HEADER_BYTES, 0);
+        buffer.extend_from_slice(frames);
+        let (mut requests, mut keyed) = (0, true);
+        for frame in Frames(frames) {
+            let request: Request<'_> = record::decode(frame?)
+                .map_err(|source| BatchError::Request { position: requests, source })?;
+            keyed &= request.key.is_some();
+            requests += 1;
+        }
+        Ok(Proposal { buffer, requests, keyed })
+    }
+
+    /// Takes back frames that this node made or checked before.
+    pub(crate) fn from_own_frames(frames: &[u8], requests: usize, keyed: bool) -> Self {
+        let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
+        buffer.resize(HEADER_BYTES, 0);
+        buffer.extend_from_slice(frames);
+        Proposal { buffer, requests, keyed }
+    }
+
+    /// Cuts it into proposals that each fit an entry, in order.
+    pub(crate) fn split(self, limits: &Limits) -> Vec<Proposal> {
+        let bytes_max = limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX);
+        if self.buffer.len() <= bytes_max && self.requests <= limits.entry_requests_max {
+            return vec![self];
+        }
+        let mut parts = Vec::new();
+        let mut rest = self.frames();
+        while !rest.is_empty() {
+            let (mut used, mut requests) = (0, 0);
+            // Our own frames: `push` and `from_frames` made or checked them.
+            for frame in Frames(rest).map_while(Result::ok) {
+                let next = used + LENGTH_BYTES + frame.len();
+                let full = HEADER_BYTES + next > bytes_max || requests == limits.entry_requests_max;
+                if full && requests > 0 {
+                    break;
+                }
+                (used, requests) = (next, requests + 1);
+            }
+            parts.push(Proposal::from_own_frames(&rest[..used], requests, self.keyed));
+            rest = &rest[used..];
+        }
+        parts
+    }
+
+    /// Stamps it with the time at which the leader proposes it.
+    pub(crate) fn seal(mut self, at: Millis) -> Batch {
+        self.buffer[0] = VERSION;
+        self.buffer[1..9].copy_from_slice(&at.0.to_le_bytes());
+        self.buffer[9..13].copy_from_slice(&(self.requests as u32).to_le_bytes());
+        Batch(Bytes::from(self.buffer))
+    }
+}
+
+impl Batch {
+    /// Takes bytes from disk or a peer. Their content is checked when it is read.
+    pub(crate) fn from_bytes(bytes: Bytes) -> Self {
+        Batch(bytes)
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The requests as they travel to the leader, sharing this batch's memory.
+    pub(crate) fn frames_bytes(&self) -> Bytes {
+        self.0.slice(HEADER_BYTES.min(self.0.len())..)
+    }
+
+    pub(crate) fn frames_slice(&self) -> &[u8] {
+        self.0.get(HEADER_BYTES..).unwrap_or_default()
+    }
+
+    /// The time at which it was proposed, how many requests it has, and their frames.
+    pub(crate) fn open(&self) -> Result<(Millis, usize, Frames<'_>), BatchError> {
+        let bytes: &[u8] = &self.0;
+        let (header, frames) = bytes.split_at_checked(HEADER_BYTES).ok_or(BatchError::Cut)?;
+        if header[0] != VERSION {
+            return Err(BatchError::Version { actual: header[0] });
+        }
+        let (mut at, mut count) = ([0; 8], [0; 4]);
+        at.copy_from_slice(&header[1..9]);
+        count.copy_from_slice(&header[9..13]);
+        Ok((Millis(u64::from_le_bytes(at)), u32::from_le_bytes(count) as usize, Frames(frames)))
+    }
+
+    /// Reads its requests one after the other, and checks that there are as many as it says.
+    pub(crate) fn each(&self, mut take: impl FnMut(u32, &Request<'_>)) -> Result<(), BatchError> {
+        let (_, expected, frames) = self.open()?;
+        let mut actual = 0;
+        for frame in frames {
+            let request: Request<'_> =
+                record::decode(frame?).map_err(|source| BatchError::Request { position: actual, source })?;
+            take(actual as u32, &request);
+            actual += 1;
+        }
+        match actual == expected {
+            true => Ok(()),
+            false => Err(BatchError::Count { expected, actual }),
+        }
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Batch({} bytes)", self.0.len())
+    }
+}
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The encoded requests of a batch, in order.
+pub(crate) struct Frames<'a>(&'a [u8]);
+
+impl<'a> Iterator for Frames<'a> {
+    type Item = Result<&'a [u8], BatchError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let cut = |rest: &'a [u8]| {
+            let (length, rest) = rest.split_first_chunk::<LENGTH_BYTES>()?;
+            rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+        };
+        match cut(self.0) {
+            Some((frame, rest)) => {
+                self.0 = rest;
+                Some(Ok(frame))
+            }
+            None => {
+                self.0 = &[];
+                Some(Err(BatchError::Cut))
+            }
+        }
+    }
+}
+
+/// 16-byte fingerprint of a command for idempotency keys (truncated SHA-256 over its canonical encoding).
+pub fn fingerprint(command: &Command<'_>) -> [u8; 16] {
+    struct Hashing(Sha256);
+    impl std::io::Write for Hashing {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.update(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut hashing = Hashing(Sha256::new());
+    // Plain data into a hash: there is nothing that can fail, and a partial hash would only make
+    // two different commands look different still.
+    let _ = record::encode_to(command, &mut hashing);
+    let digest = hashing.0.finalize();
+    let mut fingerprint = [0; 16];
+    fingerprint.copy_from_slice(&digest[..16]);
+    fingerprint
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::command::{Admit, Key};
+
+    fn admit(account: &str) -> Request<'_> {
+        Request {
+            key: None,
+            command: Command::Admit(Admit {
+                account,
+                feature: "video.generate",
+                usage: vec![("video_seconds", 20)],
+                attributes: vec![],
+                hold_ttl: None,
+                dry_run: false,
+                list_limits: true,
+            }),
+        }
+    }
+
+    fn accounts(batch: &Batch) -> Vec<String> {
+        let mut names = Vec::new();
+        batch
+            .each(|position, request| {
+                assert_eq!(position as usize, names.len());
+                match &request.command {
+                    Command::Admit(admit) => names.push(admit.account.to_owned()),
+                    other => panic!("unexpected {other:?}"),
+                }
+            })
+            .expect("the batch reads");
+        names
+    }
+
+    #[test]
+    fn a_batch_gives_back_its_requests_in_order() {
+        let mut proposal = Proposal::new();
+        proposal.push(&admit("a")).expect("it fits");
+        let mut other = Proposal::with_capacity(2);
+        other.push(&admit("b")).expect("it fits");
+        other.push(&admit("c")).expect("it fits");
+        proposal.merge(&other);
+        let batch = proposal.seal(Millis(77));
+        let (at, count, _) = batch.open().expect("it opens");
+        assert_eq!((at, count), (Millis(77), 3));
+        assert_eq!(accounts(&batch), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_large_proposal_splits_in_order_and_every_part_fits() {
+        let limits = Limits { entry_bytes_max: 300, entry_requests_max: 4, ..Limits::default() };
+        let names: Vec<String> = (0..50).map(|n| format!("account-{n}")).collect();
+        let mut proposal = Proposal::new();
+        for name in &names {
+            proposal.push(&admit(name)).expect("it fits");
+        }
+        let parts = proposal.split(&limits);
+        assert!(parts.iter().all(|part| part.bytes() <= 300 && part.len() <= 4));
+        let back: Vec<String> = parts.into_iter().flat_map(|part| accounts(&part.seal(Millis(0)))).collect();
+        assert_eq!(back, names);
+    }
+
+    #[test]
+    fn refuses_a_request_that_no_entry_can_hold_and_stays_whole() {
+        let mut proposal = Proposal::new();
+        proposal.push(&admit("a")).expect("it fits");
+        let long = "x".repeat(Limits::REQUEST_BYTES_MAX);
+        assert!(proposal.push(&admit(&long)).is_err());
+        assert_eq!(accounts(&proposal.seal(Millis(0))), ["a"]);
+    }
+
+    #[test]
+    fn refuses_cut_frames_and_unreadable_requests_from_a_peer() {
+        let mut proposal = Proposal::new();
+        proposal.push(&admit("a")).expect("it fits");
+        let frames = proposal.frames().to_vec();
+        assert_eq!(Proposal::from_frames(&frames).expect("whole").len(), 1);
+        for length in 1..frames.len() {
+            assert!(Proposal::from_frames(&frames[..length]).is_err(), "cut to {length}");
+        }
+        assert!(matches!(
+            Proposal::from_frames(&[2, 0, 0, 0, 0, 250]),
+            Err(BatchError::Request { position: 0, .. })
+        ));
+    }
+
+    #[test]
+    fn is_safe_to_repeat_only_when_every_request_has_a_key() {
+        let mut proposal = Proposal::new();
+        let keyed = Request { key: Some(Key { key: "k", fingerprint: [1; 16] }), ..admit("a") };
+        proposal.push(&keyed).expect("it fits");
+        assert!(proposal.keyed());
+        proposal.push(&admit("b")).expect("it fits");
+        assert!(!proposal.keyed());
+        assert!(!Proposal::from_frames(proposal.frames()).expect("whole").keyed());
+    }
+
+    #[test]
+    fn fingerprints_differ_with_the_command() {
+        assert_eq!(fingerprint(&admit("a").command), fingerprint(&admit("a").command));
+        assert_ne!(fingerprint(&admit("a").command), fingerprint(&admit("b").command));
+    }
+}

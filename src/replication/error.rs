@@ -1,0 +1,156 @@
+//! What can go wrong, by who has to act on it.
+//!
+//! Errors of the disk end the node: nothing here is retried past them, and none is taken for
+//! "nothing there". What is wrong with a request is not among these: it is a refusal in its reply.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::replication::entry::BatchError;
+
+type Cause = Box<dyn Error + Send + Sync>;
+
+/// The disk failed, or what is on it is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    #[error("cannot {action} {}", path.display())]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+    #[error("the database in {} failed", path.display())]
+    Database { path: PathBuf, source: sled::Error },
+    #[error("the database in {} is damaged: opening it failed with: {detail}", path.display())]
+    Panicked { path: PathBuf, detail: String },
+    #[error("{what} in {} is damaged", path.display())]
+    Damaged { path: PathBuf, what: String, source: Cause },
+    #[error("{} does not belong together: {detail}", path.display())]
+    Inconsistent { path: PathBuf, detail: String },
+    #[error("the storage thread has stopped after an earlier error")]
+    Stopped,
+}
+
+impl StorageError {
+    pub(crate) fn io(action: &'static str, path: &Path, source: io::Error) -> Self {
+        StorageError::Io { action, path: path.to_owned(), source }
+    }
+
+    pub(crate) fn database(path: &Path, source: sled::Error) -> Self {
+        StorageError::Database { path: path.to_owned(), source }
+    }
+
+    pub(crate) fn damaged(path: &Path, what: impl Into<String>, source: impl Into<Cause>) -> Self {
+        StorageError::Damaged { path: path.to_owned(), what: what.into(), source: source.into() }
+    }
+
+    pub(crate) fn inconsistent(path: &Path, detail: impl Into<String>) -> Self {
+        StorageError::Inconsistent { path: path.to_owned(), detail: detail.into() }
+    }
+}
+
+/// For openraft, which carries storage errors as [`io::Error`].
+impl From<StorageError> for io::Error {
+    fn from(error: StorageError) -> Self {
+        io::Error::other(full_text(&error))
+    }
+}
+
+/// An error with all its causes, for places that keep one line of text.
+pub(crate) fn full_text(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.ends_with(&next) {
+            text = format!("{text}: {next}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// Why this node cannot go on: the process must end.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FatalError {
+    #[error("storage failed: {0}")]
+    Storage(String),
+    #[error("a log entry cannot be applied: {0}")]
+    Apply(Arc<BatchError>),
+    #[error("consensus stopped: {0}")]
+    Consensus(String),
+    #[error("the listener for peers stopped: {0}")]
+    Listener(String),
+}
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("the settings are wrong: {0}")]
+    Settings(String),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("cannot listen for peers on {address}")]
+    Listen { address: std::net::SocketAddr, source: io::Error },
+    #[error("TLS between peers cannot be set up: {0}")]
+    Tls(String),
+    #[error("consensus does not start: {0}")]
+    Consensus(String),
+}
+
+/// Why a proposal has no replies.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ProposeError {
+    /// No leader or no quorum; never appended; safe to retry with or without a key.
+    #[error("no leader with a quorum could be reached within {waited_ms} ms")]
+    Unavailable { leader: Option<u64>, waited_ms: u64 },
+    /// It may or may not have happened: ask again with the same key.
+    #[error("the outcome is not known: {reason}")]
+    OutcomeUnknown { reason: &'static str },
+    /// The queue of waiting requests is full: nothing was done, retry later.
+    #[error("too many requests are waiting")]
+    Overloaded,
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Fatal(FatalError),
+}
+
+/// Why a linearizable read has no answer.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("no leader with a quorum could be reached within {waited_ms} ms")]
+    Unavailable { leader: Option<u64>, waited_ms: u64 },
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    #[error(transparent)]
+    Fatal(FatalError),
+}
+
+/// Why the membership was not changed, or leadership not transferred.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
+pub enum MembershipError {
+    #[error("there is no member {0}")]
+    UnknownMember(u64),
+    #[error("member {id} is {lag} entries behind; promote it when it has caught up")]
+    NotCaughtUp { id: u64, lag: u64 },
+    #[error("another change of the membership is in progress")]
+    InProgress,
+    #[error("{0}")]
+    Invalid(String),
+    #[error("no leader with a quorum could be reached")]
+    Unavailable,
+    #[error("the outcome is not known; look at the cluster before asking again")]
+    OutcomeUnknown,
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    #[error("the node has failed: {0}")]
+    Fatal(String),
+}
+
+/// Why a node did not stop cleanly. It is safe all the same: it is as after a power cut.
+#[derive(Debug, thiserror::Error)]
+pub enum ShutdownError {
+    #[error("consensus did not stop: {0}")]
+    Consensus(String),
+    #[error("the storage thread did not stop")]
+    Storage,
+}

@@ -1,0 +1,253 @@
+//! Applies agreed entries to the state, in memory alone.
+//!
+//! The state is locked for one entry at a time and never across an await. What cannot be read (an
+//! unknown version of an entry, a command this build does not have) stops the node: skipping it would
+//! let this node's state differ from the others'. A checkpoint begins with a cheap frozen view and is
+//! written by a thread of its own.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use futures_util::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::{EntryPayload, OptionalSend, Snapshot};
+use tokio::sync::watch;
+
+use crate::decision::command::Stamp;
+use crate::decision::{State, View};
+use crate::replication::checkpoint::{CheckpointStore, Manifest};
+use crate::replication::clock;
+use crate::replication::entry::{Batch, BatchError};
+use crate::replication::error::{FatalError, StorageError};
+use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
+use crate::units::Millis;
+
+/// The state as applied, and how far.
+#[derive(Default)]
+pub(crate) struct Applied {
+    pub(crate) state: State,
+    pub(crate) last: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+/// What others may look at, on any thread.
+#[derive(Clone)]
+pub(crate) struct Shared {
+    applied: Arc<Mutex<Applied>>,
+    progress: Arc<watch::Sender<Progress>>,
+}
+
+/// How far this node has applied, for those who wait for it or measure it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    /// The index after the last applied entry.
+    pub(crate) next_index: u64,
+    /// Bytes of entries applied since this process started.
+    pub(crate) bytes: u64,
+}
+
+/// What openraft drives.
+pub(crate) struct Machine {
+    shared: Shared,
+    checkpoints: Arc<CheckpointStore>,
+    fail: Arc<dyn Fn(FatalError) + Send + Sync>,
+}
+
+/// A sealed checkpoint on this node.
+#[derive(Clone)]
+pub(crate) struct Checkpoint {
+    pub(crate) store: Arc<CheckpointStore>,
+    pub(crate) manifest: Manifest,
+}
+
+impl Shared {
+    pub(crate) fn new(applied: Applied) -> Self {
+        let next_index = applied.last.map_or(0, |last| last.index() + 1);
+        let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
+        Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress) }
+    }
+
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn now(&self) -> Millis {
+        self.lock().state.now()
+    }
+
+    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
+    }
+}
+
+impl Machine {
+    pub(crate) fn new(
+        shared: Shared,
+        checkpoints: Arc<CheckpointStore>,
+        fail: Arc<dyn Fn(FatalError) + Send + Sync>,
+    ) -> Self {
+        Machine { shared, checkpoints, fail }
+    }
+
+    /// Applies one batch. Replies are gathered only where somebody waits for them.
+    fn apply_batch(&self, log_id: LogId, batch: &Batch, answered: bool) -> Result<Replies, BatchError> {
+        let (proposed_at, count, _) = batch.open()?;
+        let mut applied = self.shared.lock();
+        let at = clock::advance(applied.state.now(), proposed_at);
+        let term = log_id.committed_leader_id().term;
+        let index = log_id.index();
+        let mut replies = Vec::with_capacity(if answered { count } else { 0 });
+        let state = &mut applied.state;
+        batch.each(|position, request| {
+            let reply = state.apply(Stamp { at, term, index, position }, request);
+            if answered {
+                replies.push(reply);
+            }
+        })?;
+        applied.last = Some(log_id);
+        Ok(Replies(replies))
+    }
+
+    fn snapshot(&self, manifest: Manifest) -> Result<Sealed, StorageError> {
+        let meta = manifest.meta().map_err(|source| {
+            StorageError::damaged("checkpoints".as_ref(), "the manifest of a checkpoint", source)
+        })?;
+        Ok(Snapshot { meta, snapshot: Checkpoint { store: self.checkpoints.clone(), manifest } })
+    }
+}
+
+/// A checkpoint as openraft sees it.
+type Sealed = openraft::alias::SnapshotOf<TypeConfig, Checkpoint>;
+
+/// Runs disk work on a thread that may block.
+pub(crate) async fn off_the_runtime<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Result<T, StorageError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or(Err(StorageError::Stopped))
+}
+
+impl RaftStateMachine<TypeConfig> for Machine {
+    type SnapshotData = Checkpoint;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        let applied = self.shared.lock();
+        Ok((applied.last, applied.membership.clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> Result<(), io::Error>
+    where
+        S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut progress = *self.shared.progress.borrow();
+        while let Some(item) = entries.next().await {
+            let (entry, responder) = item?;
+            let log_id = entry.log_id();
+            let replies = match &entry.payload {
+                EntryPayload::Normal(batch) => {
+                    progress.bytes += batch.as_bytes().len() as u64;
+                    self.apply_batch(log_id, batch, responder.is_some()).map_err(|error| {
+                        let error = Arc::new(error);
+                        tracing::error!(
+                            index = log_id.index(),
+                            error = &*error as &dyn std::error::Error,
+                            "a log entry cannot be applied; this node stops"
+                        );
+                        (self.fail)(FatalError::Apply(error.clone()));
+                        io::Error::other(error)
+                    })?
+                }
+                EntryPayload::Blank => {
+                    self.shared.lock().last = Some(log_id);
+                    Replies::default()
+                }
+                EntryPayload::Membership(membership) => {
+                    let mut applied = self.shared.lock();
+                    applied.last = Some(log_id);
+                    applied.membership = StoredMembership::new(Some(log_id), membership.clone());
+                    Replies::default()
+                }
+            };
+            progress.next_index = log_id.index() + 1;
+            if let Some(responder) = responder {
+                responder.send(replies);
+            }
+        }
+        self.shared.progress.send_replace(progress);
+        Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<Builder> {
+        Some(self.get_snapshot_builder().await)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        let applied = self.shared.lock();
+        Builder {
+            view: Some(applied.state.view()),
+            last: applied.last,
+            membership: applied.membership.clone(),
+            checkpoints: self.checkpoints.clone(),
+        }
+    }
+
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
+        let Checkpoint { store, manifest } = snapshot;
+        let own = self.checkpoints.clone();
+        let state = off_the_runtime(move || {
+            // What a peer sent was received into our own store, and verified and sealed there.
+            let manifest = match Arc::ptr_eq(&store, &own) {
+                true => manifest,
+                false => own.copy(&store, manifest)?,
+            };
+            own.restore(&manifest)
+        })
+        .await?;
+        {
+            let mut applied = self.shared.lock();
+            *applied = Applied { state, last: meta.last_log_id, membership: meta.last_membership.clone() };
+        }
+        let next_index = meta.last_log_id.map_or(0, |last| last.index() + 1);
+        self.shared.progress.send_modify(|progress| progress.next_index = next_index);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Sealed>, io::Error> {
+        let newest = self.checkpoints.newest()?;
+        Ok(newest.map(|manifest| self.snapshot(manifest)).transpose()?)
+    }
+}
+
+/// Writes one checkpoint.
+pub(crate) struct Builder {
+    /// Taken by the first build.
+    view: Option<View>,
+    last: Option<LogId>,
+    membership: StoredMembership,
+    checkpoints: Arc<CheckpointStore>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for Builder {
+    type SnapshotData = Checkpoint;
+
+    async fn build_snapshot(&mut self) -> Result<Sealed, io::Error> {
+        let view = self.view.take().ok_or_else(|| io::Error::other("a builder builds once"))?;
+        let (store, last, membership) =
+            (self.checkpoints.clone(), self.last.map(Position::from), self.membership.clone());
+        let started = std::time::Instant::now();
+        let manifest = off_the_runtime({
+            let store = store.clone();
+            move || store.write(&view, last, &membership)
+        })
+        .await?;
+        tracing::info!(
+            index = manifest.last.map(|last| last.index),
+            chunks = manifest.chunks,
+            took_ms = started.elapsed().as_millis() as u64,
+            "checkpoint written and verified"
+        );
+        let meta = manifest.meta().map_err(io::Error::other)?;
+        Ok(Snapshot { meta, snapshot: Checkpoint { store, manifest } })
+    }
+}

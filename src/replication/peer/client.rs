@@ -1,0 +1,380 @@
+//! Calls to other nodes.
+//!
+//! Three connections to each node: log entries, calls, and checkpoints, so that neither a large
+//! checkpoint nor a full pipeline of entries holds up a heartbeat. A connection is made when it is
+//! first needed, and again after it broke.
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use http::uri::PathAndQuery;
+use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, Snapshot};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tonic::client::Grpc;
+use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::{Request, Status};
+
+use crate::replication::machine::{Checkpoint, off_the_runtime};
+use crate::replication::peer::codec::BytesCodec;
+use crate::replication::peer::passport::Passport;
+use crate::replication::peer::wire::{self, Appended, CheckpointHead, TransferAnswer, VoteAnswer, path};
+use crate::replication::record::{self, RecordError};
+use crate::replication::settings::{Limits, Member, Timing};
+use crate::replication::types::{Ballot, TypeConfig, Vote};
+use crate::units::Span;
+
+/// How many bytes may be on their way before the receiver has taken them.
+const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+pub(crate) const FRAME_BYTES: u32 = 256 * 1024;
+/// Chunks of a checkpoint that wait to be sent.
+const CHUNKS_AHEAD: usize = 4;
+
+type BoxFuture<'s, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 's>>;
+type BoxStream<'s, T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send + 's>>;
+type Answers<'s> = BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>;
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Lane {
+    Log,
+    Calls,
+    Checkpoints,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum CallError {
+    /// The other node has not seen it.
+    #[error("node {node} cannot be reached")]
+    NotSent { node: u64, source: Box<dyn std::error::Error + Send + Sync> },
+    /// The other node, or something on the way, refused it or went away: it may have been seen.
+    #[error("the call to node {node} failed")]
+    Failed { node: u64, source: Box<Status> },
+    #[error("node {node} did not answer within {waited:?}")]
+    TimedOut { node: u64, waited: Duration },
+    #[error("node {node} answered something that cannot be read")]
+    Unreadable { node: u64, source: RecordError },
+}
+
+/// The way to every other node.
+pub(crate) struct Peers {
+    passport: Passport,
+    tls: Option<ClientTlsConfig>,
+    timing: Timing,
+    channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
+}
+
+pub(crate) fn duration(span: Span) -> Duration {
+    Duration::from_millis(span.0)
+}
+
+impl Peers {
+    pub(crate) fn new(passport: Passport, tls: Option<ClientTlsConfig>, timing: Timing) -> Self {
+        Peers { passport, tls, timing, channels: Mutex::default() }
+    }
+
+    /// One call on the calls' connection, with an answer.
+    pub(crate) async fn call(
+        &self,
+        member: &Member,
+        path: &'static str,
+        body: Bytes,
+        waited: Duration,
+    ) -> Result<Bytes, CallError> {
+        let node = member.id;
+        let mut grpc = self.grpc(member, Lane::Calls)?;
+        let exchange = async {
+            grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+            let request = self.request(node, body);
+            let answer = grpc.unary(request, PathAndQuery::from_static(path), BytesCodec).await;
+            answer.map_err(|status| failed(node, status))
+        };
+        let answer = tokio::time::timeout(waited, exchange)
+            .await
+            .map_err(|_| CallError::TimedOut { node, waited })??;
+        self.passport.check_answer(node, answer.metadata())?;
+        Ok(answer.into_inner())
+    }
+
+    /// Such a call with both sides encoded.
+    pub(crate) async fn ask<Q: Serialize, A: DeserializeOwned>(
+        &self,
+        member: &Member,
+        path: &'static str,
+        question: &Q,
+        waited: Duration,
+    ) -> Result<A, CallError> {
+        let unreadable = |source| CallError::Unreadable { node: member.id, source };
+        let body = record::encode(question).map_err(unreadable)?;
+        let answer = self.call(member, path, body.into(), waited).await?;
+        record::decode(&answer).map_err(unreadable)
+    }
+
+    fn request<T>(&self, to: u64, body: T) -> Request<T> {
+        let mut request = Request::new(body);
+        self.passport.show(to, request.metadata_mut());
+        request
+    }
+
+    fn grpc(&self, member: &Member, lane: Lane) -> Result<Grpc<Channel>, CallError> {
+        let channel = self
+            .channel(member, lane)
+            .map_err(|source| CallError::NotSent { node: member.id, source: source.into() })?;
+        Ok(Grpc::new(channel)
+            .max_decoding_message_size(Limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(Limits::MESSAGE_BYTES_MAX))
+    }
+
+    fn channel(&self, member: &Member, lane: Lane) -> Result<Channel, tonic::transport::Error> {
+        let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((address, channel)) = channels.get(&(member.id, lane))
+            && *address == member.peer_address
+        {
+            return Ok(channel.clone());
+        }
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", member.peer_address))?
+            .connect_timeout(duration(self.timing.connect_max))
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES)
+            .http2_keep_alive_interval(duration(self.timing.keep_alive))
+            .keep_alive_timeout(duration(self.timing.keep_alive))
+            .keep_alive_while_idle(true);
+        if let Some(tls) = &self.tls {
+            endpoint = endpoint.tls_config(tls.clone())?;
+        }
+        let channel = endpoint.connect_lazy();
+        channels.insert((member.id, lane), (member.peer_address.clone(), channel.clone()));
+        Ok(channel)
+    }
+}
+
+/// Whether the call has certainly not been seen: no connection could be made for it.
+fn failed(node: u64, status: Status) -> CallError {
+    let mut cause = std::error::Error::source(&status);
+    while let Some(error) = cause {
+        if error.is::<tonic::ConnectError>() {
+            return CallError::NotSent { node, source: Box::new(status) };
+        }
+        cause = error.source();
+    }
+    CallError::Failed { node, source: Box::new(status) }
+}
+
+impl From<CallError> for RPCError<TypeConfig> {
+    fn from(error: CallError) -> Self {
+        match &error {
+            // Wait before trying again.
+            CallError::NotSent { .. } | CallError::Unreadable { .. } => {
+                RPCError::Unreachable(Unreachable::new(&error))
+            }
+            CallError::Failed { source, .. } if source.code() == tonic::Code::FailedPrecondition => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "a peer refuses this node");
+                RPCError::Unreachable(Unreachable::new(&error))
+            }
+            CallError::Failed { .. } | CallError::TimedOut { .. } => {
+                RPCError::Network(NetworkError::new(&error))
+            }
+        }
+    }
+}
+
+/// Makes the connections that openraft asks for.
+pub(crate) struct Network {
+    pub(crate) peers: Arc<Peers>,
+}
+
+/// openraft's way to one node.
+pub(crate) struct Link {
+    peers: Arc<Peers>,
+    member: Member,
+    lane: Lane,
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Link;
+
+    async fn new_client(&mut self, _target: u64, member: &Member) -> Link {
+        Link { peers: self.peers.clone(), member: member.clone(), lane: Lane::Log }
+    }
+
+    async fn new_heartbeat_client(&mut self, _target: u64, member: &Member) -> Link {
+        Link { peers: self.peers.clone(), member: member.clone(), lane: Lane::Calls }
+    }
+
+    async fn new_snapshot_client(&mut self, _target: u64, member: &Member) -> Link {
+        Link { peers: self.peers.clone(), member: member.clone(), lane: Lane::Checkpoints }
+    }
+}
+
+impl Link {
+    /// Opens a stream of appends; answers come in the order of requests.
+    async fn pipeline<S>(&self, input: S) -> Result<Answers<'static>, RPCError<TypeConfig>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
+    {
+        let node = self.member.id;
+        let mut grpc = self.peers.grpc(&self.member, self.lane)?;
+        let outbound =
+            tokio_stream::StreamExt::map_while(input, move |request| match wire::write_append(&request) {
+                Ok(message) => Some(message),
+                Err(error) => {
+                    tracing::error!(node, error = &error as &dyn std::error::Error, "cannot encode entries");
+                    None
+                }
+            });
+        let opening = async {
+            grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+            let request = self.peers.request(node, outbound);
+            let answer = grpc.streaming(request, PathAndQuery::from_static(path::APPEND), BytesCodec).await;
+            answer.map_err(|status| failed(node, status))
+        };
+        let waited = duration(self.peers.timing.connect_max);
+        let answer = tokio::time::timeout(waited, opening)
+            .await
+            .map_err(|_| CallError::TimedOut { node, waited })??;
+        self.peers.passport.check_answer(node, answer.metadata())?;
+        let answers = answer.into_inner().map(move |message| {
+            let message = message.map_err(|status| failed(node, status))?;
+            let answer: Appended =
+                record::decode(&message).map_err(|source| CallError::Unreadable { node, source })?;
+            Ok(answer.into())
+        });
+        Ok(Box::pin(answers))
+    }
+
+    async fn send_checkpoint(&self, vote: Vote, checkpoint: Checkpoint) -> Result<Ballot, CallError> {
+        let node = self.member.id;
+        let unreadable = |source| CallError::Unreadable { node, source };
+        let Checkpoint { store, manifest } = checkpoint;
+        let head = CheckpointHead { ballot: vote.into(), manifest: manifest.clone() };
+        let head = Bytes::from(record::encode(&head).map_err(unreadable)?);
+        let chunks = futures_util::stream::iter(0..manifest.chunks)
+            .map(move |number| {
+                let (store, manifest) = (store.clone(), manifest.clone());
+                off_the_runtime(move || store.chunk(&manifest, number))
+            })
+            .buffered(CHUNKS_AHEAD);
+        let chunks = tokio_stream::StreamExt::map_while(chunks, |chunk| match chunk {
+            Ok(chunk) => Some(chunk),
+            Err(error) => {
+                // The receiver finds it incomplete and refuses it.
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot read a checkpoint");
+                None
+            }
+        });
+        let messages = futures_util::stream::once(async { head }).chain(chunks);
+        let mut grpc = self.peers.grpc(&self.member, self.lane)?;
+        grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+        let request = self.peers.request(node, Box::pin(messages));
+        let answer =
+            grpc.client_streaming(request, PathAndQuery::from_static(path::CHECKPOINT), BytesCodec).await;
+        let answer = answer.map_err(|status| failed(node, status))?;
+        self.peers.passport.check_answer(node, answer.metadata())?;
+        record::decode(answer.get_ref()).map_err(unreadable)
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Link {
+    type SnapshotData = Checkpoint;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let body = wire::write_append(&request).map_err(|error| NetworkError::new(&error))?;
+        let answer = self.peers.call(&self.member, path::HEARTBEAT, body, option.hard_ttl()).await?;
+        let answer: Appended = record::decode(&answer)
+            .map_err(|source| CallError::Unreadable { node: self.member.id, source })?;
+        Ok(match StreamAppendResult::<TypeConfig>::from(answer) {
+            Ok(_) => AppendEntriesResponse::Success,
+            Err(StreamAppendError::Conflict(_)) => AppendEntriesResponse::Conflict,
+            Err(StreamAppendError::HigherVote(vote)) => AppendEntriesResponse::HigherVote(vote),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<Answers<'s>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        match self.lane {
+            Lane::Log => Box::pin(async move { Ok(self.pipeline(input).await? as Answers<'s>) }),
+            Lane::Calls | Lane::Checkpoints => {
+                openraft::network::stream_append_sequential(self, input, option)
+            }
+        }
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let waited = duration(self.peers.timing.call_max);
+        let answer: VoteAnswer =
+            self.peers.ask(&self.member, path::VOTE, &wire::VoteCall::from(request), waited).await?;
+        Ok(answer.into())
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let waited = duration(self.peers.timing.call_max);
+        let answer: VoteAnswer =
+            self.peers.ask(&self.member, path::PRE_VOTE, &wire::VoteCall::from(request), waited).await?;
+        Ok(answer.into())
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: openraft::alias::SnapshotOf<TypeConfig, Checkpoint>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let Snapshot { meta, snapshot: checkpoint } = snapshot;
+        tracing::info!(
+            node = self.member.id,
+            index = meta.last_log_id.map(|last| last.index()),
+            "sending a checkpoint"
+        );
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = self.send_checkpoint(vote, checkpoint) => {
+                let ballot = sent.map_err(RPCError::from)?;
+                Ok(SnapshotResponse::new(ballot.into()))
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let waited = duration(self.peers.timing.call_max);
+        let call = wire::TransferCall::from(request);
+        let answer: TransferAnswer = self.peers.ask(&self.member, path::TRANSFER, &call, waited).await?;
+        Ok(answer.into())
+    }
+}

@@ -1,0 +1,12 @@
+//! How nodes talk: gRPC over HTTP/2, mutual TLS when configured.
+//!
+//! - [`wire`]: what is said
+//! - [`passport`]: who may say it to whom
+//! - [`codec`]: messages are bytes
+//! - [`client`] and [`server`]: the two ends
+
+pub(crate) mod client;
+pub(crate) mod codec;
+pub(crate) mod passport;
+pub(crate) mod server;
+pub(crate) mod wire;

@@ -1,0 +1,265 @@
+//! What this node answers to other nodes.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt};
+use openraft::Snapshot;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::raft::AppendEntriesResponse;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+use tonic::body::Body;
+use tonic::server::Grpc;
+use tonic::{Request, Response, Status, Streaming};
+use tower::Service;
+
+use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::checkpoint::CheckpointStore;
+use crate::replication::entry::Proposal;
+use crate::replication::error::full_text;
+use crate::replication::machine::{Checkpoint, Shared, off_the_runtime};
+use crate::replication::membership::Changes;
+use crate::replication::peer::client::duration;
+use crate::replication::peer::codec::BytesCodec;
+use crate::replication::peer::passport::Passport;
+use crate::replication::peer::wire::{
+    self, Appended, Change, CheckpointHead, ProposeAnswer, ReadAnswer, TransferAnswer, TransferCall,
+    VoteAnswer, VoteCall, path,
+};
+use crate::replication::read::Reads;
+use crate::replication::record::{self, RecordError};
+use crate::replication::settings::{Limits, Timing};
+use crate::replication::time::wall_clock;
+use crate::replication::types::{Ballot, Position, Raft};
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
+
+/// Everything that a call may need.
+pub(crate) struct Desk {
+    pub(crate) passport: Passport,
+    pub(crate) timing: Timing,
+    pub(crate) raft: Raft,
+    pub(crate) shared: Shared,
+    pub(crate) batcher: Arc<Batcher>,
+    pub(crate) reads: Arc<Reads>,
+    pub(crate) changes: Arc<Changes>,
+    pub(crate) checkpoints: Arc<CheckpointStore>,
+    /// One checkpoint is received at a time.
+    pub(crate) receiving: tokio::sync::Mutex<()>,
+}
+
+/// The service as tonic sees it.
+#[derive(Clone)]
+pub(crate) struct PeerService(pub(crate) Arc<Desk>);
+
+impl tonic::server::NamedService for PeerService {
+    const NAME: &'static str = "quorate.Peer";
+}
+
+impl Service<http::Request<Body>> for PeerService {
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let desk = self.0.clone();
+        let mut grpc = Grpc::new(BytesCodec)
+            .max_decoding_message_size(Limits::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(Limits::MESSAGE_BYTES_MAX);
+        Box::pin(async move {
+            let response = match request.uri().path() {
+                path::APPEND => {
+                    let answer = tower::service_fn(|request| ready(desk.append(request)));
+                    grpc.streaming(answer, request).await
+                }
+                path::CHECKPOINT => {
+                    let answer = tower::service_fn(|request: Request<Streaming<Bytes>>| {
+                        let desk = desk.clone();
+                        async move { desk.checkpoint(request).await }
+                    });
+                    grpc.client_streaming(answer, request).await
+                }
+                _ => {
+                    let path = request.uri().path().to_owned();
+                    let answer = tower::service_fn(move |request: Request<Bytes>| {
+                        let (desk, path) = (desk.clone(), path.clone());
+                        async move { desk.unary(&path, request).await }
+                    });
+                    grpc.unary(answer, request).await
+                }
+            };
+            Ok(response)
+        })
+    }
+}
+
+async fn ready<T>(value: T) -> T {
+    value
+}
+
+impl Desk {
+    fn signed<T>(&self, answer: T) -> Response<T> {
+        let mut response = Response::new(answer);
+        self.passport.sign(response.metadata_mut());
+        response
+    }
+
+    /// Log entries, each message answered when they are on this node's disk, in order.
+    fn append(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Answers>, Status> {
+        let from = self.passport.check(request.metadata())?;
+        let appends = tokio_stream::StreamExt::map_while(request.into_inner(), move |message| {
+            let read = message
+                .map_err(|status| status.to_string())
+                .and_then(|message| wire::read_append(&message).map_err(|error| full_text(&error)));
+            match read {
+                Ok(append) => Some(append),
+                Err(error) => {
+                    tracing::debug!(from, error, "a stream of entries ended");
+                    None
+                }
+            }
+        });
+        let answers = self.raft.stream_append(appends).map(|answer| {
+            let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+            encode(&Appended::from(answer))
+        });
+        Ok(self.signed(Box::pin(answers) as Answers))
+    }
+
+    async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
+        self.passport.check(request.metadata())?;
+        let body = request.into_inner();
+        let answer = match path {
+            path::HEARTBEAT => self.heartbeat(&body).await,
+            path::VOTE => {
+                let answer = self.raft.vote(decode::<VoteCall>(&body)?.into()).await;
+                encode(&VoteAnswer::from(answer.map_err(stopped)?))
+            }
+            path::PRE_VOTE => {
+                let answer = self.raft.pre_vote(decode::<VoteCall>(&body)?.into()).await;
+                encode(&VoteAnswer::from(answer.map_err(stopped)?))
+            }
+            path::TRANSFER => {
+                let answer = self.raft.handle_transfer_leader(decode::<TransferCall>(&body)?.into()).await;
+                encode(&TransferAnswer::from(answer.map_err(stopped)?))
+            }
+            path::PROPOSE => encode(&self.propose(&body).await),
+            path::READ_INDEX => encode(&match self.reads.confirm().await {
+                Some(next_index) => ReadAnswer::From(next_index),
+                None => ReadAnswer::NotLeader,
+            }),
+            path::WALL_CLOCK => encode(&wall_clock().0),
+            path::CHANGE => {
+                let deadline = Instant::now() + duration(self.timing.membership_max);
+                encode(&self.changes.carry_out(decode::<Change>(&body)?, deadline).await)
+            }
+            _ => Err(Status::unimplemented("no such call")),
+        };
+        Ok(self.signed(answer?))
+    }
+
+    async fn heartbeat(&self, body: &Bytes) -> Result<Bytes, Status> {
+        let append = wire::read_append(body).map_err(|error| Status::invalid_argument(full_text(&error)))?;
+        let previous = append.prev_log_id;
+        let answer = self.raft.append_entries(append).await.map_err(stopped)?;
+        let answer = match (answer, previous) {
+            (AppendEntriesResponse::Success, previous) => Appended::Matched(previous.map(Position::from)),
+            (AppendEntriesResponse::PartialSuccess(log_id), _) => {
+                Appended::Matched(log_id.map(Position::from))
+            }
+            (AppendEntriesResponse::Conflict, Some(previous)) => Appended::Conflict(previous.into()),
+            // The beginning of the log matches every log.
+            (AppendEntriesResponse::Conflict, None) => Appended::Matched(None),
+            (AppendEntriesResponse::HigherVote(vote), _) => Appended::HigherVote(vote.into()),
+        };
+        encode(&answer)
+    }
+
+    /// Requests that another node gathered: they join what waits here.
+    async fn propose(&self, body: &Bytes) -> ProposeAnswer {
+        let proposal = match Proposal::from_frames(body) {
+            Ok(proposal) => proposal,
+            Err(error) => return ProposeAnswer::Unreadable(full_text(&error)),
+        };
+        let deadline = Instant::now() + duration(self.timing.propose_max);
+        match self.batcher.submit(proposal, Origin::Peer, deadline).await {
+            Ok(replies) => ProposeAnswer::Replies(replies),
+            Err(Refusal::NotLeader | Refusal::Expired | Refusal::Closed) => ProposeAnswer::NotLeader,
+            Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,
+            Err(Refusal::Unknown(_)) => ProposeAnswer::Unknown,
+        }
+    }
+
+    /// Receives a checkpoint, verifies it, and hands it to openraft.
+    async fn checkpoint(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Bytes>, Status> {
+        let from = self.passport.check(request.metadata())?;
+        let Ok(_one_at_a_time) = self.receiving.try_lock() else {
+            return Err(Status::resource_exhausted("another checkpoint is being received"));
+        };
+        let mut messages = request.into_inner();
+        let head = messages.message().await?.ok_or_else(|| Status::invalid_argument("it has no head"))?;
+        let CheckpointHead { ballot, manifest } = decode(&head)?;
+        let applied = self.shared.lock().last.map(Position::from);
+        if manifest.last <= applied {
+            tracing::info!(from, "a checkpoint that this node is beyond is not needed");
+            let vote: Ballot = self.raft.metrics().borrow_watched().vote.into();
+            return Ok(self.signed(encode(&vote)?));
+        }
+        // Chunks go to the thread that may block on the disk through a short queue.
+        let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
+        let store = self.checkpoints.clone();
+        let writing = tokio::spawn(off_the_runtime(move || {
+            let mut incoming = store.begin();
+            while let Some(chunk) = received.blocking_recv() {
+                incoming.push(&chunk)?;
+            }
+            incoming.seal(manifest)
+        }));
+        while let Some(chunk) = messages.message().await? {
+            if chunks.send(chunk).await.is_err() {
+                break;
+            }
+        }
+        drop(chunks);
+        let sealed = writing.await.map_err(|_| Status::unavailable("this node is stopping"))?;
+        let manifest = sealed.map_err(|error| {
+            tracing::error!(from, error = &error as &dyn std::error::Error, "a checkpoint was not received");
+            Status::data_loss(full_text(&error))
+        })?;
+        let meta = manifest.meta().map_err(|error| Status::data_loss(error.to_string()))?;
+        tracing::info!(from, index = meta.last_log_id.map(|last| last.index()), "checkpoint received");
+        let snapshot = Snapshot { meta, snapshot: Checkpoint { store: self.checkpoints.clone(), manifest } };
+        let answer = self
+            .raft
+            .install_full_snapshot(ballot.into(), snapshot)
+            .await
+            .map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+        Ok(self.signed(encode(&Ballot::from(answer.vote))?))
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+fn unreadable(error: RecordError) -> Status {
+    Status::invalid_argument(full_text(&error))
+}
+
+fn decode<T: DeserializeOwned>(body: &Bytes) -> Result<T, Status> {
+    record::decode(body).map_err(unreadable)
+}
+
+fn encode<T: Serialize>(answer: &T) -> Result<Bytes, Status> {
+    record::encode(answer).map(Bytes::from).map_err(unreadable)
+}

@@ -1,0 +1,543 @@
+//! One node's part in the cluster, put together: what the rest of the program holds.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::decision::State;
+use crate::decision::reply::Reply;
+use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::checkpoint::CheckpointStore;
+use crate::replication::entry::Proposal;
+use crate::replication::error::{
+    FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError, full_text,
+};
+use crate::replication::identity::{Acquaintances, Identity};
+use crate::replication::log::LogStore;
+use crate::replication::log::disk::Recovered;
+use crate::replication::log::sled_disk::SledDisk;
+use crate::replication::machine::{Applied, Machine, Shared};
+use crate::replication::membership::Changes;
+use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
+use crate::replication::peer::passport::Passport;
+use crate::replication::peer::server::{Desk, PeerService};
+use crate::replication::peer::wire::Change;
+use crate::replication::read::Reads;
+use crate::replication::settings::{Limits, Member, Settings, Timing};
+use crate::replication::time::TimeKeeper;
+use crate::replication::tls;
+use crate::replication::types::{Position, Raft, StoredMembership};
+use crate::replication::view::{self, ClusterView};
+
+/// This node's part in the cluster. Cheap to clone; all clones are the same node.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    settings: Settings,
+    raft: Raft,
+    shared: Shared,
+    batcher: Arc<Batcher>,
+    reads: Arc<Reads>,
+    changes: Arc<Changes>,
+    failure: Failure,
+    stopping: AtomicBool,
+    tasks: Mutex<Vec<AbortHandle>>,
+    /// What tells the listener for peers to stop, and the listener.
+    listener: Mutex<Option<(watch::Sender<()>, JoinHandle<()>)>>,
+    log_writer: Mutex<Option<thread::JoinHandle<()>>>,
+}
+
+/// The first reason why this node cannot go on.
+#[derive(Clone)]
+struct Failure(Arc<watch::Sender<Option<FatalError>>>);
+
+impl Failure {
+    fn new() -> Self {
+        Failure(Arc::new(watch::channel(None).0))
+    }
+
+    fn set(&self, error: FatalError) {
+        self.0.send_if_modified(|failure| {
+            let first = failure.is_none();
+            if first {
+                tracing::error!(%error, "this node cannot go on");
+                *failure = Some(error);
+            }
+            first
+        });
+    }
+
+    fn get(&self) -> Option<FatalError> {
+        self.0.borrow().clone()
+    }
+}
+
+/// What the data directory had.
+struct Opened {
+    identity: Identity,
+    disk: SledDisk,
+    recovered: Recovered,
+    checkpoints: Arc<CheckpointStore>,
+    applied: Applied,
+    acquaintances: Arc<Acquaintances>,
+}
+
+impl Replica {
+    /// Opens the disk, or makes a new one where there is none, and takes part.
+    pub async fn start(settings: Settings) -> Result<Replica, StartError> {
+        check(&settings)?;
+        let opened = tokio::task::spawn_blocking({
+            let settings = settings.clone();
+            move || open(&settings)
+        });
+        let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))??;
+        let Opened { identity, disk, recovered, checkpoints, applied, acquaintances } = opened;
+        let node = identity.node;
+        let (timing, limits) = (settings.timing.clone(), settings.limits.clone());
+
+        let (client_tls, server_tls) = match &settings.peer_tls {
+            Some(files) => {
+                let (client, server) = tls::configure(files)?;
+                (Some(client), Some(server))
+            }
+            None => (None, None),
+        };
+        let listen_error = |source| StartError::Listen { address: settings.peer_listen, source };
+        let incoming =
+            TcpIncoming::bind(settings.peer_listen).map_err(listen_error)?.with_nodelay(Some(true));
+
+        let failure = Failure::new();
+        let passport = Passport::new(&identity, acquaintances).map_err(StartError::Settings)?;
+        let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
+        let shared = Shared::new(applied);
+        let on_storage_failure = {
+            let failure = failure.clone();
+            Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
+        };
+        let (log, log_writer) = LogStore::start(disk, recovered, &limits, on_storage_failure)?;
+        let machine = {
+            let failure = failure.clone();
+            Machine::new(shared.clone(), checkpoints.clone(), Arc::new(move |error| failure.set(error)))
+        };
+        let config = consensus_config(&settings.cluster_id, &timing, &limits)?;
+        let network = Network { peers: peers.clone() };
+        let raft = Raft::new(node, Arc::new(config), network, log, machine)
+            .await
+            .map_err(|error| StartError::Consensus(full_text(&error)))?;
+
+        let time =
+            Arc::new(TimeKeeper::new(node, timing.clone(), shared.clone(), raft.clone(), peers.clone()));
+        let batcher =
+            Batcher::new(node, limits.clone(), timing.clone(), raft.clone(), peers.clone(), time.clone());
+        let reads = Reads::new(node, timing.clone(), raft.clone(), peers.clone(), shared.clone());
+        let changes = Arc::new(Changes {
+            node,
+            timing: timing.clone(),
+            limits: limits.clone(),
+            raft: raft.clone(),
+            peers,
+        });
+        let desk = Arc::new(Desk {
+            passport,
+            timing,
+            raft: raft.clone(),
+            shared: shared.clone(),
+            batcher: batcher.clone(),
+            reads: reads.clone(),
+            changes: changes.clone(),
+            checkpoints,
+            receiving: tokio::sync::Mutex::default(),
+        });
+        let mut server = Server::builder()
+            .tcp_nodelay(true)
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES);
+        if let Some(tls) = server_tls {
+            server = server.tls_config(tls).map_err(|error| StartError::Tls(full_text(&error)))?;
+        }
+        let (stop_serving, stopped) = watch::channel(());
+        let serving = {
+            let failure = failure.clone();
+            async move {
+                let mut stopped = stopped;
+                let stop = async move {
+                    // Also when the sender is gone.
+                    let _ = stopped.changed().await;
+                };
+                let served = server.serve_with_incoming_shutdown(PeerService(desk), incoming, stop).await;
+                if let Err(error) = served {
+                    failure.set(FatalError::Listener(full_text(&error)));
+                }
+            }
+        };
+
+        let replica = Replica(Arc::new(Inner {
+            settings,
+            raft,
+            shared,
+            batcher: batcher.clone(),
+            reads: reads.clone(),
+            changes,
+            failure,
+            stopping: AtomicBool::new(false),
+            tasks: Mutex::default(),
+            listener: Mutex::new(Some((stop_serving, tokio::spawn(serving)))),
+            log_writer: Mutex::new(Some(log_writer)),
+        }));
+        replica.spawn(batcher.clone().drive());
+        replica.spawn(reads.drive());
+        replica.spawn(time.keep(batcher));
+        replica.spawn(watch_consensus(Arc::downgrade(&replica.0)));
+        replica.spawn(take_checkpoints(Arc::downgrade(&replica.0)));
+        replica.found(&recovered).await?;
+        Ok(replica)
+    }
+
+    /// Decides the requests in order. On return the decision is durable on a majority and applied
+    /// here or on the leader. On the leader it joins what is waiting; elsewhere it is forwarded,
+    /// together with everything else that waits. What does not fit one log entry goes into several,
+    /// one after the other: an error then says nothing of the first ones.
+    pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+        let started = Instant::now();
+        let deadline = started + duration(self.0.settings.timing.propose_max);
+        let mut parts = proposal.split(&self.0.settings.limits).into_iter();
+        let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
+        let submit = |part| self.0.batcher.submit(part, Origin::Here, deadline);
+        let mut replies = submit(first).await.map_err(|refusal| self.propose_error(refusal, started))?;
+        for part in parts {
+            let more = submit(part).await.map_err(|refusal| match self.propose_error(refusal, started) {
+                ProposeError::Fatal(error) => ProposeError::Fatal(error),
+                _ => ProposeError::OutcomeUnknown { reason: "a part of the requests was not decided" },
+            })?;
+            replies.extend(more);
+        }
+        Ok(replies)
+    }
+
+    /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
+    pub async fn read<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, ReadError> {
+        if self.0.stopping.load(Ordering::Acquire) {
+            return Err(ReadError::ShuttingDown);
+        }
+        let started = Instant::now();
+        let deadline = started + duration(self.0.settings.timing.read_max);
+        if !self.0.reads.fresh(deadline).await {
+            return Err(match self.0.failure.get() {
+                Some(error) => ReadError::Fatal(error),
+                None if self.0.stopping.load(Ordering::Acquire) => ReadError::ShuttingDown,
+                None => ReadError::Unavailable { leader: self.leader(), waited_ms: waited_ms(started) },
+            });
+        }
+        Ok(self.read_local(look))
+    }
+
+    /// The state as this node has it: may be behind.
+    pub fn read_local<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        look(&self.0.shared.lock().state)
+    }
+
+    /// The cluster as this node sees it.
+    pub fn cluster(&self) -> ClusterView {
+        view::look(&self.0.raft, &self.0.settings.cluster_id, self.0.settings.member.id)
+    }
+
+    /// Lets a node in, as a learner. From any node; done when the leader has it on a majority.
+    pub async fn join(&self, member: Member) -> Result<(), MembershipError> {
+        self.change(Change::Join(member)).await
+    }
+
+    /// Makes a learner a voter, once it has caught up.
+    pub async fn promote(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Promote(id)).await
+    }
+
+    /// Takes a node out of the cluster. Its id is never used again.
+    pub async fn leave(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Leave(id)).await
+    }
+
+    /// Makes another voter the leader. Done when it leads.
+    pub async fn transfer(&self, id: u64) -> Result<(), MembershipError> {
+        self.change(Change::Transfer(id)).await
+    }
+
+    /// Resolves when this node cannot go on (disk error, unknown record version, storage fatal):
+    /// the process must end.
+    pub async fn failed(&self) -> FatalError {
+        let mut failure = self.0.failure.0.subscribe();
+        match failure.wait_for(Option::is_some).await.map(|failure| failure.clone()) {
+            Ok(Some(error)) => error,
+            Ok(None) | Err(_) => FatalError::Consensus("it was dropped".to_owned()),
+        }
+    }
+
+    /// Stops taking proposals, hands leadership over if it has it, waits for what is under way,
+    /// closes storage.
+    pub async fn shutdown(&self) -> Result<(), ShutdownError> {
+        let inner = &self.0;
+        if inner.stopping.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
+        inner.batcher.drain(deadline).await;
+        self.hand_over(deadline).await;
+        let stopped = inner.raft.shutdown().await;
+        for task in inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            task.abort();
+        }
+        let listener = inner.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some((stop_serving, mut listener)) = listener {
+            // Streams have ended with consensus; connections end once their peers see that.
+            let _ = stop_serving.send(());
+            let drained = tokio::time::timeout(duration(inner.settings.timing.connect_max), &mut listener);
+            if drained.await.is_err() {
+                listener.abort();
+            }
+        }
+        let log_writer = inner.log_writer.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(log_writer) = log_writer {
+            let joined = tokio::task::spawn_blocking(move || log_writer.join());
+            match tokio::time::timeout(duration(inner.settings.timing.drain_max), joined).await {
+                Ok(Ok(Ok(()))) => {}
+                _ => return Err(ShutdownError::Storage),
+            }
+        }
+        stopped.map_err(|error| ShutdownError::Consensus(error.to_string()))
+    }
+
+    /// The first members agree on who they are, if this is their first start.
+    async fn found(&self, recovered: &Recovered) -> Result<(), StartError> {
+        let settings = &self.0.settings;
+        if settings.founders.is_empty() || *recovered != Recovered::default() {
+            return Ok(());
+        }
+        let members: BTreeMap<u64, Member> =
+            settings.founders.iter().map(|member| (member.id, member.clone())).collect();
+        self.0.raft.initialize(members).await.map_err(|error| StartError::Consensus(error.to_string()))
+    }
+
+    async fn change(&self, change: Change) -> Result<(), MembershipError> {
+        if self.0.stopping.load(Ordering::Acquire) {
+            return Err(MembershipError::ShuttingDown);
+        }
+        self.0.changes.ask(change).await
+    }
+
+    /// Gives leadership to the voter whose log is the longest, so that nobody has to wait for it.
+    async fn hand_over(&self, deadline: Instant) {
+        let node = self.0.settings.member.id;
+        let successor = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let Some(replication) = metrics.replication.as_ref() else { return };
+            metrics
+                .membership_config
+                .voter_ids()
+                .filter(|id| *id != node)
+                .filter_map(|id| Some((replication.get(&id).copied().flatten()?, id)))
+                .max()
+        };
+        let Some((_, successor)) = successor else { return };
+        let handed_over = tokio::time::timeout_at(deadline, self.0.changes.ask(Change::Transfer(successor)));
+        match handed_over.await {
+            Ok(Ok(())) => tracing::info!(successor, "leadership handed over"),
+            Ok(Err(error)) => tracing::warn!(successor, %error, "leadership was not handed over"),
+            Err(_) => tracing::warn!(successor, "leadership was not handed over in time"),
+        }
+    }
+
+    fn propose_error(&self, refusal: Refusal, started: Instant) -> ProposeError {
+        if let Some(error) = self.0.failure.get() {
+            return ProposeError::Fatal(error);
+        }
+        match refusal {
+            Refusal::NotLeader | Refusal::Expired => {
+                ProposeError::Unavailable { leader: self.leader(), waited_ms: waited_ms(started) }
+            }
+            Refusal::Overloaded => ProposeError::Overloaded,
+            Refusal::Closed => ProposeError::ShuttingDown,
+            Refusal::Unknown(reason) => ProposeError::OutcomeUnknown { reason },
+        }
+    }
+
+    fn leader(&self) -> Option<u64> {
+        self.0.raft.server_metrics().borrow_watched().current_leader
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let handle = tokio::spawn(task).abort_handle();
+        self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+    }
+}
+
+/// How many bytes a peer may send before this node has taken them.
+const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+fn waited_ms(started: Instant) -> u64 {
+    u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+fn check(settings: &Settings) -> Result<(), StartError> {
+    let wrong = |reason: String| Err(StartError::Settings(reason));
+    if settings.member.id == 0 {
+        return wrong("a node's id is above 0".to_owned());
+    }
+    if settings.cluster_id.is_empty() {
+        return wrong("the cluster has no id".to_owned());
+    }
+    if settings.limits.entry_bytes_max > Limits::ENTRY_BYTES_MAX {
+        return wrong(format!("entry_bytes_max is above {}", Limits::ENTRY_BYTES_MAX));
+    }
+    if settings.limits.entries_in_flight_max == 0 || settings.limits.forwards_in_flight_max == 0 {
+        return wrong("entries_in_flight_max and forwards_in_flight_max are at least 1".to_owned());
+    }
+    let mut ids: Vec<u64> = settings.founders.iter().map(|member| member.id).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    if ids.len() != settings.founders.len() {
+        return wrong("two founders have the same id".to_owned());
+    }
+    match settings.founders.iter().find(|founder| founder.id == settings.member.id) {
+        Some(founder) if *founder != settings.member => {
+            wrong("this node is another one among the founders".to_owned())
+        }
+        None if !settings.founders.is_empty() => wrong("this node is not among the founders".to_owned()),
+        _ => Ok(()),
+    }
+}
+
+fn consensus_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Result<Config, StartError> {
+    let config = Config {
+        cluster_name: cluster_id.to_owned(),
+        heartbeat_interval: timing.heartbeat.0,
+        election_timeout_min: timing.election_min.0,
+        election_timeout_max: timing.election_max.0,
+        // Asking whether an election could be won keeps a node that was cut off from ending a good term.
+        enable_pre_vote: Some(true),
+        // A leader that restarted must be elected: its state may be behind what it once answered from.
+        enable_leader_restore: Some(false),
+        // Checkpoints are asked for by size, see `take_checkpoints`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: limits.log_entries_kept,
+        purge_batch_size: 256,
+        replication_lag_threshold: u64::MAX,
+        max_payload_entries: 64,
+        backoff: "20ms 50ms 100ms 200ms ..500ms".to_owned(),
+        ..Config::default()
+    };
+    config.validate().map_err(|error| StartError::Settings(error.to_string()))
+}
+
+/// Opens what is in the data directory, or makes it.
+fn open(settings: &Settings) -> Result<Opened, StartError> {
+    let directory = &settings.data_dir;
+    fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
+    let identity_path = directory.join("identity");
+    let (log_path, witness_path) = (directory.join("log"), directory.join("witness"));
+    let checkpoints_path = directory.join("checkpoints");
+    let acquaintances = Arc::new(Acquaintances::load(&directory.join("known-nodes"))?);
+    let node = settings.member.id;
+    match Identity::load(&identity_path)? {
+        Some(identity) => {
+            identity.check(&identity_path, &settings.cluster_id, node)?;
+            let (disk, recovered) = SledDisk::open(&log_path, &witness_path)?;
+            let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
+            let newest = checkpoints.load_newest()?;
+            let applied = match newest {
+                Some((manifest, state)) => {
+                    let meta = manifest.meta().map_err(|source| {
+                        StorageError::damaged(&checkpoints_path, "the newest manifest", source)
+                    })?;
+                    Applied { state, last: meta.last_log_id, membership: meta.last_membership }
+                }
+                None => Applied { state: State::new(), last: None, membership: StoredMembership::default() },
+            };
+            let covered = applied.last.map(Position::from);
+            if covered < recovered.purged {
+                let purged = recovered.purged.map_or(0, |purged| purged.index);
+                return Err(StorageError::inconsistent(
+                    &checkpoints_path,
+                    format!(
+                        "the log begins after entry {purged}, and the newest checkpoint ends at {}",
+                        covered.map_or_else(|| "none".to_owned(), |covered| covered.to_string())
+                    ),
+                )
+                .into());
+            }
+            tracing::info!(
+                node,
+                last = recovered.last.map(|last| last.index),
+                checkpoint = covered.map(|covered| covered.index),
+                "disk opened and verified"
+            );
+            Ok(Opened { identity, disk, recovered, checkpoints, applied, acquaintances })
+        }
+        None => {
+            let identity = Identity::draw(&settings.cluster_id, node)?;
+            let disk = SledDisk::create(&log_path, &witness_path)?;
+            let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
+            // Last: from here on everything else must be there.
+            identity.save(&identity_path)?;
+            tracing::info!(node, incarnation = identity.incarnation, "a new disk for a new node");
+            Ok(Opened {
+                identity,
+                disk,
+                recovered: Recovered::default(),
+                checkpoints,
+                applied: Applied::default(),
+                acquaintances,
+            })
+        }
+    }
+}
+
+/// Notices when openraft stops by itself.
+async fn watch_consensus(inner: std::sync::Weak<Inner>) {
+    let Some(mut server_metrics) = inner.upgrade().map(|inner| inner.raft.server_metrics()) else { return };
+    while server_metrics.changed().await.is_ok() {}
+    let Some(inner) = inner.upgrade() else { return };
+    if inner.stopping.load(Ordering::Acquire) {
+        return;
+    }
+    let state = inner.raft.metrics().borrow_watched().running_state.clone();
+    let reason = state.err().map_or_else(|| "it ended".to_owned(), |fatal| full_text(&fatal));
+    inner.failure.set(FatalError::Consensus(reason));
+}
+
+/// Asks for a checkpoint when enough was applied since the last one.
+async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
+    let Some(mut progress) = inner.upgrade().map(|inner| inner.shared.progress()) else { return };
+    let mut bytes_before = 0;
+    loop {
+        let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
+        tokio::time::sleep(tick).await;
+        if progress.changed().await.is_err() {
+            return;
+        }
+        let now = *progress.borrow_and_update();
+        let Some(inner) = inner.upgrade() else { return };
+        let covered =
+            inner.raft.data_metrics().borrow_watched().snapshot.map_or(0, |covered| covered.index() + 1);
+        let limits = &inner.settings.limits;
+        let due = now.bytes - bytes_before >= limits.checkpoint_log_bytes
+            || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
+        if due {
+            bytes_before = now.bytes;
+            if inner.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
+    }
+}

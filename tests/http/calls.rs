@@ -1,0 +1,376 @@
+//! Every call: what it does, and the shape of its answer.
+
+use serde_json::{Value, json};
+
+use crate::node::{Node, POLICY};
+
+const ADMISSION: &str =
+    r#"{"account":"acme","feature":"video.generate","usage":{"requests":1,"video_seconds":20}}"#;
+const HELD: &str = r#"{"account":"acme","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000}}"#;
+
+fn assert_receipt(body: &Value) {
+    let receipt = &body["receipt"];
+    for field in ["index", "position", "term", "policy"] {
+        assert!(receipt[field].is_u64(), "{field}: {body}");
+    }
+    assert!(receipt["at"].as_str().is_some_and(|at| at.ends_with('Z')), "{body}");
+    assert_eq!(receipt["decided_by"], "quorum");
+}
+
+#[tokio::test]
+async fn an_admission_says_who_paid() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let grant = r#"{"id":"purchase-81","source":"purchase","credits":"100","priority":50,"expires_at":"2099-11-22T00:00:00Z"}"#;
+    let granted = client.post("/v1/accounts/acme/grants", grant).await.expect(201);
+    assert_receipt(&granted);
+    assert_eq!(granted["id"], "purchase-81");
+    assert_eq!(granted["priority"], 50);
+    assert_eq!(granted["expires_at"], "2099-11-22T00:00:00Z");
+    assert_eq!(granted["credits"]["available"], "100");
+
+    let answer = client.post("/v1/admissions", HELD).await;
+    let body = answer.expect(200);
+    assert_receipt(&body);
+    assert_eq!(body["decision"], "admitted");
+    assert!(body["admission"].as_str().is_some_and(|id| id.starts_with("adm_")), "{body}");
+    assert_eq!(body["cost"], "352");
+    assert_eq!(
+        body["paid_by"],
+        json!([
+            {"limit": "five_hours", "level": 1, "credits": "300"},
+            {"grant": "purchase-81", "level": 1, "credits": "52"},
+        ])
+    );
+    assert_eq!(body["credits"], json!({"available": "48", "held": "52"}));
+    assert!(body["hold"]["expires_at"].is_string());
+    let limits = body["limits"].as_array().expect("limits");
+    let five_hours = limits.iter().find(|limit| limit["name"] == "five_hours").expect("the allowance");
+    assert_eq!(five_hours["unit"], "credits");
+    assert_eq!(five_hours["quota"], "300");
+    assert_eq!(five_hours["used"], "300");
+    assert_eq!(five_hours["remaining"], "0");
+    assert_eq!(five_hours["window"], "5h");
+    assert!(five_hours["resets_at"].is_string());
+    let policy = answer.header("ratelimit-policy").expect("a policy");
+    assert!(policy.contains(r#""five_hours";q=300;w=18000"#), "{policy}");
+    let state = answer.header("ratelimit").expect("a state");
+    assert!(state.contains(r#""five_hours";r=0;t=18000"#), "{state}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_hold_is_extended_settled_and_looked_up() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let held = client.post("/v1/admissions", &HELD.replace(":20}", ":10}")).await.expect(200);
+    let id = held["admission"].as_str().expect("an id");
+    let path = |call: &str| format!("/v1/admissions/{id}{call}");
+
+    let view = client.get(&path("")).await.expect(200);
+    assert_receipt(&view);
+    assert_eq!(view["admission"], id);
+    assert_eq!(view["status"], "held");
+    assert_eq!((&view["account"], &view["feature"]), (&json!("acme"), &json!("video.generate")));
+    assert!(view["expires_at"].is_string() && view["admitted_at"].is_string());
+
+    let extended = client.post(&path("/extend"), r#"{"ttl_ms":1200000}"#).await.expect(200);
+    assert_receipt(&extended);
+    assert_eq!(extended["admission"], id);
+    assert!(extended["hold"]["expires_at"].as_str() > held["hold"]["expires_at"].as_str());
+
+    let usage = r#"{"usage":{"requests":1,"video_seconds":5},"compute_ms":90321,"final":false}"#;
+    let partial = client.post(&path("/settle"), usage).await.expect(200);
+    assert_eq!(partial["final"], false);
+    assert!(partial["hold"]["expires_at"].is_string());
+
+    let settled = client.post(&path("/settle"), &usage.replace("false", "true")).await.expect(200);
+    assert_receipt(&settled);
+    assert_eq!(settled["final"], true);
+    assert_eq!(settled["cost"], "88");
+    assert_eq!(settled["uncovered"], "0");
+    assert_eq!(settled["returned"], json!([{"limit": "five_hours", "level": 1, "credits": "88"}]));
+    assert_eq!(settled["credits"], json!({"available": "0", "held": "0"}));
+
+    let view = client.get(&path("")).await.expect(200);
+    assert_eq!(view["status"], "settled");
+    assert_eq!(view["cost"], "88");
+    assert!(view["resolved_at"].is_string());
+
+    let again = client.post(&path("/settle"), usage).await;
+    again.problem(409, "hold_resolved");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_released_hold_gives_everything_back() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    for body in ["", "{}"] {
+        let held = client.post("/v1/admissions", HELD.replace(":20}", ":10}").as_str()).await.expect(200);
+        let path = format!("/v1/admissions/{}/release", held["admission"].as_str().expect("an id"));
+        let headers: &[(&str, &str)] =
+            if body.is_empty() { &[] } else { &[("content-type", "application/json")] };
+        let released = client.request("POST", &path, headers, body.as_bytes()).await.expect(200);
+        assert_receipt(&released);
+        assert_eq!(released["final"], true);
+        assert_eq!(released["cost"], "0");
+        assert_eq!(released["returned"][0]["credits"], "176");
+    }
+    client
+        .request("POST", "/v1/admissions/adm_ffff/release", &[], b"")
+        .await
+        .problem(404, "admission_unknown");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_says_which_layer_and_when() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let narrow = ADMISSION.replace("acme", "narrow").replace("\"video_seconds\":20", "\"video_seconds\":0");
+    // A window of a minute may end between two requests; then the third is within the next one.
+    let mut refused = None;
+    for _ in 0..6 {
+        let answer = client.post("/v1/admissions", &narrow).await;
+        if answer.status != 200 {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let answer = refused.expect("a refusal within two windows");
+    let body = answer.problem(429, "limit_reached");
+    assert_receipt(&body);
+    assert_eq!(body["decision"], "refused");
+    assert_eq!(body["layer"], json!({"kind": "limit", "level": 1, "name": "per_minute"}));
+    assert!(body["would_pass_at"].is_string(), "{body}");
+    assert_eq!(body["limits"][0]["remaining"], "0");
+    let wait: u64 = answer.header("retry-after").expect("a wait").parse().expect("whole seconds");
+    assert!((1..=60).contains(&wait), "{wait}");
+    assert!(answer.header("ratelimit").is_some_and(|state| state.starts_with(r#""per_minute";r=0;t="#)));
+
+    let answer = client.post("/v1/admissions", &ADMISSION.replace(":20}", ":2000}")).await;
+    let body = answer.problem(402, "credits_short");
+    assert!(body["cost"].is_string() && body["available"].is_string(), "{body}");
+    client.post("/v1/admissions", &ADMISSION.replace("acme", "nobody")).await.problem(404, "account_unknown");
+    client
+        .post("/v1/admissions", &ADMISSION.replace(".generate", ".x"))
+        .await
+        .problem(404, "feature_unknown");
+    let body = client.post("/v1/admissions", &ADMISSION.replace("requests", "rockets")).await;
+    let body = body.problem(422, "unit_unknown");
+    assert_eq!(body["field"], "usage.rockets");
+    client.json("PUT", "/v1/accounts/acme", r#"{"state":"closed"}"#).await.expect(200);
+    client.post("/v1/admissions", ADMISSION).await.problem(403, "account_closed");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let dry = ADMISSION.replace("{\"account\"", "{\"dry_run\":true,\"account\"");
+    for _ in 0..2 {
+        let body = client.post("/v1/admissions", &dry).await.expect(200);
+        assert_eq!(body["dry_run"], true);
+        assert_eq!(body["cost"], "160");
+        assert_eq!(body.get("admission"), None);
+        assert_receipt(&body);
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_same_key_gives_the_first_answer_again() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let first = client.post_keyed("/v1/admissions", "\"6f1c\"", ADMISSION).await;
+    assert_eq!(first.header("idempotency-replayed"), None);
+    // Bare, and written differently: the same request all the same.
+    let again = client.post_keyed("/v1/admissions", "6f1c", &ADMISSION.replace(':', ": ")).await;
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    assert_eq!(again.expect(200), first.expect(200));
+    let other = client.post_keyed("/v1/admissions", "6f1c", &ADMISSION.replace(":20}", ":21}")).await;
+    other.problem(422, "key_mismatch");
+
+    let grant = r#"{"id":"promo","source":"promotion","credits":"1.5"}"#;
+    let first = client.post("/v1/accounts/acme/grants", grant).await.expect(201);
+    assert_eq!(first["priority"], 100);
+    let again = client.post("/v1/accounts/acme/grants", grant).await;
+    assert_eq!(again.header("idempotency-replayed"), Some("true"));
+    again.expect(200);
+    client.post("/v1/accounts/acme/grants", &grant.replace("1.5", "2")).await.problem(409, "grant_exists");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_batch_decides_each_on_its_own_and_in_order() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let ten = ADMISSION.replace(":20}", ":10}");
+    let keyed = ten.replace("{\"account\"", "{\"key\":\"k1\",\"account\"");
+    let batch = format!(r#"{{"admissions":[{ten},{},{keyed},{keyed}]}}"#, ten.replace("acme", "nobody"));
+    let body = client.post("/v1/admissions/batch", &batch).await.expect(200);
+    let results = body["results"].as_array().expect("results");
+    let statuses: Vec<&Value> = results.iter().map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [200, 404, 200, 200]);
+    for (position, result) in results.iter().take(3).enumerate() {
+        assert_receipt(result);
+        assert_eq!(result["receipt"]["position"], position);
+    }
+    assert_eq!(results[0]["decision"], "admitted");
+    assert_eq!(results[1]["reason"], "account_unknown");
+    assert_eq!(results[3]["admission"], results[2]["admission"]);
+    assert_eq!(results[3]["receipt"], results[2]["receipt"]);
+    assert_eq!(results[3]["replayed"], true);
+    assert_eq!(results[0].get("limits"), None);
+
+    let body = client.post("/v1/admissions/batch", r#"{"admissions":[]}"#).await.expect(200);
+    assert_eq!(body, json!({"results": []}));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn limits_are_listed_where_they_are_wanted() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let said = |limits: &str| {
+        ADMISSION
+            .replace("{\"account\"", &format!("{{\"limits\":{limits},\"account\""))
+            .replace(":20}", ":0}")
+    };
+    for (limits, alone, in_batch) in [("true", true, true), ("false", false, false), ("null", true, false)] {
+        let answer = client.post("/v1/admissions", &said(limits)).await;
+        assert_eq!(answer.header("ratelimit").is_some(), alone, "{limits}");
+        assert_eq!(answer.expect(200).get("limits").is_some(), alone, "{limits}");
+        let batch = format!(r#"{{"admissions":[{}]}}"#, said(limits));
+        let body = client.post("/v1/admissions/batch", &batch).await.expect(200);
+        assert_eq!(body["results"][0].get("limits").is_some(), in_batch, "{limits}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_is_changed_in_part() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let body = client
+        .json("PUT", "/v1/accounts/acme:video", r#"{"spending_cap":{"credits":"100","period":"month"}}"#)
+        .await
+        .expect(200);
+    assert_receipt(&body);
+    assert_eq!(body["account"], "acme:video");
+    assert_eq!(body["plan"], Value::Null);
+    assert_eq!(body["spending_cap"], json!({"credits": "100", "period": "month"}));
+    assert_eq!(body["state"], "open");
+    let body = client.json("PUT", "/v1/accounts/acme%3Avideo", r#"{"plan":"plus"}"#).await.expect(200);
+    assert_eq!((&body["plan"], &body["spending_cap"]["credits"]), (&json!("plus"), &json!("100")));
+    let body = client
+        .json("PUT", "/v1/accounts/acme:video", r#"{"plan":null,"spending_cap":null}"#)
+        .await
+        .expect(200);
+    assert_eq!((&body["plan"], &body["spending_cap"]), (&Value::Null, &Value::Null));
+
+    client.post("/v1/admissions", HELD.replace(":20}", ":1}").as_str()).await.expect(200);
+    let body = client.get("/v1/accounts/acme").await.expect(200);
+    assert_eq!(body["plan"], "plus");
+    let books = ["granted", "available", "held", "spent", "expired", "revoked"];
+    assert!(books.iter().all(|name| body["credits"][name] == "0"), "{body}");
+    assert_eq!(body["holds_total"], 1);
+    let hold = &body["holds"][0];
+    assert_eq!(
+        (&hold["account"], &hold["feature"], &hold["cost"]),
+        (&json!("acme"), &json!("video.generate"), &json!("17.6"))
+    );
+    assert!(
+        hold["admission"].is_string() && hold["admitted_at"].is_string() && hold["expires_at"].is_string()
+    );
+    assert!(body["grants"].is_array() && body["limits"].is_array());
+    client.get("/v1/accounts/nobody").await.problem(404, "account_unknown");
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"gold"}"#).await.problem(422, "plan_unknown");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_policy_is_guarded_by_its_revision() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let answer = client.get("/v1/policy").await;
+    let before = answer.expect(200)["revision"].as_u64().expect("a revision");
+    let tag = answer.header("etag").expect("a tag").to_owned();
+    assert_eq!(tag, format!("\"{before}\""));
+
+    let put = |tag: &str| [("content-type", "application/toml".to_owned()), ("if-match", tag.to_owned())];
+    let headers = put(&tag);
+    let headers: Vec<(&str, &str)> = headers.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let answer = client.request("PUT", "/v1/policy", &headers, POLICY.as_bytes()).await;
+    let body = answer.expect(200);
+    assert_eq!(body["revision"], before + 1);
+    assert_eq!(answer.header("etag"), Some(format!("\"{}\"", before + 1).as_str()));
+    assert_receipt(&body);
+    let stale = client.request("PUT", "/v1/policy", &headers, POLICY.as_bytes()).await;
+    stale.problem(412, "revision_stale");
+
+    let document = client.get("/v1/policy").await.expect(200)["policy"].clone();
+    assert_eq!(document["features"]["video.generate"]["price"]["video_seconds"], "8");
+    let body = client.json("PUT", "/v1/policy", &document.to_string()).await.expect(200);
+    assert_eq!(body["revision"], before + 2);
+    let wrong = r#"{"plans":{"p":{"limits":[{"name":"x","quota":1,"algorithm":"token_bucket"}]}}}"#;
+    client.json("PUT", "/v1/policy", wrong).await.problem(422, "policy_invalid");
+    let any = [("content-type", "application/json"), ("if-match", "*")];
+    client.request("PUT", "/v1/policy", &any, b"{}").await.expect(200);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_cluster_and_its_health_can_be_seen() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let body = client.get("/v1/cluster").await.expect(200);
+    assert_eq!((&body["cluster_id"], &body["node"], &body["leader"]), (&json!("test"), &json!(1), &json!(1)));
+    let member = &body["members"][0];
+    assert_eq!(
+        (&member["id"], &member["role"], &member["region"]),
+        (&json!(1), &json!("leader"), &json!("here"))
+    );
+    assert_eq!(member["address"], node.address.to_string());
+    assert!(member["last_index"].is_u64() && member["applied_index"].is_u64(), "{body}");
+    client.get("/livez").await.expect(200);
+    client.get("/readyz").await.expect(200);
+
+    let promote = client.post("/v1/cluster/members", r#"{"action":"promote","id":77}"#).await;
+    assert_eq!(promote.problem(422, "invalid")["field"], "id");
+
+    client.post("/v1/admissions", &ADMISSION.replace("acme", "nobody")).await.problem(404, "account_unknown");
+    let metrics = client.get("/metrics").await;
+    assert_eq!(metrics.status, 200);
+    assert!(metrics.header("content-type").is_some_and(|kind| kind.starts_with("text/plain")));
+    let text = String::from_utf8(metrics.body).expect("text");
+    for line in [
+        "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"4xx\"} 1",
+        "quorate_decisions_total{outcome=\"refused\",reason=\"account_unknown\"} 1",
+        "quorate_raft_is_leader 1",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_description_is_served_and_whole() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let document = client.get("/openapi.json").await.expect(200);
+    assert_eq!(document["openapi"], "3.1.0");
+    // Every path that it names is served; the table of calls is compared with it elsewhere.
+    for (path, methods) in document["paths"].as_object().expect("paths") {
+        let path = path.replace("{admission}", "adm_1").replace("{account}", "acme");
+        for method in methods.as_object().expect("methods").keys() {
+            let answer = client.request(&method.to_uppercase(), &path, &[], b"").await;
+            let unrouted =
+                answer.status == 405 || answer.body.windows(13).any(|text| text == b"route-unknown");
+            assert!(!unrouted, "{method} {path}");
+        }
+    }
+    node.stop().await;
+}

@@ -1,0 +1,10 @@
+//! The HTTP interface as a client sees it: a node is started by its configuration, on ports and a
+//! disk of its own, and asked over real sockets.
+
+mod access;
+mod calls;
+mod connection;
+mod hostile;
+mod lifecycle;
+mod node;
+mod tls;

@@ -1,0 +1,451 @@
+//! A cluster of replicas in one process, over real sockets and real disks.
+
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::time::Duration;
+
+use quorate::decision::command::{Admit, Change, Command, Key, PutAccount, Request};
+use quorate::decision::reply::{Outcome, Reply};
+use quorate::replication::{
+    Limits, Member, MembershipError, Proposal, ProposeError, ReadError, Replica, Role, Settings, StartError,
+    Timing, fingerprint,
+};
+use quorate::units::Span;
+use tokio::time::{Instant, timeout};
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Cluster {
+    directory: tempfile::TempDir,
+    members: Vec<Member>,
+    limits: Limits,
+    timing: Timing,
+    nodes: Vec<Option<Replica>>,
+}
+
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it has an address")
+}
+
+fn member(id: u64) -> Member {
+    Member {
+        id,
+        region: "test".into(),
+        peer_address: free_address().to_string(),
+        client_address: format!("127.0.0.1:{id}"),
+    }
+}
+
+impl Cluster {
+    fn new(size: u64) -> Self {
+        Cluster {
+            directory: tempfile::tempdir().expect("a directory"),
+            members: (1..=size).map(member).collect(),
+            limits: Limits::default(),
+            timing: Timing::default(),
+            nodes: (0..size).map(|_| None).collect(),
+        }
+    }
+
+    async fn started(size: u64) -> Self {
+        let mut cluster = Cluster::new(size);
+        cluster.start_all().await;
+        cluster
+    }
+
+    async fn start_all(&mut self) {
+        for id in 1..=self.members.len() as u64 {
+            self.start(id).await;
+        }
+    }
+
+    fn settings(&self, id: u64) -> Settings {
+        let member = self.members[id as usize - 1].clone();
+        Settings {
+            cluster_id: "test".into(),
+            peer_listen: member.peer_address.parse().expect("an address"),
+            data_dir: self.data_dir(id),
+            founders: self.members.clone(),
+            peer_tls: None,
+            timing: self.timing.clone(),
+            limits: self.limits.clone(),
+            member,
+        }
+    }
+
+    fn data_dir(&self, id: u64) -> std::path::PathBuf {
+        self.directory.path().join(format!("node{id}"))
+    }
+
+    async fn start(&mut self, id: u64) {
+        let settings = self.settings(id);
+        self.nodes[id as usize - 1] = Some(start(settings).await);
+    }
+
+    async fn stop(&mut self, id: u64) {
+        let node = self.nodes[id as usize - 1].take().expect("it runs");
+        node.shutdown().await.expect("it stops");
+    }
+
+    fn node(&self, id: u64) -> &Replica {
+        self.nodes[id as usize - 1].as_ref().expect("it runs")
+    }
+
+    async fn leader(&self) -> u64 {
+        let nodes: Vec<&Replica> = self.nodes.iter().flatten().collect();
+        leader_of(&nodes).await
+    }
+}
+
+/// Starts a node; waits while an earlier one in this process still lets go of its files.
+async fn start(settings: Settings) -> Replica {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Replica::start(settings.clone()).await {
+            Ok(replica) => return replica,
+            Err(error) if Instant::now() < deadline && is_still_held(&error) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("node {} does not start: {error:?}", settings.member.id),
+        }
+    }
+}
+
+fn is_still_held(error: &StartError) -> bool {
+    let text = format!("{error:?}");
+    text.contains("could not acquire lock") || text.contains("AddrInUse")
+}
+
+/// Waits until all nodes agree on a leader among them.
+async fn leader_of(nodes: &[&Replica]) -> u64 {
+    until("a leader that all know", || {
+        let leaders: Vec<Option<u64>> = nodes.iter().map(|node| node.cluster().leader).collect();
+        let first = leaders[0]?;
+        let among = nodes.iter().any(|node| node.cluster().node == first);
+        (among && leaders.iter().all(|leader| *leader == Some(first))).then_some(first)
+    })
+    .await
+}
+
+async fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "no {what} within {PATIENCE:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn put_account(account: &str) -> Proposal {
+    let command = Command::PutAccount(PutAccount {
+        account,
+        plan: Change::Keep,
+        spending_cap: Change::Keep,
+        state: None,
+    });
+    one(&command, Some(account))
+}
+
+fn admit(account: &str, key: Option<&str>) -> Proposal {
+    let command = Command::Admit(Admit {
+        account,
+        feature: "video.generate",
+        usage: vec![("requests", 1)],
+        attributes: vec![],
+        hold_ttl: None,
+        dry_run: false,
+    });
+    one(&command, key)
+}
+
+fn one(command: &Command<'_>, key: Option<&str>) -> Proposal {
+    let mut proposal = Proposal::new();
+    let key = key.map(|key| Key { key, fingerprint: fingerprint(command) });
+    proposal.push(&Request { key, command: command.clone() }).expect("it fits");
+    proposal
+}
+
+async fn propose(node: &Replica, proposal: Proposal) -> Reply {
+    let mut replies =
+        timeout(PATIENCE, node.propose(proposal)).await.expect("in time").expect("it is decided");
+    assert_eq!(replies.len(), 1);
+    replies.remove(0)
+}
+
+fn knows(node: &Replica, account: &str) -> bool {
+    node.read_local(|state| state.account(account).is_some())
+}
+
+#[tokio::test]
+async fn any_node_decides_and_every_node_reads_it_at_once() {
+    let cluster = Cluster::started(3).await;
+    cluster.leader().await;
+    for id in 1..=3 {
+        let account = format!("from-{id}");
+        let reply = propose(cluster.node(id), put_account(&account)).await;
+        assert!(matches!(reply.outcome, Outcome::AccountPut(_)), "{reply:?}");
+        for reader in 1..=3 {
+            let found = cluster.node(reader).read(|state| state.account(&account).is_some()).await;
+            assert!(found.expect("it reads"), "node {reader} has not seen what node {id} decided");
+        }
+    }
+}
+
+#[tokio::test]
+async fn replies_come_back_in_order_however_requests_are_grouped() {
+    let cluster = Cluster::started(3).await;
+    cluster.leader().await;
+    let names: Vec<String> = (0..3_000).map(|n| format!("account-{n}")).collect();
+    let mut proposal = Proposal::with_capacity(names.len());
+    for name in &names {
+        let command = Command::PutAccount(PutAccount {
+            account: name,
+            plan: Change::Keep,
+            spending_cap: Change::Keep,
+            state: None,
+        });
+        proposal.push(&Request { key: None, command }).expect("it fits");
+    }
+    // Larger than one entry.
+    let replies = cluster.node(2).propose(proposal).await.expect("it is decided");
+    let back: Vec<&str> = replies
+        .iter()
+        .map(|reply| match &reply.outcome {
+            Outcome::AccountPut(view) => &*view.account,
+            other => panic!("unexpected {other:?}"),
+        })
+        .collect();
+    assert_eq!(back, names);
+    let mut stamps: Vec<_> = replies.iter().map(|reply| (reply.stamp.index, reply.stamp.position)).collect();
+    stamps.dedup();
+    assert!(stamps.is_sorted() && stamps.len() == replies.len());
+
+    // Many at once, from all nodes: each gets its own answer.
+    let mut waiting = tokio::task::JoinSet::new();
+    for (n, name) in names.iter().take(300).enumerate() {
+        let (node, name) = (cluster.node(n as u64 % 3 + 1).clone(), name.clone());
+        waiting.spawn(async move {
+            let reply = propose(&node, put_account(&name)).await;
+            matches!(reply.outcome, Outcome::AccountPut(view) if *view.account == *name)
+        });
+    }
+    assert!(waiting.join_all().await.into_iter().all(|own| own));
+}
+
+#[tokio::test]
+async fn another_leader_takes_over_and_nothing_is_lost() {
+    let mut cluster = Cluster::started(3).await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), put_account("before")).await;
+    cluster.stop(leader).await;
+    let other = leader % 3 + 1;
+    propose(cluster.node(other), put_account("during")).await;
+    let next = cluster.leader().await;
+    assert_ne!(next, leader);
+    cluster.start(leader).await;
+    let both = |state: &quorate::decision::State| {
+        state.account("before").is_some() && state.account("during").is_some()
+    };
+    assert!(cluster.node(leader).read(both).await.expect("it reads"));
+}
+
+#[tokio::test]
+async fn all_nodes_restart_with_everything() {
+    let mut cluster = Cluster::started(3).await;
+    cluster.leader().await;
+    for n in 0..20 {
+        propose(cluster.node(n % 3 + 1), put_account(&format!("account-{n}"))).await;
+    }
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    cluster.start_all().await;
+    for id in 1..=3 {
+        let all = |state: &quorate::decision::State| {
+            (0..20).all(|n| state.account(&format!("account-{n}")).is_some())
+        };
+        assert!(cluster.node(id).read(all).await.expect("it reads"), "node {id}");
+    }
+}
+
+#[tokio::test]
+async fn a_minority_answers_neither_proposals_nor_reads() {
+    let mut cluster = Cluster::new(3);
+    cluster.timing.propose_max = Span(1_500);
+    cluster.timing.read_max = Span(1_500);
+    cluster.timing.drain_max = Span(1_000);
+    cluster.start_all().await;
+    cluster.leader().await;
+    propose(cluster.node(1), put_account("a")).await;
+    cluster.stop(2).await;
+    cluster.stop(3).await;
+    until("loss of the leader", || {
+        let view = cluster.node(1).cluster();
+        (view.leader != Some(2) && view.leader != Some(3)).then_some(())
+    })
+    .await;
+    let answer = cluster.node(1).propose(admit("a", Some("k"))).await;
+    assert!(
+        matches!(answer, Err(ProposeError::Unavailable { .. } | ProposeError::OutcomeUnknown { .. })),
+        "{answer:?}"
+    );
+    let answer = cluster.node(1).read(|_| ()).await;
+    assert!(matches!(answer, Err(ReadError::Unavailable { .. })), "{answer:?}");
+    assert!(knows(cluster.node(1), "a"), "a local read works all the same");
+}
+
+#[tokio::test]
+async fn a_node_joins_is_promoted_leads_and_leaves() {
+    let mut cluster = Cluster::started(3).await;
+    cluster.leader().await;
+    propose(cluster.node(1), put_account("a")).await;
+    let newcomer = member(4);
+    let directory = tempfile::tempdir().expect("a directory");
+    let settings = Settings {
+        founders: vec![],
+        peer_listen: newcomer.peer_address.parse().expect("an address"),
+        data_dir: directory.path().into(),
+        member: newcomer.clone(),
+        ..cluster.settings(1)
+    };
+    let fourth = start(settings).await;
+    assert_eq!(cluster.node(2).promote(4).await, Err(MembershipError::UnknownMember(4)));
+    cluster.node(2).join(newcomer.clone()).await.expect("it joins");
+    cluster.node(3).join(newcomer).await.expect("joining twice is once");
+    until("the newcomer catching up", || knows(&fourth, "a").then_some(())).await;
+    let role = |node: &Replica| {
+        node.cluster().members.into_iter().find(|member| member.id == 4).map(|member| member.role)
+    };
+    assert_eq!(role(&fourth), Some(Role::Learner));
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = cluster.node(1).promote(4).await {
+        assert!(matches!(error, MembershipError::NotCaughtUp { .. }), "{error}");
+        assert!(Instant::now() < deadline);
+    }
+    until("the newcomer knowing that it votes", || (role(&fourth) == Some(Role::Follower)).then_some(()))
+        .await;
+    cluster.node(1).transfer(4).await.expect("it leads");
+    until("everyone knowing it", || (cluster.node(2).cluster().leader == Some(4)).then_some(())).await;
+    propose(cluster.node(2), put_account("b")).await;
+    propose(&fourth, put_account("c")).await;
+    assert!(matches!(cluster.node(1).transfer(9).await, Err(MembershipError::UnknownMember(9))));
+    cluster.node(1).leave(4).await.expect("it leaves");
+    until("another leader", || cluster.node(1).cluster().leader.filter(|leader| *leader != 4)).await;
+    propose(cluster.node(3), put_account("d")).await;
+    assert_eq!(cluster.node(3).cluster().members.len(), 3);
+    fourth.shutdown().await.expect("it stops");
+    cluster.stop(1).await;
+}
+
+#[tokio::test]
+async fn a_node_far_behind_catches_up_by_checkpoint_and_restarts_from_it() {
+    let mut cluster = Cluster::new(3);
+    cluster.limits.checkpoint_log_entries = 100;
+    cluster.limits.log_entries_kept = 10;
+    cluster.limits.entry_requests_max = 1;
+    cluster.start_all().await;
+    cluster.leader().await;
+    propose(cluster.node(1), put_account("first")).await;
+    let leader = cluster.leader().await;
+    let behind = leader % 3 + 1;
+    cluster.stop(behind).await;
+    let writer = cluster.leader().await;
+    for n in 0..400 {
+        propose(cluster.node(writer), put_account(&format!("account-{n}"))).await;
+    }
+    let checkpoint = |node: &Replica| {
+        let view = node.cluster();
+        view.members.iter().find(|member| member.id == view.node).and_then(|member| member.checkpoint_index)
+    };
+    until("a checkpoint", || checkpoint(cluster.node(writer)).filter(|index| *index > 100)).await;
+    cluster.start(behind).await;
+    let all =
+        |state: &quorate::decision::State| (0..400).all(|n| state.account(&format!("account-{n}")).is_some());
+    assert!(cluster.node(behind).read(all).await.expect("it reads"));
+    assert!(checkpoint(cluster.node(behind)).is_some(), "it came by checkpoint");
+    cluster.stop(behind).await;
+    cluster.start(behind).await;
+    assert!(cluster.node(behind).read(all).await.expect("it reads"));
+}
+
+#[tokio::test]
+async fn a_node_that_lost_its_disk_is_refused_and_harms_nobody() {
+    let mut cluster = Cluster::started(3).await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), put_account("a")).await;
+    let lost = leader % 3 + 1;
+    // Everybody has met everybody.
+    until("all having applied it", || (1..=3).all(|id| knows(cluster.node(id), "a")).then_some(())).await;
+    cluster.stop(lost).await;
+    std::fs::remove_dir_all(cluster.data_dir(lost)).expect("it is removed");
+    cluster.start(lost).await;
+    let other = lost % 3 + 1;
+    for n in 0..10 {
+        propose(cluster.node(other), put_account(&format!("after-{n}"))).await;
+    }
+    assert!(!knows(cluster.node(lost), "a"));
+    assert!(!knows(cluster.node(lost), "after-0"));
+}
+
+#[tokio::test]
+async fn a_disk_of_another_node_or_cluster_is_refused() {
+    let mut cluster = Cluster::started(1).await;
+    cluster.leader().await;
+    propose(cluster.node(1), put_account("a")).await;
+    cluster.stop(1).await;
+    let wrong_cluster = Settings { cluster_id: "other".into(), ..cluster.settings(1) };
+    refused(wrong_cluster, "belongs to").await;
+    let mut wrong_node = cluster.settings(1);
+    wrong_node.member.id = 2;
+    wrong_node.founders.clear();
+    refused(wrong_node, "belongs to").await;
+    damage(&cluster.data_dir(1).join("witness"));
+    refused(cluster.settings(1), "witness").await;
+}
+
+async fn refused(settings: Settings, because: &str) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Replica::start(settings.clone()).await {
+            Ok(_) => panic!("it starts"),
+            Err(error) if is_still_held(&error) && Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Err(error) => {
+                assert!(error.to_string().contains(because), "{error}");
+                return;
+            }
+        }
+    }
+}
+
+fn damage(path: &Path) {
+    let mut bytes = std::fs::read(path).expect("it reads");
+    for byte in bytes.iter_mut().step_by(7) {
+        *byte ^= 0x55;
+    }
+    std::fs::write(path, bytes).expect("it writes");
+}
+
+#[tokio::test]
+async fn time_moves_on_when_nobody_asks_and_never_back_across_leaders() {
+    let mut cluster = Cluster::new(3);
+    cluster.timing.tick = Span(50);
+    cluster.start_all().await;
+    let leader = cluster.leader().await;
+    let now = |cluster: &Cluster, id| cluster.node(id).read_local(quorate::decision::State::now);
+    let first = until("time", || Some(now(&cluster, leader)).filter(|now| now.0 > 0)).await;
+    let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
+    assert!(first.0.abs_diff(wall.as_millis() as u64) < 60_000, "it is about the wall clock");
+    until("time moving", || (now(&cluster, leader) > first).then_some(())).await;
+    let before = propose(cluster.node(leader), put_account("a")).await.stamp.at;
+    let next = leader % 3 + 1;
+    cluster.node(leader).transfer(next).await.expect("it leads");
+    let after = propose(cluster.node(next), put_account("b")).await.stamp.at;
+    assert!(after >= before);
+    cluster.stop(next).await;
+}
