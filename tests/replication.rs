@@ -7,8 +7,8 @@ use std::time::Duration;
 use quorate::decision::command::{Admit, Change, Command, Key, PutAccount, Request};
 use quorate::decision::reply::{Outcome, Reply};
 use quorate::replication::{
-    Limits, Member, MembershipError, Proposal, ProposeError, ReadError, Replica, Role, Settings, StartError,
-    Timing, fingerprint,
+    Limits, Member, MembershipError, PeerTls, Proposal, ProposeError, ReadError, Replica, Role, Settings,
+    StartError, Timing, fingerprint,
 };
 use quorate::units::Span;
 use tokio::time::{Instant, timeout};
@@ -448,4 +448,159 @@ async fn time_moves_on_when_nobody_asks_and_never_back_across_leaders() {
     let after = propose(cluster.node(next), put_account("b")).await.stamp.at;
     assert!(after >= before);
     cluster.stop(next).await;
+}
+
+/// Not a test of its own: a node that `a_killed_leader_is_replaced_in_time` starts and kills.
+#[tokio::test]
+async fn node_child() {
+    let Ok(members) = std::env::var("QUORATE_CHILD_MEMBERS") else { return };
+    let data_dir = std::env::var("QUORATE_CHILD_DIR").expect("its directory");
+    let members: Vec<Member> = serde_json::from_str(&members).expect("the members");
+    let member = members[2].clone();
+    let settings = Settings {
+        cluster_id: "test".into(),
+        peer_listen: member.peer_address.parse().expect("an address"),
+        data_dir: data_dir.into(),
+        founders: members,
+        peer_tls: None,
+        timing: Timing::default(),
+        limits: Limits::default(),
+        member,
+    };
+    let replica = start(settings).await;
+    let error = replica.failed().await;
+    panic!("the child failed: {error}");
+}
+
+#[tokio::test]
+async fn a_killed_leader_is_replaced_in_time_and_nothing_acknowledged_is_lost() {
+    let mut cluster = Cluster::new(3);
+    let spawn = |cluster: &Cluster| {
+        std::process::Command::new(std::env::current_exe().expect("this executable"))
+            .args(["node_child", "--exact", "--nocapture"])
+            .env("QUORATE_CHILD_MEMBERS", serde_json::to_string(&cluster.members).expect("it encodes"))
+            .env("QUORATE_CHILD_DIR", cluster.data_dir(3))
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .expect("a child")
+    };
+    let mut child = spawn(&cluster);
+    cluster.start(1).await;
+    cluster.start(2).await;
+    let first = leader_of_two_or(&cluster, 3).await;
+    let mut acknowledged = Vec::new();
+    for round in 0..3 {
+        if cluster.node(1).cluster().leader != Some(3) {
+            transfer_to_child(&cluster).await;
+        }
+        // Their keys let what was cut off be asked again.
+        for n in 0..20 {
+            let key = format!("before-{round}-{n}");
+            propose(cluster.node(n % 2 + 1), put_account(&key)).await;
+            acknowledged.push(key);
+        }
+        child.kill().expect("it is killed");
+        let killed = Instant::now();
+        child.wait().expect("it is dead");
+        let key = format!("after-{round}");
+        propose(cluster.node(1), put_account(&key)).await;
+        acknowledged.push(key);
+        let gap = killed.elapsed();
+        println!("round {round}: served again {} ms after the leader was killed", gap.as_millis());
+        // 1.5 s on a machine of its own; this one may be busy with other tests.
+        assert!(gap < Duration::from_secs(4), "{gap:?}");
+        child = spawn(&cluster);
+        until("the child being back", || {
+            let view = cluster.node(cluster.node(1).cluster().leader?).cluster();
+            let last = view.members[view.node as usize - 1].last_index?;
+            view.members[2].last_index.filter(|index| *index + 5 > last)
+        })
+        .await;
+    }
+    assert!(first > 0);
+    let lost = cluster
+        .node(2)
+        .read(|state| {
+            acknowledged.iter().filter(|name| state.account(name).is_none()).cloned().collect::<Vec<_>>()
+        })
+        .await
+        .expect("it reads");
+    assert_eq!(lost, Vec::<String>::new());
+    child.kill().expect("it is killed");
+    child.wait().expect("it is dead");
+}
+
+async fn leader_of_two_or(cluster: &Cluster, third: u64) -> u64 {
+    until("a leader", || {
+        let (one, two) = (cluster.node(1).cluster().leader?, cluster.node(2).cluster().leader?);
+        (one == two && one <= third).then_some(one)
+    })
+    .await
+}
+
+async fn transfer_to_child(cluster: &Cluster) {
+    let deadline = Instant::now() + PATIENCE;
+    while let Err(error) = cluster.node(1).transfer(3).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+    leader_of_two_or(cluster, 3).await;
+}
+
+#[tokio::test]
+async fn peers_talk_over_mutual_tls_and_refuse_what_has_no_certificate() {
+    use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+    let directory = tempfile::tempdir().expect("a directory");
+    let write = |name: &str, text: String| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, text).expect("it writes");
+        path
+    };
+    let mut authority = CertificateParams::new(vec![]).expect("parameters");
+    authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority =
+        CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, &authority).expect("a certificate");
+    let tls = PeerTls {
+        ca: write("ca.pem", authority.pem()),
+        cert: write("cert.pem", certificate.pem()),
+        key: write("key.pem", key.serialize_pem()),
+    };
+    let mut cluster = Cluster::new(3);
+    for id in 1..=2 {
+        let settings = Settings { peer_tls: Some(tls.clone()), ..cluster.settings(id) };
+        cluster.nodes[id as usize - 1] = Some(start(settings).await);
+    }
+    cluster.leader().await;
+    propose(cluster.node(1), put_account("a")).await;
+    propose(cluster.node(2), put_account("b")).await;
+    // The third speaks plain text: nobody listens to it, and it learns nothing.
+    cluster.start(3).await;
+    propose(cluster.node(1), put_account("c")).await;
+    assert!(!knows(cluster.node(3), "a"));
+    cluster.stop(3).await;
+    let settings = Settings { peer_tls: Some(tls), ..cluster.settings(3) };
+    cluster.nodes[2] = Some(start(settings).await);
+    assert!(cluster.node(3).read(|state| state.account("a").is_some()).await.expect("it reads"));
+}
+
+#[tokio::test]
+async fn a_full_queue_turns_requests_away_and_says_so() {
+    let mut cluster = Cluster::new(3);
+    cluster.limits.waiting_requests_max = 4;
+    cluster.timing.propose_max = Span(300);
+    // Alone, without a majority: what comes in waits.
+    cluster.start(1).await;
+    let mut waiting = tokio::task::JoinSet::new();
+    for n in 0..8 {
+        let node = cluster.node(1).clone();
+        waiting.spawn(async move { node.propose(put_account(&format!("account-{n}"))).await });
+    }
+    let answers = waiting.join_all().await;
+    let count = |wanted: fn(&ProposeError) -> bool| {
+        answers.iter().filter(|answer| matches!(answer, Err(error) if wanted(error))).count()
+    };
+    assert_eq!(count(|error| matches!(error, ProposeError::Overloaded)), 4);
+    assert_eq!(count(|error| matches!(error, ProposeError::Unavailable { .. })), 4);
 }

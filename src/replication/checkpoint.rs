@@ -362,3 +362,111 @@ fn chunk_key(serial: u64, number: u64) -> [u8; 16] {
 fn serial_of(key: &[u8]) -> u64 {
     key.first_chunk::<8>().map_or(0, |serial| u64::from_be_bytes(*serial))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::command::{Change, Command, PutAccount, Request, Stamp};
+    use crate::units::Millis;
+
+    /// A state that takes several chunks, and differs with `size`.
+    fn state(size: usize) -> State {
+        let mut state = State::new();
+        for n in 0..size {
+            let account = format!("account-{n}-{}", "x".repeat(40));
+            let command = Command::PutAccount(PutAccount {
+                account: &account,
+                plan: Change::Keep,
+                spending_cap: Change::Keep,
+                state: None,
+            });
+            let stamp = Stamp { at: Millis(1_000), term: 1, index: 1, position: n as u32 };
+            state.apply(stamp, &Request { key: None, command });
+        }
+        state
+    }
+
+    fn at(index: u64) -> Option<Position> {
+        Some(Position { term: 1, node: 1, index })
+    }
+
+    fn encoded(state: &State) -> Vec<Vec<u8>> {
+        state.view().records().map(|item| record::encode(&item).expect("it encodes")).collect()
+    }
+
+    fn write(store: &CheckpointStore, index: u64) -> Manifest {
+        let state = state(2_000 + index as usize);
+        store.write(&state.view(), at(index), &StoredMembership::default()).expect("it writes")
+    }
+
+    fn reopen(store: CheckpointStore) -> CheckpointStore {
+        let path = store.path.clone();
+        drop(store);
+        CheckpointStore::open(&path).expect("it opens")
+    }
+
+    #[test]
+    fn gives_back_the_state_and_keeps_two() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = CheckpointStore::open(directory.path()).expect("it opens");
+        assert!(store.load_newest().expect("it loads").is_none());
+        for index in [10, 20, 30] {
+            assert!(write(&store, index).chunks > 1);
+        }
+        let store = reopen(store);
+        assert_eq!(store.manifests.len(), KEPT);
+        let (manifest, loaded) = store.load_newest().expect("it loads").expect("one is there");
+        assert_eq!(manifest.last, at(30));
+        assert_eq!(encoded(&loaded), encoded(&state(2_030)));
+    }
+
+    #[test]
+    fn one_that_a_kill_interrupted_counts_for_nothing_and_is_removed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = CheckpointStore::open(directory.path()).expect("it opens");
+        let sealed = write(&store, 10);
+        let mut incoming = store.begin();
+        incoming.push(&store.chunk(&sealed, 0).expect("it reads")).expect("it is taken");
+        // A kill runs no destructor.
+        std::mem::forget(incoming);
+        assert_eq!(store.chunks.len() as u64, sealed.chunks + 1);
+        let store = reopen(store);
+        assert_eq!(store.chunks.len() as u64, sealed.chunks);
+        assert_eq!(store.load_newest().expect("it loads").expect("one is there").0.last, at(10));
+    }
+
+    #[test]
+    fn falls_back_to_the_older_one_when_the_newest_is_damaged() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = CheckpointStore::open(directory.path()).expect("it opens");
+        write(&store, 10);
+        let newest = write(&store, 20);
+        let mut chunk = store.chunk(&newest, 1).expect("it reads").to_vec();
+        chunk[100] ^= 1;
+        store.chunks.insert(chunk_key(newest.serial, 1), chunk).expect("it is damaged");
+        assert_eq!(store.load_newest().expect("it loads").expect("one is there").0.last, at(10));
+        let older = store.manifests_newest_first().expect("they read").pop().expect("the older");
+        store.chunks.remove(chunk_key(older.serial, 0)).expect("it is damaged too");
+        assert!(store.load_newest().is_err(), "no checkpoint is not the same as a damaged one");
+    }
+
+    #[test]
+    fn what_was_received_in_part_or_differently_is_refused() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let from = CheckpointStore::open(&directory.path().join("from")).expect("it opens");
+        let to = CheckpointStore::open(&directory.path().join("to")).expect("it opens");
+        let manifest = write(&from, 10);
+        let mut incoming = to.begin();
+        incoming.push(&from.chunk(&manifest, 0).expect("it reads")).expect("it is taken");
+        assert!(incoming.seal(manifest.clone()).is_err(), "a part");
+        let mut incoming = to.begin();
+        for _ in 0..manifest.chunks {
+            incoming.push(&from.chunk(&manifest, 0).expect("it reads")).expect("it is taken");
+        }
+        assert!(incoming.seal(manifest.clone()).is_err(), "something else");
+        assert!(to.newest().expect("it reads").is_none());
+        assert_eq!(to.chunks.len(), 0, "nothing of it stays");
+        to.copy(&from, manifest).expect("all of it");
+        assert_eq!(to.load_newest().expect("it loads").expect("one is there").0.last, at(10));
+    }
+}

@@ -19,7 +19,7 @@ pub enum StorageError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("the database in {} failed", path.display())]
     Database { path: PathBuf, source: sled::Error },
-    #[error("the database in {} is damaged: opening it failed with: {detail}", path.display())]
+    #[error("the database in {} is damaged: it failed with: {detail}", path.display())]
     Panicked { path: PathBuf, detail: String },
     #[error("{what} in {} is damaged", path.display())]
     Damaged { path: PathBuf, what: String, source: Cause },
@@ -66,6 +66,15 @@ pub(crate) fn full_text(error: &dyn Error) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
+        (Some(text), _) => (*text).to_owned(),
+        (_, Some(text)) => text.clone(),
+        _ => "a panic without a message".to_owned(),
+    }
 }
 
 /// Why this node cannot go on: the process must end.

@@ -57,7 +57,8 @@ pub struct PeerTls {
 #[serde(deny_unknown_fields, default)]
 pub struct Timing {
     pub heartbeat: Span,
-    /// A follower that hears nothing for a random time between these two asks for votes.
+    /// A follower believes in its leader for `election_max` after it last heard of it, and then asks
+    /// for votes after a random time between these two.
     pub election_min: Span,
     pub election_max: Span,
     /// How long a connection to a peer may take to be made.
@@ -86,8 +87,8 @@ impl Default for Timing {
     fn default() -> Self {
         Timing {
             heartbeat: Span(100),
-            election_min: Span(400),
-            election_max: Span(800),
+            election_min: Span(250),
+            election_max: Span(500),
             connect_max: Span(1_000),
             call_max: Span(2_000),
             keep_alive: Span(1_000),

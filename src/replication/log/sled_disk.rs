@@ -15,7 +15,7 @@ use openraft::entry::RaftEntry;
 use serde::{Deserialize, Serialize};
 use sled::{Batch, Db, Tree};
 
-use crate::replication::error::StorageError;
+use crate::replication::error::{StorageError, panic_text};
 use crate::replication::log::disk::{Disk, EntryReader, Group, Recovered};
 use crate::replication::log::stored;
 use crate::replication::log::witness::{Testimony, Witness};
@@ -97,14 +97,6 @@ fn remove_stale_snapshots(path: &Path) -> Result<(), StorageError> {
         }
     }
     Ok(())
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    match (panic.downcast_ref::<&str>(), panic.downcast_ref::<String>()) {
-        (Some(text), _) => (*text).to_owned(),
-        (_, Some(text)) => text.clone(),
-        _ => "a panic without a message".to_owned(),
-    }
 }
 
 impl SledDisk {

@@ -5,13 +5,14 @@
 //! The first error is the last thing this thread does to the disk: it answers everything after it
 //! with that error, and the node ends.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
-use crate::replication::error::StorageError;
+use crate::replication::error::{StorageError, panic_text};
 use crate::replication::log::disk::{Disk, Group};
 use crate::replication::log::stored;
 use crate::replication::log::tail::Tail;
@@ -52,7 +53,7 @@ impl<D: Disk> Writer<D> {
         while let Some(first) = carried.take().or_else(|| self.next()) {
             let (group, waiters, next) = self.gather(first);
             carried = next;
-            let written = self.disk.commit(&group);
+            let written = self.commit(&group);
             if let Err(error) = &written {
                 self.report(error);
             }
@@ -62,6 +63,13 @@ impl<D: Disk> Writer<D> {
                 return self.refuse(carried);
             }
         }
+    }
+
+    /// A database that panics is a disk that failed: those who wait must hear of it.
+    fn commit(&mut self, group: &Group) -> Result<(), StorageError> {
+        catch_unwind(AssertUnwindSafe(|| self.disk.commit(group))).unwrap_or_else(|panic| {
+            Err(StorageError::Panicked { path: "log".into(), detail: panic_text(&*panic) })
+        })
     }
 
     /// The next thing to do; while there is none, old entries are swept out in small steps.
