@@ -13,7 +13,7 @@ use tracing_subscriber::util::TryInitError;
 pub const FILTER_VARIABLE: &str = "QUORATE_LOG";
 
 /// What a node logs unless it is told otherwise.
-const FILTER_DEFAULT: &str = "info";
+const FILTER_DEFAULT: &str = "info,openraft=warn";
 /// What a command logs unless it is told otherwise: its answer says the rest.
 const FILTER_QUIET: &str = "error";
 

@@ -158,6 +158,7 @@ fn admit(account: &str, key: Option<&str>) -> Proposal {
         attributes: vec![],
         hold_ttl: None,
         dry_run: false,
+        list_limits: true,
     });
     one(&command, key)
 }
