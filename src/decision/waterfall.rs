@@ -229,7 +229,7 @@ impl State {
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
             .refusing_guards(&looks, priced)
-            .chain(self.refusing_caps(&caps, &cover))
+            .chain(self.refusing_caps(levels, &looks, &caps, priced, &cover))
             .chain(self.refusing_credits(levels, &looks, priced, &cover))
             .collect();
         // The request passes when the last of them is gone: if one has no date, there is none.
@@ -369,10 +369,11 @@ impl State {
             let quota = limit.rule.quota();
             if amount > quota {
                 let detail = format!(
-                    "{} is more than {} could ever admit at once ({})",
-                    look.amount_text(amount),
+                    "{} admits at most {} {} at once; this takes {}",
                     limit.name,
                     look.amount_text(quota),
+                    limit.unit,
+                    look.amount_text(amount),
                 );
                 return Some(Objection::for_good(Refusal::new(Reason::QuotaExceeded, layer, detail)));
             }
@@ -382,11 +383,12 @@ impl State {
                 _ => (Reason::LimitReached, self.passes_at(look, amount)),
             };
             let detail = format!(
-                "{} needs {} and has {} left of {}",
+                "{} has {} of {} {} left; this takes {}",
                 limit.name,
-                look.amount_text(amount),
                 look.amount_text(look.reading.room),
                 look.amount_text(quota),
+                limit.unit,
+                look.amount_text(amount),
             );
             let refusal = Refusal { would_pass_at, ..*Refusal::new(reason, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
@@ -395,7 +397,10 @@ impl State {
 
     fn refusing_caps<'a>(
         &'a self,
+        levels: &'a Levels,
+        looks: &'a [Look<'_>],
         caps: &'a [CapLook],
+        priced: &'a Priced,
         cover: &'a Cover,
     ) -> impl Iterator<Item = Objection> + 'a {
         let drawn = cover.drawn();
@@ -409,12 +414,20 @@ impl State {
                 "{drawn} from wallets is more than the {} left under the spending cap",
                 Credits(i64::try_from(cap.reading.room).unwrap_or(i64::MAX)),
             );
-            if amount > cap.rule.quota() {
+            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
+            let whole = cap.rule.quota();
+            let would_pass_at = if amount <= whole {
+                cap.rule.passes_at(meter, self.now, amount)
+            } else {
+                // More than the cap lets through in any period: allowances must take some of it over.
+                let reach = Credits(i64::try_from(whole).unwrap_or(i64::MAX));
+                let allowances = self.allowances_pass_at(levels, looks, priced, reach);
+                allowances.zip(cap.rule.passes_at(meter, self.now, whole)).map(|(a, b)| a.max(b))
+            };
+            if amount > whole && would_pass_at.is_none() {
                 let refusal = Refusal::new(Reason::QuotaExceeded, layer, detail);
                 return Some(Objection::for_good(refusal));
             }
-            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
-            let would_pass_at = cap.rule.passes_at(meter, self.now, amount);
             let refusal =
                 Refusal { would_pass_at, ..*Refusal::new(Reason::SpendingCapReached, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
@@ -434,7 +447,7 @@ impl State {
         let available = self.drawable(levels, self.now);
         let detail = format!("{} credits are missing of the {} that it costs", cover.short, priced.cost);
         Some(Objection::for_credits(Box::new(Refusal {
-            would_pass_at: self.allowances_pass_at(levels, looks, priced),
+            would_pass_at: self.allowances_pass_at(levels, looks, priced, Credits::MAX),
             cost: Some(priced.cost),
             available: Some(available),
             ..*Refusal::new(Reason::CreditsShort, Layer::Credits, detail)
@@ -446,11 +459,19 @@ impl State {
         look.limit.rule.passes_at(meter, self.now, amount)
     }
 
-    /// When allowances would cover so much that wallets could pay the rest, if nothing else happened.
+    /// When allowances would cover so much that wallets could pay the rest with no more than `reach`,
+    /// if nothing else happened.
     ///
     /// Allowances on units are taken as wholly renewed or not at all, and grants only as far as they
     /// last until then: the answer may be late, and is never early.
-    fn allowances_pass_at(&self, levels: &Levels, looks: &[Look<'_>], priced: &Priced) -> Option<Millis> {
+    fn allowances_pass_at(
+        &self,
+        levels: &Levels,
+        looks: &[Look<'_>],
+        priced: &Priced,
+        reach: Credits,
+    ) -> Option<Millis> {
+        let drawable = |at| self.drawable(levels, at).min(reach);
         let allowances = || looks.iter().filter(|look| look.limit.then == Then::Credits);
         let mut at = self.now;
         let mut covered_by_units = Credits::ZERO;
@@ -473,14 +494,14 @@ impl State {
             on_price().map(|look| self.passes_at(look, needed)).try_fold(Millis(0), |a, b| Some(a.max(b?)))
         };
         // What wallets pay now they may no longer pay then: settle on what they pay at both.
-        let wallets_now = self.drawable(levels, self.now);
-        if rest <= Credits::ZERO.max(wallets_now.min(self.drawable(levels, at))) {
+        let wallets_now = drawable(self.now);
+        if rest <= Credits::ZERO.max(wallets_now.min(drawable(at))) {
             return Some(at);
         }
         let mut wallets = wallets_now;
         for _ in 0..2 {
             let then = at.max(covers(Credits(rest.0 - wallets.0))?);
-            let wallets_then = self.drawable(levels, then);
+            let wallets_then = drawable(then);
             if wallets_then >= wallets {
                 return Some(then);
             }
@@ -526,10 +547,8 @@ impl Look<'_> {
 
     fn amount_text(&self, amount: u64) -> String {
         match self.measure {
-            Measure::Cost => {
-                format!("{} credits", Credits(i64::try_from(amount).unwrap_or(i64::MAX)))
-            }
-            _ => format!("{amount} {}", self.limit.unit),
+            Measure::Cost => Credits(i64::try_from(amount).unwrap_or(i64::MAX)).to_string(),
+            _ => amount.to_string(),
         }
     }
 }

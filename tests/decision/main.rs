@@ -1,0 +1,12 @@
+//! Tests of the decision core through its public face.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `scripts` | golden scripts: one scenario a file in `tests/decision/scripts`, readable as a story |
+//! | `laws` | what holds for every command whatever it is, checked under both |
+//!
+//! The output of the scripts is made anew with `UPDATE_GOLDENFILES=1 cargo test --test decision`, to be
+//! read before it is kept.
+
+mod laws;
+mod scripts;
