@@ -72,9 +72,9 @@ impl Account {
     }
 
     /// Uncounts what [`Account::take`] counted.
-    pub fn give_back(&mut self, key: MeterKey, at: Millis, amount: u64, taken_at: Millis, mark: Mark) {
+    pub fn give_back(&mut self, key: MeterKey, amount: u64, taken_at: Millis, mark: Mark) {
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.give_back(at, amount, taken_at, mark);
+            meter.give_back(amount, taken_at, mark);
         }
     }
 }

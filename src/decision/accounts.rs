@@ -39,7 +39,7 @@ impl State {
         for (number, users) in self.plan_users.iter().enumerate().filter(|(_, users)| **users > 0) {
             if policy.plan_places.get(number).copied().flatten().is_none() {
                 let name = &self.names.plan_at(number);
-                let detail = format!("{users} accounts still have the plan {name}");
+                let detail = format!("accounts that still have the plan {name}: {users}");
                 return Err(invalid(&format!("plans.{name}"), detail));
             }
         }

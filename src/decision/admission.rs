@@ -160,9 +160,11 @@ impl State {
             if amount == 0 || (look.measure == Measure::Slot && !hold) {
                 return look.status(&look.reading);
             }
-            let mut account = self.account_at(look.account).clone();
-            account.take(look.limit.key, &look.limit.rule, self.now, amount);
-            look.status(&look.limit.rule.read(account.meter(look.limit.key), self.now))
+            let rule = &look.limit.rule;
+            let meter = self.account_at(look.account).meter(look.limit.key);
+            let mut meter = meter.cloned().unwrap_or_else(|| rule.empty_meter());
+            rule.take(&mut meter, self.now, amount);
+            look.status(&rule.read(Some(&meter), self.now))
         });
         let drawn = verdict.cover.drawn().0;
         Outcome::Admitted(Box::new(Admitted {

@@ -272,9 +272,8 @@ impl State {
         let returned = hold.returned(&paid);
         for debit in &hold.debits {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
-            let now = self.now;
             let account = self.account_mut(debit.account);
-            account.give_back(debit.key, now, unused, hold.stamp.at, debit.mark);
+            account.give_back(debit.key, unused, hold.stamp.at, debit.mark);
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             let now = self.now;

@@ -90,6 +90,11 @@ impl Arguments {
         Ok(self.named(name).map(|text| text.parse()).transpose()?)
     }
 
+    /// The rest as an object of texts.
+    fn texts(&mut self) -> Map<String, Value> {
+        self.named.drain(..).map(|(name, value)| (name, Value::String(value))).collect()
+    }
+
     /// The rest as an object: numbers where the document has numbers.
     fn fields(&mut self) -> Map<String, Value> {
         let field = |(name, value): (String, String)| {
@@ -179,7 +184,7 @@ impl Scenario {
             "attribute" => {
                 let (feature, name) = (arguments.next("a feature")?, arguments.next("an attribute")?);
                 let default = arguments.named("default");
-                let mut attribute = json!({ "multipliers": arguments.fields() });
+                let mut attribute = json!({ "multipliers": arguments.texts() });
                 if let Some(default) = default {
                     attribute["default"] = json!(default);
                 }
