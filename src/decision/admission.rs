@@ -12,7 +12,7 @@ use crate::decision::reply::{
     AdmissionId, AdmissionStatus, Admitted, LimitStatus, Outcome, Payment, Reason, Refusal,
 };
 use crate::decision::state::State;
-use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, priced};
+use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, priced, saturating_credits};
 use crate::units::{Credits, Millis, Span};
 
 impl State {
@@ -166,15 +166,15 @@ impl State {
             rule.take(&mut meter, self.now, amount);
             look.status(&rule.read(Some(&meter), self.now))
         });
-        let drawn = verdict.cover.drawn().0;
+        let drawn = i128::from(verdict.cover.drawn().0);
         Outcome::Admitted(Box::new(Admitted {
             id: AdmissionId(0),
             dry_run: true,
             cost: priced.cost,
             paid_by,
             limits: limits.collect(),
-            available: Credits(self.drawable(levels, self.now).0 - drawn),
-            held: Credits(self.held(levels).0.saturating_add(if hold { drawn } else { 0 })),
+            available: saturating_credits(self.drawable_sum(levels, self.now) - drawn),
+            held: saturating_credits(self.held_sum(levels) + if hold { drawn } else { 0 }),
             hold_expires_at,
         }))
     }

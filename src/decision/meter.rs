@@ -181,7 +181,7 @@ impl Rule {
                     return None;
                 }
                 let wait = excess.div_ceil(u128::from(quota));
-                Some(at.saturating_add(Span(saturating_u64(wait))))
+                moment_after(at, wait)
             }
             (Rule::FixedWindow { .. }, Meter::FixedWindow { .. }) => self.read(meter, at).resets_at,
             (Rule::Slots { .. }, _) => None,
@@ -397,7 +397,7 @@ impl Meter {
                     return None;
                 }
                 let wait = excess.div_ceil(u128::from(*quota));
-                Some(since.saturating_add(Span(saturating_u64(wait))))
+                moment_after(*since, wait)
             }
             Meter::SlidingWindow { slice, slices, taken } => {
                 let mut used = self.used(at);
@@ -420,6 +420,12 @@ impl Meter {
 /// so that even the last moment of it has been out of use for a whole window.
 fn slice_end(number: u64, slice: Span, slices: u32) -> Millis {
     Millis(number.saturating_add(u64::from(slices) + 1).saturating_mul(slice.0))
+}
+
+/// The moment `wait` milliseconds after `at`, unless that is beyond the end of time.
+fn moment_after(at: Millis, wait: u128) -> Option<Millis> {
+    let moment = u128::from(at.0).checked_add(wait)?;
+    u64::try_from(moment).ok().map(Millis).filter(|moment| *moment <= MILLIS_MAX)
 }
 
 fn saturating_u64(value: u128) -> u64 {

@@ -12,6 +12,7 @@ use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
 use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
+use crate::decision::wallet::Wallet;
 use crate::units::{Credits, Millis};
 
 /// Amounts by the place of a unit in its feature.
@@ -341,14 +342,25 @@ impl State {
 
     /// What the wallets of `levels` could pay at `at`, if nothing else happened until then.
     pub(super) fn drawable(&self, levels: &Levels, at: Millis) -> Credits {
-        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
-        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.drawable(at).0)))
+        saturating_credits(self.drawable_sum(levels, at))
+    }
+
+    /// The sum of several wallets, which may be more than an amount of credits.
+    pub(super) fn drawable_sum(&self, levels: &Levels, at: Millis) -> i128 {
+        self.wallets(levels).map(|wallet| i128::from(wallet.drawable(at).0)).sum()
     }
 
     /// What is held in the wallets of `levels`.
     pub(super) fn held(&self, levels: &Levels) -> Credits {
-        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
-        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.books().held.0)))
+        saturating_credits(self.held_sum(levels))
+    }
+
+    pub(super) fn held_sum(&self, levels: &Levels) -> i128 {
+        self.wallets(levels).map(|wallet| i128::from(wallet.books().held.0)).sum()
+    }
+
+    fn wallets<'s>(&'s self, levels: &'s Levels) -> impl Iterator<Item = &'s Wallet> {
+        levels.iter().filter_map(|place| self.account_at(place).wallet.as_deref())
     }
 
     // --- what refuses ---------------------------------------------------------------------------
@@ -509,6 +521,11 @@ impl State {
         }
         covers(rest).map(|then| at.max(then))
     }
+}
+
+/// A sum of amounts that are not negative, or the largest amount there is.
+pub(super) fn saturating_credits(sum: i128) -> Credits {
+    Credits(i64::try_from(sum).unwrap_or(i64::MAX))
 }
 
 /// The least room among the allowances that count `measure`, and which one has it.
