@@ -75,7 +75,8 @@ impl State {
             let detail = "a spending cap is not negative";
             return Err(Refusal::of_field(Reason::AccountInvalid, "spending_cap.credits", detail));
         }
-        if self.accounts.len() + path::LEVELS_MAX > State::ACCOUNTS_MAX {
+        let full = self.accounts.len() + path::LEVELS_MAX > State::ACCOUNTS_MAX;
+        if full && !self.account_by_path.contains_key(put.account) {
             let detail = "the cluster has as many accounts as it can have";
             return Err(Refusal::of_field(Reason::TooMany, "account", detail));
         }

@@ -4,6 +4,7 @@
 //! what is left over goes back to the last payer first. Only use beyond the hold looks at limits
 //! and wallets anew, as far as the plan's overrun rule lets it.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -425,6 +426,7 @@ impl State {
         let (account, expires_at) = self.whose_and_until(id);
         for place in self.levels(account).iter() {
             self.holds_by_account.insert((place, expires_at, id));
+            *self.hold_counts.entry(place).or_insert(0) += 1;
         }
         self.deadlines.insert((expires_at, Due::HoldExpires(id)));
     }
@@ -433,6 +435,12 @@ impl State {
         let (account, expires_at) = self.whose_and_until(id);
         for place in self.levels(account).iter() {
             self.holds_by_account.remove(&(place, expires_at, id));
+            if let Entry::Occupied(mut count) = self.hold_counts.entry(place) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
         }
         self.deadlines.remove(&(expires_at, Due::HoldExpires(id)));
     }

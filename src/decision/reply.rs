@@ -57,7 +57,7 @@ pub struct Admitted {
     pub limits: Vec<LimitStatus>,
     /// What the wallets that this account can draw on have, as the decision left them.
     pub available: Credits,
-    /// What this account's own holds keep from those wallets, as the decision left them.
+    /// What holds, of this account and of others, keep in those wallets, as the decision left them.
     pub held: Credits,
     pub hold_expires_at: Option<Millis>,
 }
@@ -211,7 +211,8 @@ pub struct AccountView {
     pub credits: Balances,
     /// The grants of its own wallet, in draw order.
     pub grants: Vec<GrantView>,
-    /// Its own holds, soonest to expire first; at most [`AccountView::HOLDS_MAX`].
+    /// The holds of it and of those beneath it, soonest to expire first; at most
+    /// [`AccountView::HOLDS_MAX`].
     pub holds: Vec<HoldView>,
     pub holds_total: u64,
 }

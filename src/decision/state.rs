@@ -38,6 +38,8 @@ pub struct State {
     pub(super) hold_by_id: HashMap<AdmissionId, u32>,
     /// The holds at or below each account, soonest to expire first.
     pub(super) holds_by_account: BTreeSet<(AccountPlace, Millis, AdmissionId)>,
+    /// How many there are of them: counting them anew would let one question cost all holds.
+    pub(super) hold_counts: HashMap<AccountPlace, u64>,
     pub(super) deadlines: BTreeSet<(Millis, Due)>,
     /// By the number of a plan: how many accounts have it.
     pub(super) plan_users: Vec<u64>,
@@ -75,6 +77,7 @@ impl State {
             account_by_path: HashMap::new(),
             hold_by_id: HashMap::new(),
             holds_by_account: BTreeSet::new(),
+            hold_counts: HashMap::new(),
             deadlines: BTreeSet::new(),
             plan_users: Vec::new(),
         }

@@ -510,58 +510,101 @@ fn every_law_holds_and_replays_and_restores_are_the_same() {
     });
 }
 
+type PlanOf = Vec<Option<&'static str>>;
+type CapOf = Vec<Option<SpendingCap>>;
+
+/// Sets up accounts, carries out steps that never settle more than was reserved, and asks the oracle
+/// after each.
+fn nothing_beyond(
+    (document, plans, caps, steps): (Document, PlanOf, CapOf, Vec<Step>),
+) -> Result<(), String> {
+    let names = Names::new();
+    let mut performer = Performer::new(std::slice::from_ref(&document));
+    let mut state = State::new();
+    let pairs = || ACCOUNTS.into_iter().map(str::to_owned);
+    let plan_of = pairs().zip(&plans).filter_map(|(a, plan)| Some((a, plan.as_ref()?.to_string()))).collect();
+    let cap_of = pairs().zip(&caps).filter_map(|(a, cap)| Some((a, (*cap)?))).collect();
+    let mut oracle = Oracle::new(document, plan_of, cap_of);
+    let policy = performer.command(&Act::Policy { which: 0 }, &names);
+    let reply = state.apply(Stamp { at: START, ..Stamp::default() }, &plain(policy));
+    if !matches!(reply.outcome, Outcome::PolicyPut { .. }) {
+        return Err(format!("the policy is not one: {reply:?}"));
+    }
+    for ((account, plan), cap) in ACCOUNTS.into_iter().zip(plans).zip(caps) {
+        let act = Act::Account { account, plan: Some(plan), cap: Some(cap), open: true };
+        state.apply(performer.stamp(0), &plain(performer.command(&act, &names)));
+    }
+    for step in steps {
+        let stamp = performer.stamp(step.later);
+        let mut command = performer.command(&step.act, &names);
+        if let Command::Settle(settle) = &mut command {
+            // No more than was reserved: what is beyond a hold is promised nothing.
+            let reserved = oracle.reserved(settle.admission);
+            for (unit, quantity) in &mut settle.usage {
+                let most = reserved.and_then(|reserved| reserved.get(*unit)).copied();
+                *quantity = (*quantity).min(most.unwrap_or(0));
+            }
+        }
+        let reply = state.apply(stamp, &plain(command.clone()));
+        match (&reply.outcome, &command) {
+            (Outcome::Settled(_), Command::Settle(settle)) => oracle.settled(settle),
+            (Outcome::GrantPut(view), Command::PutGrant(put)) => oracle.granted(put, view.effective_at),
+            _ => {}
+        }
+        oracle.look(&state)?;
+        if let (Outcome::Admitted(admitted), Command::Admit(admit)) = (&reply.outcome, &command)
+            && !admitted.dry_run
+        {
+            oracle.admitted(state.now(), admit, admitted)?;
+        }
+        oracle.check().map_err(|broken| format!("{broken}\n  after {command:?}"))?;
+        state.check()?;
+        performer.note(&reply);
+    }
+    Ok(())
+}
+
 #[test]
 fn nothing_is_ever_admitted_beyond_a_limit_a_cap_or_a_grant() {
     let caps = prop::collection::vec(prop::option::weighted(0.3, caps()), ACCOUNTS.len());
     let plans = prop::collection::vec(prop::option::weighted(0.8, select(PLANS.to_vec())), ACCOUNTS.len());
-    let strategy = (policies(), plans, caps, steady_steps(60));
-    run("nothing_beyond", 300, strategy, |(document, plans, caps, steps)| {
-        let names = Names::new();
-        let mut performer = Performer::new(std::slice::from_ref(&document));
-        let mut state = State::new();
-        let pairs = || ACCOUNTS.into_iter().map(str::to_owned);
-        let plan_of =
-            pairs().zip(&plans).filter_map(|(a, plan)| Some((a, plan.as_ref()?.to_string()))).collect();
-        let cap_of = pairs().zip(&caps).filter_map(|(a, cap)| Some((a, (*cap)?))).collect();
-        let mut oracle = Oracle::new(document, plan_of, cap_of);
-        let policy = performer.command(&Act::Policy { which: 0 }, &names);
-        let reply = state.apply(Stamp { at: START, ..Stamp::default() }, &plain(policy));
-        if !matches!(reply.outcome, Outcome::PolicyPut { .. }) {
-            return Err(format!("the policy is not one: {reply:?}"));
+    run("nothing_beyond", 300, (policies(), plans, caps, steady_steps(60)), nothing_beyond);
+}
+
+/// Few limits, small amounts and one account: what is close to a limit stays there.
+#[test]
+fn one_limit_is_never_exceeded_however_closely_it_is_approached() {
+    let policy = (policies(), limits(0, false), 1_u64..8).prop_map(|(mut document, mut limit, quota)| {
+        limit.quota = Quota::Whole(quota);
+        limit.features = None;
+        for plan in document.plans.values_mut() {
+            plan.limits = vec![limit.clone()];
         }
-        for ((account, plan), cap) in ACCOUNTS.into_iter().zip(plans).zip(caps) {
-            let act = Act::Account { account, plan: Some(plan), cap: Some(cap), open: true };
-            state.apply(performer.stamp(0), &plain(performer.command(&act, &names)));
-        }
-        for step in steps {
-            let stamp = performer.stamp(step.later);
-            let mut command = performer.command(&step.act, &names);
-            if let Command::Settle(settle) = &mut command {
-                // No more than was reserved: what is beyond a hold is promised nothing.
-                let reserved = oracle.reserved(settle.admission);
-                for (unit, quantity) in &mut settle.usage {
-                    let most = reserved.and_then(|reserved| reserved.get(*unit)).copied();
-                    *quantity = (*quantity).min(most.unwrap_or(0));
-                }
-            }
-            let reply = state.apply(stamp, &plain(command.clone()));
-            match (&reply.outcome, &command) {
-                (Outcome::Settled(_), Command::Settle(settle)) => oracle.settled(settle),
-                (Outcome::GrantPut(view), Command::PutGrant(put)) => oracle.granted(put, view.effective_at),
-                _ => {}
-            }
-            oracle.look(&state)?;
-            if let (Outcome::Admitted(admitted), Command::Admit(admit)) = (&reply.outcome, &command)
-                && !admitted.dry_run
-            {
-                oracle.admitted(state.now(), admit, admitted)?;
-            }
-            oracle.check().map_err(|broken| format!("{broken}\n  after {command:?}"))?;
-            state.check()?;
-            performer.note(&reply);
-        }
-        Ok(())
+        document.features.values_mut().for_each(|feature| feature.capacity.clear());
+        document
     });
+    let usage = (0_u64..5, 0_u64..5)
+        .prop_map(|(requests, seconds)| vec![("requests", requests), ("seconds", seconds)]);
+    let hold = prop::option::weighted(0.5, spans());
+    let admit = (usage.clone(), hold).prop_map(|(usage, hold)| Act::Admit {
+        account: "a",
+        video: true,
+        usage,
+        doubled: false,
+        hold,
+        dry_run: false,
+    });
+    let settle =
+        (0_u64..4, usage, any::<bool>()).prop_map(|(nth, usage, last)| Act::Settle { nth, usage, last });
+    let rich =
+        Act::Grant { account: "a", id: 0, credits: 1 << 50, priority: 0, effective: None, lasts: None };
+    let act = prop_oneof![8 => admit, 2 => settle, 1 => (0_u64..4).prop_map(|nth| Act::Release { nth })];
+    let steps = steps(act.boxed(), 60).prop_map(move |mut steps| {
+        steps.insert(0, Step { later: 0, key: None, act: rich.clone() });
+        steps
+    });
+    let strategy = (policy, Just(vec![Some("p0")]), Just(vec![None]), steps);
+    run("one_limit", 400, strategy, nothing_beyond);
 }
 
 #[test]
