@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Change, PutAccount, PutGrant, PutPolicy};
+use crate::decision::meter::Rule;
 use crate::decision::path;
 use crate::decision::policy::{Document, PlanId, Policy};
 use crate::decision::recent::Recent;
@@ -109,11 +110,25 @@ impl State {
             Change::Clear => None,
             Change::Set(id) => Some(id),
         };
+        self.settle_buckets(place);
         let before = std::mem::replace(&mut self.account_mut(place).plan, after);
         if let Some(id) = before {
             self.plan_users[id.place()] -= 1;
         }
         self.count_plan_user(after);
+    }
+
+    /// Brings the account's token buckets up to now at the rates of the plan that it still has, so that
+    /// those of the next one refill from now on only.
+    fn settle_buckets(&mut self, place: AccountPlace) {
+        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        let Some(plan) = self.account_at(place).plan.and_then(|id| policy.plan(id)) else { return };
+        for limit in &plan.limits {
+            let counted = self.account_at(place).meter(limit.key).is_some();
+            if counted && matches!(limit.rule, Rule::TokenBucket { .. }) {
+                self.account_mut(place).take(limit.key, &limit.rule, now, 0);
+            }
+        }
     }
 
     pub(super) fn count_plan_user(&mut self, plan: Option<PlanId>) {
