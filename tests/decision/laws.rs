@@ -96,7 +96,7 @@ impl Lawful {
             // What expires until then may be missing then.
             Outcome::Refused(later) if grants_end && of_wallets(&later) => {}
             // A hold that ends with more reported than reserved takes more on its way.
-            Outcome::Refused(_) if held && refusal.reason != Reason::SlotsTaken => {}
+            Outcome::Refused(later) if held && later.reason != Reason::SlotsTaken => {}
             other => return Err(format!("{refusal:?} should pass at {passes_at}, but: {other:?}")),
         }
         let by_one_guard = matches!(refusal.layer, Layer::Limit { .. }) && !held;
