@@ -172,6 +172,8 @@ impl Batcher {
                 leader = current;
                 self.queue().paused_until = None;
             }
+            // What has arrived but was not read yet may join the group: one turn of the runtime reads it.
+            tokio::task::yield_now().await;
             self.pump(leader).await;
             let paused_until = self.queue().paused_until;
             tokio::select! {
