@@ -71,10 +71,18 @@ impl Account {
         rule.take(&mut self.meters[place].1, at, amount)
     }
 
+    /// The meters that count slots, and how many are taken on each.
+    pub fn slots_taken(&self) -> impl Iterator<Item = (MeterKey, u64)> + '_ {
+        self.meters.iter().filter_map(|(key, meter)| match meter {
+            Meter::Slots { taken } => Some((*key, *taken)),
+            _ => None,
+        })
+    }
+
     /// Uncounts what [`Account::take`] counted.
-    pub fn give_back(&mut self, key: MeterKey, at: Millis, amount: u64, taken_at: Millis, mark: Mark) {
+    pub fn give_back(&mut self, key: MeterKey, amount: u64, taken_at: Millis, mark: Mark) {
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.give_back(at, amount, taken_at, mark);
+            meter.give_back(amount, taken_at, mark);
         }
     }
 }

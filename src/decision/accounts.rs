@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Change, PutAccount, PutGrant, PutPolicy};
+use crate::decision::meter::Rule;
 use crate::decision::path;
 use crate::decision::policy::{Document, PlanId, Policy};
 use crate::decision::recent::Recent;
@@ -39,7 +40,7 @@ impl State {
         for (number, users) in self.plan_users.iter().enumerate().filter(|(_, users)| **users > 0) {
             if policy.plan_places.get(number).copied().flatten().is_none() {
                 let name = &self.names.plan_at(number);
-                let detail = format!("{users} accounts still have the plan {name}");
+                let detail = format!("accounts that still have the plan {name}: {users}");
                 return Err(invalid(&format!("plans.{name}"), detail));
             }
         }
@@ -75,7 +76,8 @@ impl State {
             let detail = "a spending cap is not negative";
             return Err(Refusal::of_field(Reason::AccountInvalid, "spending_cap.credits", detail));
         }
-        if self.accounts.len() + path::LEVELS_MAX > State::ACCOUNTS_MAX {
+        let full = self.accounts.len() + path::LEVELS_MAX > State::ACCOUNTS_MAX;
+        if full && !self.account_by_path.contains_key(put.account) {
             let detail = "the cluster has as many accounts as it can have";
             return Err(Refusal::of_field(Reason::TooMany, "account", detail));
         }
@@ -108,11 +110,25 @@ impl State {
             Change::Clear => None,
             Change::Set(id) => Some(id),
         };
+        self.settle_buckets(place);
         let before = std::mem::replace(&mut self.account_mut(place).plan, after);
         if let Some(id) = before {
             self.plan_users[id.place()] -= 1;
         }
         self.count_plan_user(after);
+    }
+
+    /// Brings the account's token buckets up to now at the rates of the plan that it still has, so that
+    /// those of the next one refill from now on only.
+    fn settle_buckets(&mut self, place: AccountPlace) {
+        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        let Some(plan) = self.account_at(place).plan.and_then(|id| policy.plan(id)) else { return };
+        for limit in &plan.limits {
+            let counted = self.account_at(place).meter(limit.key).is_some();
+            if counted && matches!(limit.rule, Rule::TokenBucket { .. }) {
+                self.account_mut(place).take(limit.key, &limit.rule, now, 0);
+            }
+        }
     }
 
     pub(super) fn count_plan_user(&mut self, plan: Option<PlanId>) {

@@ -10,7 +10,7 @@ use crate::decision::recent::Resolved;
 use crate::decision::refusal::outcome;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Outcome, Payment, Reason, Refusal};
 use crate::decision::state::State;
-use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, limit_status, priced};
+use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, limit_status, priced, saturating_credits};
 use crate::units::{Credits, Millis, Span};
 
 impl State {
@@ -148,22 +148,24 @@ impl State {
         let hold = admit.hold_ttl.is_some();
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| {
-            let mut account = self.account_at(look.account).clone();
+            let rule = &look.limit.rule;
+            let meter = self.account_at(look.account).meter(look.limit.key);
+            let mut meter = meter.cloned().unwrap_or_else(|| rule.empty_meter());
             let amount = look.counted(priced, &verdict.cover, hold);
             if amount > 0 {
-                account.take(look.limit.key, &look.limit.rule, self.now, amount);
+                rule.take(&mut meter, self.now, amount);
             }
-            limit_status(look.limit, &account, self.now)
+            limit_status(look.limit, look.level, Some(&meter), self.now)
         });
-        let drawn = verdict.cover.drawn().0;
+        let drawn = i128::from(verdict.cover.drawn().0);
         Outcome::Admitted(Box::new(Admitted {
             id: AdmissionId(0),
             dry_run: true,
             cost: priced.cost,
             paid_by,
             limits: limits.collect(),
-            available: Credits(self.drawable(levels, self.now).0 - drawn),
-            held: Credits(self.held(levels).0.saturating_add(if hold { drawn } else { 0 })),
+            available: saturating_credits(self.drawable_sum(levels, self.now) - drawn),
+            held: saturating_credits(self.held_sum(levels) + if hold { drawn } else { 0 }),
             hold_expires_at: admit.hold_ttl.map(|ttl| self.now.saturating_add(ttl)),
         }))
     }

@@ -4,6 +4,7 @@
 //! what is left over goes back to the last payer first. Only use beyond the hold looks at limits
 //! and wallets anew, as far as the plan's overrun rule lets it.
 
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -272,9 +273,8 @@ impl State {
         let returned = hold.returned(&paid);
         for debit in &hold.debits {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
-            let now = self.now;
             let account = self.account_mut(debit.account);
-            account.give_back(debit.key, now, unused, hold.stamp.at, debit.mark);
+            account.give_back(debit.key, unused, hold.stamp.at, debit.mark);
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             let now = self.now;
@@ -426,6 +426,7 @@ impl State {
         let (account, expires_at) = self.whose_and_until(id);
         for place in self.levels(account).iter() {
             self.holds_by_account.insert((place, expires_at, id));
+            *self.hold_counts.entry(place).or_insert(0) += 1;
         }
         self.deadlines.insert((expires_at, Due::HoldExpires(id)));
     }
@@ -434,6 +435,12 @@ impl State {
         let (account, expires_at) = self.whose_and_until(id);
         for place in self.levels(account).iter() {
             self.holds_by_account.remove(&(place, expires_at, id));
+            if let Entry::Occupied(mut count) = self.hold_counts.entry(place) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
         }
         self.deadlines.remove(&(expires_at, Due::HoldExpires(id)));
     }

@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::decision::calendar::Calendar;
-use crate::units::{Millis, Span};
+use crate::units::{MILLIS_MAX, Millis, Span};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
@@ -54,6 +54,8 @@ pub(super) enum Meter {
         /// The quota under which the level was last raised.
         quota: u64,
         at: Millis,
+        /// The first moment of the run of raises that had this quota and window.
+        run: Millis,
     },
     SlidingWindow {
         slice: Span,
@@ -81,7 +83,18 @@ pub(super) struct Reading {
 
 /// Marks where a taken amount was counted, so that it can be given back there and nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Mark(u64);
+pub(super) enum Mark {
+    /// A token bucket, by the run of raises at one rate.
+    Run(Millis),
+    /// A sliding window, by its slice.
+    Slice {
+        number: u64,
+        slice: Span,
+    },
+    /// A fixed window, by its first moment.
+    Window(Millis),
+    Slot,
+}
 
 impl Rule {
     /// The most that can ever be taken at once.
@@ -111,53 +124,46 @@ impl Rule {
     }
 
     pub fn read(&self, meter: Option<&Meter>, at: Millis) -> Reading {
-        match *self {
-            Rule::TokenBucket { window, burst, .. } => {
+        let used = match (*self, meter) {
+            (_, None) => 0,
+            (Rule::TokenBucket { window, burst, .. }, Some(Meter::TokenBucket { .. })) => {
+                // Not the quota less what is used: a fraction of a unit may be under way.
                 let level = self.level(meter, at);
                 let full = u128::from(burst) * u128::from(window.0);
-                Reading {
+                return Reading {
                     used: saturating_u64(level.div_ceil(u128::from(window.0))),
                     room: saturating_u64(full.saturating_sub(level) / u128::from(window.0)),
-                }
-            }
-            Rule::SlidingWindow { quota, .. } | Rule::FixedWindow { quota, .. } => {
-                let used = meter.map_or(0, |meter| meter.used(at));
-                Reading { used, room: quota.saturating_sub(used) }
-            }
-            Rule::Slots { quota } => {
-                let used = match meter {
-                    Some(Meter::Slots { taken }) => *taken,
-                    _ => 0,
                 };
-                Reading { used, room: quota.saturating_sub(used) }
             }
-        }
+            (Rule::FixedWindow { anchor, .. }, Some(Meter::FixedWindow { start, end, used })) => {
+                anchor.carried(*start, *end, *used, at).0
+            }
+            (Rule::Slots { .. }, Some(Meter::Slots { taken })) => *taken,
+            (Rule::Slots { .. }, Some(_)) => 0,
+            (_, Some(meter)) => meter.used(at),
+        };
+        Reading { used, room: self.quota().saturating_sub(used) }
     }
 
     /// When nothing would be used any more, if nothing else happened; `None` for slots.
     pub fn resets_at(&self, meter: Option<&Meter>, at: Millis) -> Option<Millis> {
-        match *self {
-            Rule::TokenBucket { quota, .. } => {
+        match (*self, meter) {
+            (Rule::Slots { .. }, _) => None,
+            (_, None) => Some(at),
+            (Rule::TokenBucket { quota, .. }, Some(Meter::TokenBucket { .. })) => {
                 let level = self.level(meter, at);
-                let empty_in = if quota == 0 && level > 0 {
-                    u128::MAX
-                } else {
-                    level.div_ceil(u128::from(quota.max(1)))
+                let wait = match level {
+                    0 => 0,
+                    _ if quota == 0 => u128::MAX,
+                    level => level.div_ceil(u128::from(quota)),
                 };
-                Some(at.saturating_add(Span(saturating_u64(empty_in))))
+                Some(at.saturating_add(Span(saturating_u64(wait))))
             }
-            Rule::SlidingWindow { .. } | Rule::FixedWindow { .. } => {
-                let used = meter.is_some_and(|meter| meter.used(at) > 0);
-                let Some(meter) = meter.filter(|_| used) else { return Some(at) };
-                Some(match self.adopted(meter, at) {
-                    Meter::SlidingWindow { slice, slices, taken } => {
-                        taken.last().map_or(at, |(number, _)| slice_end(*number, slice, slices))
-                    }
-                    Meter::FixedWindow { end, .. } => at.max(end),
-                    Meter::TokenBucket { .. } | Meter::Slots { .. } => at,
-                })
+            (Rule::FixedWindow { anchor, .. }, Some(Meter::FixedWindow { start, end, used })) => {
+                Some(anchor.carried(*start, *end, *used, at).1)
             }
-            Rule::Slots { .. } => None,
+            // Another rule's meter counts as it did when it was last raised.
+            (_, Some(meter)) => Some(meter.at_most_at(at, 0).unwrap_or(MILLIS_MAX.max(at))),
         }
     }
 
@@ -170,33 +176,20 @@ impl Rule {
         if self.read(meter, at).room >= amount {
             return Some(at);
         }
-        match *self {
-            Rule::TokenBucket { quota, window, burst } => {
-                let wanted = self.level(meter, at) + u128::from(amount) * u128::from(window.0);
-                let excess = wanted - u128::from(burst) * u128::from(window.0);
+        match (*self, meter?) {
+            (Rule::TokenBucket { quota, window, burst }, Meter::TokenBucket { .. }) => {
+                let asked = u128::from(amount) * u128::from(window.0);
+                let wanted = self.level(meter, at).saturating_add(asked);
+                let excess = wanted.saturating_sub(u128::from(burst) * u128::from(window.0));
                 if quota == 0 {
                     return None;
                 }
                 let wait = excess.div_ceil(u128::from(quota));
-                Some(at.saturating_add(Span(saturating_u64(wait))))
+                moment_after(at, wait)
             }
-            Rule::SlidingWindow { quota, .. } => {
-                let adopted = self.adopted(meter?, at);
-                let Meter::SlidingWindow { slice, slices, taken } = &adopted else { return None };
-                let mut used = adopted.used(at);
-                for (number, amount_taken) in taken {
-                    let end = slice_end(*number, *slice, *slices);
-                    if end > at {
-                        used = used.saturating_sub(*amount_taken);
-                        if used.checked_add(amount).is_some_and(|sum| sum <= quota) {
-                            return Some(end);
-                        }
-                    }
-                }
-                None
-            }
-            Rule::FixedWindow { .. } => self.resets_at(meter, at),
-            Rule::Slots { .. } => None,
+            (Rule::FixedWindow { .. }, Meter::FixedWindow { .. }) => self.resets_at(meter, at),
+            (Rule::Slots { .. }, _) => None,
+            (_, meter) => meter.at_most_at(at, self.quota() - amount),
         }
     }
 
@@ -210,8 +203,16 @@ impl Rule {
                 let level = self
                     .level(Some(meter), at)
                     .saturating_add(u128::from(amount).saturating_mul(u128::from(window.0)));
-                *meter = Meter::TokenBucket { level, window, quota, at };
-                Mark(quota)
+                let run = match *meter {
+                    Meter::TokenBucket { window: before, quota: raised, run, .. }
+                        if before == window && raised == quota =>
+                    {
+                        run
+                    }
+                    _ => at,
+                };
+                *meter = Meter::TokenBucket { level, window, quota, at, run };
+                Mark::Run(run)
             }
             (Rule::SlidingWindow { .. }, Meter::SlidingWindow { slice, slices, taken }) => {
                 let number = at.0 / slice.0;
@@ -220,19 +221,19 @@ impl Rule {
                     Some((last, sum)) if *last == number => *sum = sum.saturating_add(amount),
                     _ => taken.push((number, amount)),
                 }
-                Mark(number)
+                Mark::Slice { number, slice: *slice }
             }
             (Rule::FixedWindow { anchor, .. }, Meter::FixedWindow { start, end, used }) => {
                 if at >= *end {
+                    *used = anchor.carried(*start, *end, *used, at).0;
                     (*start, *end) = anchor.window(at);
-                    *used = 0;
                 }
                 *used = used.saturating_add(amount);
-                Mark(start.0)
+                Mark::Window(*start)
             }
             (Rule::Slots { .. }, Meter::Slots { taken }) => {
                 *taken = taken.saturating_add(amount);
-                Mark(0)
+                Mark::Slot
             }
             (rule, meter) => unreachable!("{meter:?} was just made to count for {rule:?}"),
         }
@@ -242,7 +243,7 @@ impl Rule {
     pub fn empty_meter(&self) -> Meter {
         match *self {
             Rule::TokenBucket { quota, window, .. } => {
-                Meter::TokenBucket { level: 0, window, quota, at: Millis(0) }
+                Meter::TokenBucket { level: 0, window, quota, at: Millis(0), run: Millis(0) }
             }
             Rule::SlidingWindow { slice, slices, .. } => {
                 Meter::SlidingWindow { slice, slices, taken: Vec::new() }
@@ -311,6 +312,19 @@ impl WindowAnchor {
             WindowAnchor::Calendar(calendar) => calendar.window(at),
         }
     }
+
+    /// What of the use in the window from `start` to `end` counts at `at`, and until when. When windows
+    /// have become longer, a window that is over may lie within the one that holds `at`.
+    fn carried(self, start: Millis, end: Millis, used: u64, at: Millis) -> (u64, Millis) {
+        if at < end {
+            return (used, end);
+        }
+        if used == 0 || matches!(self, WindowAnchor::FirstUse(_)) {
+            return (0, at);
+        }
+        let (first, next) = self.window(at);
+        if start >= first { (used, next) } else { (0, at) }
+    }
 }
 
 impl Meter {
@@ -318,38 +332,38 @@ impl Meter {
     ///
     /// A token bucket has refilled since: only the part that has not can be put back, and it is
     /// reckoned as if what is given back had been the first to refill, so that those who kept
-    /// theirs are never undercounted.
-    pub fn give_back(&mut self, at: Millis, amount: u64, taken_at: Millis, mark: Mark) {
-        match self {
-            Meter::TokenBucket { level, window, quota, at: since } => {
-                if mark.0 != *quota {
-                    return;
-                }
+    /// theirs are never undercounted. The level stays that of the last raise, so what has refilled
+    /// since then is left to whoever reads it.
+    pub fn give_back(&mut self, amount: u64, taken_at: Millis, mark: Mark) {
+        match (self, mark) {
+            (Meter::TokenBucket { level, window, quota, at, run }, Mark::Run(taken_in))
+                if *run == taken_in =>
+            {
                 let refilled = u128::from(*quota) * u128::from(at.since(taken_at).0);
                 let left = (u128::from(amount) * u128::from(window.0)).saturating_sub(refilled);
-                let now = level.saturating_sub(u128::from(*quota) * u128::from(at.since(*since).0));
-                *level = now.saturating_sub(left);
-                *since = at.max(*since);
+                *level = level.saturating_sub(left);
             }
-            Meter::SlidingWindow { taken, .. } => {
-                if let Some((_, sum)) = taken.iter_mut().find(|(number, _)| *number == mark.0) {
+            (Meter::SlidingWindow { slice, taken, .. }, Mark::Slice { number, slice: taken_in })
+                if *slice == taken_in =>
+            {
+                if let Some((_, sum)) = taken.iter_mut().find(|(known, _)| *known == number) {
                     *sum = sum.saturating_sub(amount);
                 }
                 taken.retain(|(_, sum)| *sum > 0);
             }
-            Meter::FixedWindow { start, used, .. } => {
-                if start.0 == mark.0 {
-                    *used = used.saturating_sub(amount);
-                }
+            (Meter::FixedWindow { start, used, .. }, Mark::Window(taken_in)) if *start == taken_in => {
+                *used = used.saturating_sub(amount);
             }
-            Meter::Slots { taken } => *taken = taken.saturating_sub(amount),
+            (Meter::Slots { taken }, Mark::Slot) => *taken = taken.saturating_sub(amount),
+            // Its window is gone, or it counts another way now, and took over what was in use then.
+            _ => {}
         }
     }
 
     /// What still counts at `at`, under the rule it was counted with.
     pub fn used(&self, at: Millis) -> u64 {
         match self {
-            Meter::TokenBucket { level, window, quota, at: since } => {
+            Meter::TokenBucket { level, window, quota, at: since, .. } => {
                 let level = level.saturating_sub(u128::from(*quota) * u128::from(at.since(*since).0));
                 saturating_u64(level.div_ceil(u128::from(window.0.max(1))))
             }
@@ -367,12 +381,48 @@ impl Meter {
             Meter::Slots { taken } => *taken,
         }
     }
+
+    /// The first moment from `at` on at which no more than `most` is used, if nothing else happens.
+    fn at_most_at(&self, at: Millis, most: u64) -> Option<Millis> {
+        if self.used(at) <= most {
+            return Some(at);
+        }
+        match self {
+            Meter::TokenBucket { level, window, quota, at: since, .. } => {
+                let excess = level.saturating_sub(u128::from(most).saturating_mul(u128::from(window.0)));
+                if *quota == 0 {
+                    return None;
+                }
+                let wait = excess.div_ceil(u128::from(*quota));
+                moment_after(*since, wait)
+            }
+            Meter::SlidingWindow { slice, slices, taken } => {
+                let mut used = self.used(at);
+                let ends = taken.iter().map(|(number, sum)| (slice_end(*number, *slice, *slices), *sum));
+                for (end, sum) in ends.filter(|(end, _)| *end > at) {
+                    used = used.saturating_sub(sum);
+                    if used <= most {
+                        return Some(end);
+                    }
+                }
+                None
+            }
+            Meter::FixedWindow { end, .. } => Some(*end),
+            Meter::Slots { .. } => None,
+        }
+    }
 }
 
 /// When what was taken in slice `number` stops counting: when the slice `slices + 1` after it begins,
 /// so that even the last moment of it has been out of use for a whole window.
 fn slice_end(number: u64, slice: Span, slices: u32) -> Millis {
     Millis(number.saturating_add(u64::from(slices) + 1).saturating_mul(slice.0))
+}
+
+/// The moment `wait` milliseconds after `at`, unless that is beyond the end of time.
+fn moment_after(at: Millis, wait: u128) -> Option<Millis> {
+    let moment = u128::from(at.0).checked_add(wait)?;
+    u64::try_from(moment).ok().map(Millis).filter(|moment| *moment <= MILLIS_MAX)
 }
 
 fn saturating_u64(value: u128) -> u64 {
@@ -404,7 +454,7 @@ mod tests {
         let mark = BUCKET.take(&mut meter, Millis(0), 10);
         BUCKET.take(&mut meter, Millis(8_000), 5);
         // Eight of the ten have refilled: two can be given back, and the five stay.
-        meter.give_back(Millis(8_000), 10, Millis(0), mark);
+        meter.give_back(10, Millis(0), mark);
         assert_eq!(BUCKET.read(Some(&meter), Millis(8_000)).used, 5);
     }
 
@@ -425,7 +475,7 @@ mod tests {
         let mut meter = rule.empty_meter();
         let mark = rule.take(&mut meter, Millis(10), 5);
         rule.take(&mut meter, Millis(60_010), 4);
-        meter.give_back(Millis(60_020), 5, Millis(10), mark);
+        meter.give_back(5, Millis(10), mark);
         assert_eq!(rule.read(Some(&meter), Millis(60_020)).used, 4);
     }
 
@@ -466,7 +516,7 @@ mod tests {
                     let mark = rule.take(&mut meter, at, amount);
                     let _ = rule.read(Some(&meter), at);
                     let _ = rule.passes_at(Some(&meter), at, amount);
-                    meter.give_back(at, amount, at, mark);
+                    meter.give_back(amount, at, mark);
                 }
             }
         }

@@ -48,7 +48,6 @@ pub struct AdmissionId(pub u64);
 /// A request that may go ahead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
-    /// 0 for a dry run.
     pub id: AdmissionId,
     pub dry_run: bool,
     pub cost: Credits,
@@ -56,9 +55,9 @@ pub struct Admitted {
     pub paid_by: Vec<Payment>,
     /// Every limit that applied, as the decision left it, if they were asked for.
     pub limits: Vec<LimitStatus>,
-    /// What the wallets that this account can draw on could pay, as the decision left them.
+    /// What the wallets that this account can draw on have, as the decision left them.
     pub available: Credits,
-    /// What holds keep of those wallets, as the decision left them.
+    /// What holds, of this account and of others, keep in those wallets, as the decision left them.
     pub held: Credits,
     pub hold_expires_at: Option<Millis>,
 }
@@ -212,7 +211,8 @@ pub struct AccountView {
     pub credits: Balances,
     /// The grants of its own wallet, in draw order.
     pub grants: Vec<GrantView>,
-    /// Its own holds, soonest to expire first; at most [`AccountView::HOLDS_MAX`].
+    /// The holds of it and of those beneath it, soonest to expire first; at most
+    /// [`AccountView::HOLDS_MAX`].
     pub holds: Vec<HoldView>,
     pub holds_total: u64,
 }

@@ -40,6 +40,8 @@ pub struct State {
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
     /// The holds at or below each account, soonest to expire first.
     pub(super) holds_by_account: BTreeSet<(AccountPlace, Millis, AdmissionId)>,
+    /// How many there are of them: counting them anew would let one question cost all holds.
+    pub(super) hold_counts: HashMap<AccountPlace, u64>,
     pub(super) deadlines: BTreeSet<(Millis, Due)>,
     /// By the number of a plan: how many accounts have it.
     pub(super) plan_users: Vec<u64>,
@@ -77,6 +79,7 @@ impl State {
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
+            hold_counts: HashMap::new(),
             deadlines: BTreeSet::new(),
             plan_users: Vec::new(),
         }

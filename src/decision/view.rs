@@ -1,10 +1,11 @@
 //! Looking at the state without changing it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
 use crate::decision::hold::Hold;
-use crate::decision::policy::Document;
+use crate::decision::policy::{Document, Limit, Measure};
 use crate::decision::reply::{
     AccountView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
 };
@@ -48,7 +49,6 @@ impl State {
         let place = *self.account_by_path.get(path)?;
         let account = self.account_at(place);
         let wallet = account.wallet.as_deref();
-        let own_holds = || self.holds_of(place).filter(|hold| hold.account == place);
         Some(AccountView {
             account: account.path.clone(),
             plan: account.plan.map(|id| self.names.plan(id).clone()),
@@ -57,8 +57,12 @@ impl State {
             limits: self.limits_on(place),
             credits: wallet.map_or_else(Balances::default, Wallet::books),
             grants: wallet.into_iter().flat_map(Wallet::grants).map(Grant::view).collect(),
-            holds: own_holds().take(AccountView::HOLDS_MAX).map(|hold| self.hold_view(hold)).collect(),
-            holds_total: own_holds().count() as u64,
+            holds: self
+                .holds_of(place)
+                .take(AccountView::HOLDS_MAX)
+                .map(|hold| self.hold_view(hold))
+                .collect(),
+            holds_total: self.hold_counts.get(&place).copied().unwrap_or(0),
         })
     }
 
@@ -101,7 +105,7 @@ impl State {
     /// # Errors
     /// What does not hold, for a person. It means a defect.
     pub fn check(&self) -> Result<(), String> {
-        let mut held = std::collections::BTreeMap::new();
+        let mut held = BTreeMap::new();
         for hold in self.holds.iter() {
             for draw in &hold.draws {
                 *held.entry(draw.account).or_insert(0) += draw.amount.0;
@@ -122,15 +126,61 @@ impl State {
         if !held.is_empty() {
             return Err(format!("holds reserve in wallets that are not there: {held:?}"));
         }
-        if self.holds.len() != self.hold_by_id.len() {
-            return Err("the index of holds is not the holds".into());
+        self.check_slots()?;
+        self.check_indexes()
+    }
+
+    /// Slots are taken by holds, and by nothing else.
+    fn check_slots(&self) -> Result<(), String> {
+        let mut taken = BTreeMap::new();
+        for debit in self.holds.iter().flat_map(|hold| &hold.debits) {
+            if debit.measure == Measure::Slot {
+                *taken.entry((debit.account, debit.key.place())).or_insert(0) += debit.amount;
+            }
         }
-        let hold_deadlines =
-            self.deadlines.iter().filter(|(_, due)| matches!(due, Due::HoldExpires(_))).count();
-        if hold_deadlines != self.holds.len() {
-            return Err("the deadlines of holds are not the holds".into());
+        for (number, account) in self.accounts.iter().enumerate() {
+            for (key, counted) in account.slots_taken() {
+                let held = taken.remove(&(AccountPlace(number as u32), key.place())).unwrap_or(0);
+                if counted != held {
+                    return Err(format!("{} counts {counted} slots taken, holds take {held}", account.path));
+                }
+            }
         }
-        Ok(())
+        if taken.is_empty() { Ok(()) } else { Err(format!("holds take slots that nobody counts: {taken:?}")) }
+    }
+
+    fn check_indexes(&self) -> Result<(), String> {
+        let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
+        let holds = self.holds.len();
+        require(self.hold_by_id.len() == holds, "the index of holds is not the holds")?;
+        let (mut indexed, mut below) = (0, 0);
+        for hold in self.holds.iter() {
+            let id = hold.id;
+            require(self.hold(id).is_some_and(|found| found.id == id), "a hold is not found by its id")?;
+            require(id.0 < self.next_admission, "a hold is from the future")?;
+            let due = (hold.expires_at, Due::HoldExpires(id));
+            require(self.deadlines.contains(&due), "a hold has no deadline")?;
+            for place in self.levels(hold.account).iter() {
+                below += 1;
+                indexed += usize::from(self.holds_by_account.contains(&(place, hold.expires_at, id)));
+            }
+        }
+        let counted: u64 = self.hold_counts.values().sum();
+        let all = indexed == below && self.holds_by_account.len() == below && counted == below as u64;
+        require(all, "the holds by account are not the holds")?;
+        let due = self.deadlines.iter().filter(|(_, due)| matches!(due, Due::HoldExpires(_))).count();
+        require(due == holds, "a deadline is of no hold")?;
+        for (number, account) in self.accounts.iter().enumerate() {
+            for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
+                let Some(at) = grant.expires_at.filter(|at| *at > self.now) else { continue };
+                let due =
+                    Due::GrantExpires { account: AccountPlace(number as u32), sequence: grant.sequence };
+                require(self.deadlines.contains(&(at, due)), "a grant has no deadline")?;
+            }
+        }
+        let with_plan = self.accounts.iter().filter(|account| account.plan.is_some()).count() as u64;
+        require(self.plan_users.iter().sum::<u64>() == with_plan, "the users of plans are not counted")?;
+        require(self.account_by_path.len() + 1 == self.accounts.len(), "the paths are not the accounts")
     }
 
     /// The limits of an account's own plan and of those above it, once each.
@@ -139,7 +189,9 @@ impl State {
         for place in self.levels(place).iter() {
             let account = self.account_at(place);
             let Some(plan) = account.plan.and_then(|id| self.policy.plan(id)) else { continue };
-            let status = |limit| waterfall::limit_status(limit, account, self.now);
+            let status = |limit: &Limit| {
+                waterfall::limit_status(limit, account.level, account.meter(limit.key), self.now)
+            };
             statuses.extend(plan.limits.iter().map(status));
         }
         statuses

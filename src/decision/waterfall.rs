@@ -5,13 +5,14 @@
 
 use std::sync::Arc;
 
-use crate::decision::account::{Account, AccountPlace};
+use crate::decision::account::AccountPlace;
 use crate::decision::command::AccountState;
-use crate::decision::meter::{Reading, Rule};
+use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
 use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
+use crate::decision::wallet::Wallet;
 use crate::units::{Credits, Millis};
 
 /// Amounts by the place of a unit in its feature.
@@ -239,7 +240,7 @@ impl State {
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
             .refusing_guards(&looks, priced)
-            .chain(self.refusing_caps(&caps, &cover))
+            .chain(self.refusing_caps(levels, &looks, &caps, priced, &cover))
             .chain(self.refusing_credits(levels, &looks, priced, &cover))
             .collect();
         // The request passes when the last of them is gone: if one has no date, there is none.
@@ -352,14 +353,25 @@ impl State {
 
     /// What the wallets of `levels` could pay at `at`, if nothing else happened until then.
     pub(super) fn drawable(&self, levels: &Levels, at: Millis) -> Credits {
-        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
-        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.drawable(at).0)))
+        saturating_credits(self.drawable_sum(levels, at))
+    }
+
+    /// The sum of several wallets, which may be more than an amount of credits.
+    pub(super) fn drawable_sum(&self, levels: &Levels, at: Millis) -> i128 {
+        self.wallets(levels).map(|wallet| i128::from(wallet.drawable(at).0)).sum()
     }
 
     /// What is held in the wallets of `levels`.
     pub(super) fn held(&self, levels: &Levels) -> Credits {
-        let wallets = levels.iter().filter_map(|place| self.account_at(place).wallet.as_ref());
-        Credits(wallets.fold(0, |sum: i64, wallet| sum.saturating_add(wallet.books().held.0)))
+        saturating_credits(self.held_sum(levels))
+    }
+
+    pub(super) fn held_sum(&self, levels: &Levels) -> i128 {
+        self.wallets(levels).map(|wallet| i128::from(wallet.books().held.0)).sum()
+    }
+
+    fn wallets<'s>(&'s self, levels: &'s Levels) -> impl Iterator<Item = &'s Wallet> {
+        levels.iter().filter_map(|place| self.account_at(place).wallet.as_deref())
     }
 
     // --- what refuses ---------------------------------------------------------------------------
@@ -380,10 +392,11 @@ impl State {
             let quota = limit.rule.quota();
             if amount > quota {
                 let detail = format!(
-                    "{} is more than {} could ever admit at once ({})",
-                    look.amount_text(amount),
+                    "{} admits at most {} {} at once; this takes {}",
                     limit.name,
                     look.amount_text(quota),
+                    limit.unit,
+                    look.amount_text(amount),
                 );
                 return Some(Objection::for_good(Refusal::new(Reason::QuotaExceeded, layer, detail)));
             }
@@ -393,11 +406,12 @@ impl State {
                 _ => (Reason::LimitReached, self.passes_at(look, amount)),
             };
             let detail = format!(
-                "{} needs {} and has {} left of {}",
+                "{} has {} of {} {} left; this takes {}",
                 limit.name,
-                look.amount_text(amount),
                 look.amount_text(look.reading.room),
                 look.amount_text(quota),
+                limit.unit,
+                look.amount_text(amount),
             );
             let refusal = Refusal { would_pass_at, ..*Refusal::new(reason, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
@@ -406,7 +420,10 @@ impl State {
 
     fn refusing_caps<'a>(
         &'a self,
+        levels: &'a Levels,
+        looks: &'a [Look<'_>],
         caps: &'a [CapLook],
+        priced: &'a Priced,
         cover: &'a Cover,
     ) -> impl Iterator<Item = Objection> + 'a {
         let drawn = cover.drawn();
@@ -420,12 +437,20 @@ impl State {
                 "{drawn} from wallets is more than the {} left under the spending cap",
                 Credits(i64::try_from(cap.reading.room).unwrap_or(i64::MAX)),
             );
-            if amount > cap.rule.quota() {
+            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
+            let whole = cap.rule.quota();
+            let would_pass_at = if amount <= whole {
+                cap.rule.passes_at(meter, self.now, amount)
+            } else {
+                // More than the cap lets through in any period: allowances must take some of it over.
+                let reach = Credits(i64::try_from(whole).unwrap_or(i64::MAX));
+                let allowances = self.allowances_pass_at(levels, looks, priced, reach);
+                allowances.zip(cap.rule.passes_at(meter, self.now, whole)).map(|(a, b)| a.max(b))
+            };
+            if amount > whole && would_pass_at.is_none() {
                 let refusal = Refusal::new(Reason::QuotaExceeded, layer, detail);
                 return Some(Objection::for_good(refusal));
             }
-            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
-            let would_pass_at = cap.rule.passes_at(meter, self.now, amount);
             let refusal =
                 Refusal { would_pass_at, ..*Refusal::new(Reason::SpendingCapReached, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
@@ -445,7 +470,7 @@ impl State {
         let available = self.drawable(levels, self.now);
         let detail = format!("{} credits are missing of the {} that it costs", cover.short, priced.cost);
         Some(Objection::for_credits(Box::new(Refusal {
-            would_pass_at: self.allowances_pass_at(levels, looks, priced),
+            would_pass_at: self.allowances_pass_at(levels, looks, priced, Credits::MAX),
             cost: Some(priced.cost),
             available: Some(available),
             ..*Refusal::new(Reason::CreditsShort, Layer::Credits, detail)
@@ -454,7 +479,8 @@ impl State {
 
     /// A limit on its account, as it stands.
     pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
-        limit_status(look.limit, self.account_at(look.account), self.now)
+        let meter = self.account_at(look.account).meter(look.limit.key);
+        limit_status(look.limit, look.level, meter, self.now)
     }
 
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
@@ -462,11 +488,19 @@ impl State {
         look.limit.rule.passes_at(meter, self.now, amount)
     }
 
-    /// When allowances would cover so much that wallets could pay the rest, if nothing else happened.
+    /// When allowances would cover so much that wallets could pay the rest with no more than `reach`,
+    /// if nothing else happened.
     ///
     /// Allowances on units are taken as wholly renewed or not at all, and grants only as far as they
     /// last until then: the answer may be late, and is never early.
-    fn allowances_pass_at(&self, levels: &Levels, looks: &[Look<'_>], priced: &Priced) -> Option<Millis> {
+    fn allowances_pass_at(
+        &self,
+        levels: &Levels,
+        looks: &[Look<'_>],
+        priced: &Priced,
+        reach: Credits,
+    ) -> Option<Millis> {
+        let drawable = |at| self.drawable(levels, at).min(reach);
         let allowances = || looks.iter().filter(|look| look.limit.then == Then::Credits);
         let mut at = self.now;
         let mut covered_by_units = Credits::ZERO;
@@ -489,14 +523,14 @@ impl State {
             on_price().map(|look| self.passes_at(look, needed)).try_fold(Millis(0), |a, b| Some(a.max(b?)))
         };
         // What wallets pay now they may no longer pay then: settle on what they pay at both.
-        let wallets_now = self.drawable(levels, self.now);
-        if rest <= Credits::ZERO.max(wallets_now.min(self.drawable(levels, at))) {
+        let wallets_now = drawable(self.now);
+        if rest <= Credits::ZERO.max(wallets_now.min(drawable(at))) {
             return Some(at);
         }
         let mut wallets = wallets_now;
         for _ in 0..2 {
             let then = at.max(covers(Credits(rest.0 - wallets.0))?);
-            let wallets_then = self.drawable(levels, then);
+            let wallets_then = drawable(then);
             if wallets_then >= wallets {
                 return Some(then);
             }
@@ -504,6 +538,11 @@ impl State {
         }
         covers(rest).map(|then| at.max(then))
     }
+}
+
+/// A sum of amounts that are not negative, or the largest amount there is.
+pub(super) fn saturating_credits(sum: i128) -> Credits {
+    Credits(i64::try_from(sum).unwrap_or(i64::MAX))
 }
 
 /// The least room among the allowances that count `measure`, and which one has it.
@@ -541,20 +580,17 @@ impl Look<'_> {
 
     fn amount_text(&self, amount: u64) -> String {
         match self.measure {
-            Measure::Cost => {
-                format!("{} credits", Credits(i64::try_from(amount).unwrap_or(i64::MAX)))
-            }
-            _ => format!("{amount} {}", self.limit.unit),
+            Measure::Cost => Credits(i64::try_from(amount).unwrap_or(i64::MAX)).to_string(),
+            _ => amount.to_string(),
         }
     }
 }
 
-/// What `limit` has counted on `account`.
-pub(super) fn limit_status(limit: &Limit, account: &Account, at: Millis) -> LimitStatus {
-    let meter = account.meter(limit.key);
+/// What `limit`, of a plan at `level`, has counted on its meter.
+pub(super) fn limit_status(limit: &Limit, level: u8, meter: Option<&Meter>, at: Millis) -> LimitStatus {
     LimitStatus {
         name: limit.name.clone(),
-        level: account.level,
+        level,
         unit: limit.unit.clone(),
         quota: limit.rule.quota(),
         used: limit.rule.read(meter, at).used,

@@ -148,7 +148,7 @@ impl Default for Limits {
         Limits {
             entry_bytes_max: Limits::ENTRY_BYTES_MAX,
             entry_requests_max: 4_096,
-            entries_in_flight_max: 2,
+            entries_in_flight_max: 1,
             forwards_in_flight_max: 2,
             waiting_requests_max: 65_536,
             append_bytes_max: 1024 * 1024,

@@ -23,6 +23,10 @@ impl PlanId {
 }
 
 impl MeterKey {
+    pub fn place(self) -> u32 {
+        self.0
+    }
+
     /// What wallets paid in the period of the account's spending cap.
     pub const SPENDING_CAP: MeterKey = MeterKey(0);
 }

@@ -1,0 +1,159 @@
+//! The laws: what holds for every command, whatever it is and whatever state it meets.
+//!
+//! A [`Lawful`] state answers like the state within it, and checks at each command that
+//! 1. what must always hold holds after it ([`State::check`]);
+//! 2. a state restored from a checkpoint taken just before answers the same and becomes the same;
+//! 3. a refused command, and a dry run, changed nothing that time alone would not have changed;
+//! 4. a dry run says what the real request then answers;
+//! 5. a command sent again with its key gets the first answer, marked as replayed, and changes nothing;
+//! 6. who pays adds up to what it costs;
+//! 7. a request refused until a moment passes its layers at that moment, if nothing else happens, and
+//!    where one guard refused, not a millisecond before.
+
+use quorate::decision::command::{Admit, Command, Request, Stamp};
+use quorate::decision::reply::{Admitted, Layer, Outcome, Payment, Reason, Refusal, Reply};
+use quorate::decision::{Record, Restore, State};
+use quorate::units::{Credits, Millis};
+
+/// A state that is watched.
+pub struct Lawful {
+    state: State,
+}
+
+impl Lawful {
+    pub fn new() -> Lawful {
+        Lawful { state: State::new() }
+    }
+
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Applies a command.
+    ///
+    /// # Errors
+    /// The law that was broken.
+    pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Result<Reply, String> {
+        let before = records(&self.state);
+        let reply = self.state.apply(stamp, request);
+        self.state.check()?;
+        let after = records(&self.state);
+
+        let mut restored = restore(before.clone())?;
+        same("a restored state answers the same", &restored.apply(stamp, request), &reply)?;
+        same("a restored state becomes the same", &records(&restored), &after)?;
+
+        let mut idle = restore(before.clone())?;
+        idle.apply(stamp, &plain(Command::Tick));
+        let refused = matches!(reply.outcome, Outcome::Refused(_));
+        let dry_run = matches!(&request.command, Command::Admit(admit) if admit.dry_run);
+        if refused || dry_run || reply.replayed {
+            same("what is refused, tried or replayed changes nothing", &records(&idle), &after)?;
+        }
+        if let (Outcome::Admitted(admitted), Command::Admit(admit), true) =
+            (&reply.outcome, &request.command, dry_run)
+        {
+            let real = Command::Admit(Admit { dry_run: false, ..admit.clone() });
+            match restore(before.clone())?.apply(stamp, &plain(real)).outcome {
+                Outcome::Admitted(real) => {
+                    let real = Box::new(Admitted { id: admitted.id, dry_run: true, ..*real });
+                    same("a dry run says what happens", admitted, &real)?;
+                }
+                other => return Err(format!("a dry run passed, and the real request: {other:?}")),
+            }
+        }
+        if request.key.is_some() && !refused && !dry_run {
+            let again = self.state.apply(stamp, request);
+            same("a key gets the first answer again", &again, &Reply { replayed: true, ..reply.clone() })?;
+            same("a key replayed changes nothing", &records(&self.state), &after)?;
+        }
+        adds_up(&reply.outcome)?;
+        if let (Outcome::Refused(refusal), Command::Admit(admit)) = (&reply.outcome, &request.command) {
+            self.passes_when_it_says(&before, stamp, refusal, admit)?;
+        }
+        Ok(reply)
+    }
+
+    fn passes_when_it_says(
+        &self,
+        before: &[Record],
+        stamp: Stamp,
+        refusal: &Refusal,
+        admit: &Admit<'_>,
+    ) -> Result<(), String> {
+        let Some(passes_at) = refusal.would_pass_at else { return Ok(()) };
+        let now = self.state.now();
+        if passes_at <= now {
+            return Err(format!("refused at {now}, but says that it passes at {passes_at}"));
+        }
+        let request = plain(Command::Admit(Admit { dry_run: true, ..admit.clone() }));
+        let ask =
+            |at: Millis| Ok::<_, String>(restore(before.to_vec())?.apply(Stamp { at, ..stamp }, &request));
+        let grants_end = self.grants_end_by(admit.account, passes_at);
+        let held = self.state.counts().holds > 0;
+        match ask(passes_at)?.outcome {
+            Outcome::Admitted(_) => {}
+            // What expires until then may be missing then.
+            Outcome::Refused(later) if grants_end && of_wallets(&later) => {}
+            // A hold that ends with more reported than reserved takes more on its way.
+            Outcome::Refused(later) if held && later.reason != Reason::SlotsTaken => {}
+            other => return Err(format!("{refusal:?} should pass at {passes_at}, but: {other:?}")),
+        }
+        let by_one_guard = matches!(refusal.layer, Layer::Limit { .. }) && !held;
+        if by_one_guard && matches!(ask(Millis(passes_at.0 - 1))?.outcome, Outcome::Admitted(_)) {
+            return Err(format!("{refusal:?} should not pass before {passes_at}"));
+        }
+        Ok(())
+    }
+
+    fn grants_end_by(&self, account: &str, at: Millis) -> bool {
+        let ends = account.char_indices().filter(|(_, c)| *c == ':').map(|(place, _)| place);
+        ends.chain([account.len()])
+            .filter_map(|end| self.state.account(&account[..end]))
+            .flat_map(|view| view.grants)
+            .any(|grant| grant.expires_at.is_some_and(|expires_at| expires_at <= at))
+    }
+}
+
+fn of_wallets(refusal: &Refusal) -> bool {
+    matches!(refusal.layer, Layer::Credits | Layer::SpendingCap { .. })
+}
+
+/// A request without a key.
+pub fn plain(command: Command<'_>) -> Request<'_> {
+    Request { key: None, command }
+}
+
+pub fn records(state: &State) -> Vec<Record> {
+    state.view().records().collect()
+}
+
+pub fn restore(records: Vec<Record>) -> Result<State, String> {
+    let mut restore = Restore::new();
+    for record in records {
+        restore.push(record).map_err(|error| error.to_string())?;
+    }
+    restore.finish().map_err(|error| error.to_string())
+}
+
+pub fn sum(payments: &[Payment]) -> Credits {
+    Credits(payments.iter().map(|payment| payment.credits.0).sum())
+}
+
+fn adds_up(outcome: &Outcome) -> Result<(), String> {
+    let (payments, paid) = match outcome {
+        Outcome::Admitted(admitted) => (&admitted.paid_by, admitted.cost),
+        Outcome::Settled(settled) | Outcome::Released(settled) => {
+            (&settled.paid_by, Credits(settled.cost.0 - settled.uncovered.0))
+        }
+        _ => return Ok(()),
+    };
+    if payments.iter().any(|payment| payment.credits <= Credits::ZERO) {
+        return Err(format!("a payment of nothing or less: {outcome:?}"));
+    }
+    same("who pays adds up to what it costs", &sum(payments), &paid)
+}
+
+fn same<T: PartialEq + std::fmt::Debug>(law: &str, left: &T, right: &T) -> Result<(), String> {
+    if left == right { Ok(()) } else { Err(format!("{law}:\n  left {left:?}\n right {right:?}")) }
+}

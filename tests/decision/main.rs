@@ -1,0 +1,15 @@
+//! Tests of the decision core through its public face.
+//!
+//! | module | subject |
+//! |---|---|
+//! | `scripts` | golden scripts: one scenario a file in `tests/decision/scripts`, readable as a story |
+//! | `properties` | the promises, for policies and commands that nobody thought of |
+//! | `laws` | what holds for every command whatever it is, checked under both |
+//!
+//! The output of the scripts is made anew with `UPDATE_GOLDENFILES=1 cargo test --test decision`, to be
+//! read before it is kept.
+
+mod laws;
+mod oracle;
+mod properties;
+mod scripts;

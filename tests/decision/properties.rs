@@ -1,0 +1,642 @@
+//! The promises, for policies and commands that nobody thought of.
+//!
+//! Each failure prints the smallest case that shows it, and the seed that leads there again:
+//! `PROPTEST_RNG_SEED=… cargo test --test decision`. More cases: `PROPTEST_CASES=…`.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+use proptest::sample::select;
+use proptest::test_runner::{Config, RngSeed, TestRunner};
+use quorate::decision::command::{
+    AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
+    Request, Settle, Source, SpendingCap, Stamp,
+};
+use quorate::decision::policy::{
+    Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
+    Quota, Settings, Then,
+};
+use quorate::decision::reply::{AdmissionId, Outcome, Reply};
+use quorate::decision::{Record, State};
+use quorate::units::{Credits, Millis, Ppm, Span};
+
+use crate::laws::{Lawful, plain, records, restore};
+use crate::oracle::Oracle;
+
+const ACCOUNTS: [&str; 5] = ["a", "a:b", "a:b:c", "a:d", "z"];
+const PLANS: [&str; 3] = ["p0", "p1", "p2"];
+/// Ten seconds before the end of a month, a Sunday, and a day: periods turn within a few commands.
+const START: Millis = Millis(1_801_439_990_000);
+
+/// Something to do, in terms that do not depend on what was done before.
+#[derive(Clone, Debug)]
+enum Act {
+    Tick,
+    Policy {
+        which: usize,
+    },
+    Account {
+        account: &'static str,
+        plan: Option<Option<&'static str>>,
+        cap: Option<Option<SpendingCap>>,
+        open: bool,
+    },
+    Grant {
+        account: &'static str,
+        id: usize,
+        credits: i64,
+        priority: u32,
+        effective: Option<u64>,
+        lasts: Option<u64>,
+    },
+    Admit {
+        account: &'static str,
+        video: bool,
+        usage: Vec<(&'static str, u64)>,
+        doubled: bool,
+        hold: Option<Span>,
+        dry_run: bool,
+    },
+    Settle {
+        nth: u64,
+        usage: Vec<(&'static str, u64)>,
+        last: bool,
+    },
+    Extend {
+        nth: u64,
+        ttl: Span,
+    },
+    Release {
+        nth: u64,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    /// Milliseconds by which the stamp is later than the last one, or earlier.
+    later: i64,
+    key: Option<u8>,
+    act: Act,
+}
+
+// --- generating ---------------------------------------------------------------------------------
+
+fn amounts() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        12 => 0_u64..12,
+        3 => 12_u64..60,
+        1 => select(vec![1 << 32, u64::MAX / 2, u64::MAX - 1, u64::MAX]),
+    ]
+}
+
+fn quotas() -> impl Strategy<Value = u64> {
+    prop_oneof![1 => Just(0), 12 => 1_u64..40, 1 => Just(9_000_000_000_000)]
+}
+
+fn spans() -> impl Strategy<Value = Span> {
+    select(vec![1, 7, 999, 1_000, 5_000, 10_000, 60_000, 3_600_000, 86_400_000]).prop_map(Span)
+}
+
+fn periods() -> impl Strategy<Value = Period> {
+    select(vec![Period::Day, Period::Week, Period::Month, Period::Year])
+}
+
+/// A limit on a unit; allowances only on units with an exact price.
+fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> {
+    let units = select(vec!["requests", "seconds", "tokens", "frames", "credits"]);
+    let video_units = select(vec!["requests", "seconds", "frames", "credits"]);
+    let unit = if capacity { video_units.boxed() } else { units.boxed() };
+    let rule = (0..6_usize, quotas(), quotas(), spans(), periods(), 1_u32..6);
+    (unit, any::<bool>(), rule, any::<bool>()).prop_map(move |(unit, pays, rule, video_only)| {
+        let (kind, quota, burst, window, period, slices) = rule;
+        let slots = kind == 5;
+        let paying = matches!(unit, "seconds" | "tokens" | "credits") && !slots && !capacity;
+        let in_video = matches!(unit, "requests" | "seconds" | "frames" | "credits");
+        let (algorithm, anchor) = match kind {
+            0 => (Algorithm::TokenBucket, None),
+            1 => (Algorithm::SlidingWindow, None),
+            2 => (Algorithm::FixedWindow, Some(Anchor::Epoch)),
+            3 => (Algorithm::FixedWindow, Some(Anchor::FirstUse)),
+            4 => (Algorithm::FixedWindow, Some(Anchor::Calendar)),
+            _ => (Algorithm::Slots, None),
+        };
+        let calendar = anchor == Some(Anchor::Calendar);
+        LimitDocument {
+            name: format!("l{place}"),
+            features: (video_only && (in_video || slots) && !capacity).then(|| vec!["video".to_owned()]),
+            unit: (!slots).then(|| unit.to_owned()),
+            quota: Quota::Whole(quota),
+            algorithm,
+            window: (!slots && !calendar).then_some(window),
+            burst: (kind == 0 && burst % 2 == 0).then_some(Quota::Whole(burst)),
+            slices: (kind == 1).then_some(slices),
+            anchor,
+            period: calendar.then_some(period),
+            day: None,
+            utc_offset_minutes: None,
+            then: if pays && paying { Then::Credits } else { Then::Refuse },
+        }
+    })
+}
+
+fn some_limits(most: usize, capacity: bool) -> impl Strategy<Value = Vec<LimitDocument>> {
+    (0..=most).prop_flat_map(move |count| (0..count).map(|place| limits(place, capacity)).collect::<Vec<_>>())
+}
+
+fn policies() -> impl Strategy<Value = Document> {
+    let overruns = select(vec![Overrun::Draw, Overrun::Refuse]);
+    let plan = (overruns, some_limits(4, false))
+        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits })
+        .boxed();
+    let plans = [plan.clone(), plan.clone(), plan];
+    (some_limits(2, true), plans).prop_map(|(capacity, plans)| {
+        let each = |micros| Price::Each(Credits(micros));
+        let named = |pairs: &[(&str, Price)]| {
+            pairs.iter().map(|(unit, price)| ((*unit).to_owned(), *price)).collect()
+        };
+        let third = Price::Per { credits: Credits(1_000_000), per: 3 };
+        let res = Attribute {
+            default: Some("a".to_owned()),
+            multipliers: BTreeMap::from([("a".to_owned(), Ppm::ONE), ("b".to_owned(), Ppm(2_000_000))]),
+        };
+        let video = FeatureDocument {
+            units: ["requests", "seconds", "frames"].map(str::to_owned).to_vec(),
+            price: named(&[("seconds", each(1_000_000)), ("frames", third)]),
+            attributes: BTreeMap::from([("res".to_owned(), res)]),
+            capacity,
+        };
+        let code = FeatureDocument {
+            units: ["requests", "tokens"].map(str::to_owned).to_vec(),
+            price: named(&[("tokens", each(3_000))]),
+            attributes: BTreeMap::new(),
+            capacity: Vec::new(),
+        };
+        Document {
+            settings: Settings {
+                idempotency_ttl: Span(20_000),
+                idempotency_keys_max: 6,
+                ..Settings::default()
+            },
+            features: BTreeMap::from([("video".to_owned(), video), ("code".to_owned(), code)]),
+            plans: PLANS.into_iter().map(str::to_owned).zip(plans).collect(),
+        }
+    })
+}
+
+fn usages() -> impl Strategy<Value = Vec<(&'static str, u64)>> {
+    let units = select(vec!["requests", "seconds", "frames", "tokens"]);
+    prop::collection::vec((units, amounts()), 0..3)
+}
+
+fn usages_of(video: bool) -> impl Strategy<Value = Vec<(&'static str, u64)>> {
+    let units = if video { vec!["requests", "seconds", "frames"] } else { vec!["requests", "tokens"] };
+    let sets = prop::sample::subsequence(units.clone(), 0..=units.len());
+    let known = sets.prop_flat_map(|units| {
+        units.into_iter().map(|unit| amounts().prop_map(move |amount| (unit, amount))).collect::<Vec<_>>()
+    });
+    prop_oneof![15 => known, 1 => usages()]
+}
+
+fn admits() -> impl Strategy<Value = Act> {
+    let hold = prop::option::weighted(0.6, spans());
+    (select(ACCOUNTS.to_vec()), any::<bool>(), any::<bool>(), hold, prop::bool::weighted(0.15)).prop_flat_map(
+        |(account, video, doubled, hold, dry_run)| {
+            let doubled = doubled && video;
+            usages_of(video).prop_map(move |usage| Act::Admit {
+                account,
+                video,
+                usage,
+                doubled,
+                hold,
+                dry_run,
+            })
+        },
+    )
+}
+
+fn settles() -> impl Strategy<Value = Act> {
+    (0_u64..4, any::<bool>(), prop::bool::weighted(0.7)).prop_flat_map(|(nth, video, last)| {
+        usages_of(video).prop_map(move |usage| Act::Settle { nth, usage, last })
+    })
+}
+
+fn grants() -> impl Strategy<Value = Act> {
+    let credits = prop_oneof![8 => 1_i64..60_000_000, 1 => select(vec![0, -1, 1, i64::MAX / 2, i64::MAX])];
+    let later = || prop::option::weighted(0.3, select(vec![0_u64, 1, 1_000, 30_000, 4_000_000]));
+    (select(ACCOUNTS.to_vec()), 0..8_usize, credits, 0..3_u32, later(), later()).prop_map(
+        |(account, id, credits, priority, effective, lasts)| Act::Grant {
+            account,
+            id,
+            credits,
+            priority,
+            effective,
+            lasts,
+        },
+    )
+}
+
+fn caps() -> impl Strategy<Value = SpendingCap> {
+    (prop_oneof![Just(0), 0_i64..80_000_000, Just(i64::MAX)], periods())
+        .prop_map(|(credits, period)| SpendingCap { credits: Credits(credits), period })
+}
+
+/// Steps that keep plans, caps and the policy as they were set up.
+fn steady_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let act = prop_oneof![
+        1 => Just(Act::Tick),
+        3 => grants(),
+        14 => admits(),
+        6 => settles(),
+        1 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
+        2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+    ];
+    steps(act.boxed(), count)
+}
+
+fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let plan = prop::option::of(prop::option::weighted(0.8, select(PLANS.to_vec())));
+    let account = (
+        select(ACCOUNTS.to_vec()),
+        plan,
+        prop::option::of(prop::option::of(caps())),
+        prop::bool::weighted(0.8),
+    );
+    let account = account.prop_map(|(account, plan, cap, open)| Act::Account { account, plan, cap, open });
+    let act = prop_oneof![
+        1 => Just(Act::Tick),
+        2 => (0..4_usize).prop_map(|which| Act::Policy { which }),
+        4 => account,
+        4 => grants(),
+        14 => admits(),
+        6 => settles(),
+        2 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
+        2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+    ];
+    steps(act.boxed(), count)
+}
+
+fn steps(act: BoxedStrategy<Act>, count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let later = prop_oneof![
+        6 => Just(0_i64),
+        8 => select(vec![1, 7, 100, 999, 1_000, 3_333]),
+        3 => select(vec![10_000, 60_000, 3_600_000, 86_400_000, 31 * 86_400_000]),
+        1 => select(vec![-1, -1_000, -86_400_000]),
+    ];
+    let key = prop::option::weighted(0.2, 0..4_u8);
+    let step = (later, key, act).prop_map(|(later, key, act)| Step { later, key, act });
+    prop::collection::vec(step, 1..count)
+}
+
+// --- doing --------------------------------------------------------------------------------------
+
+/// Carries out steps: turns each into the request that it means, given what has been admitted.
+struct Performer {
+    documents: Vec<String>,
+    at: Millis,
+    index: u64,
+    /// Admissions that were held, latest last.
+    held: Vec<AdmissionId>,
+}
+
+impl Performer {
+    fn new(documents: &[Document]) -> Performer {
+        let json = |document| serde_json::to_string(document).expect("a document is plain data");
+        let documents = documents.iter().map(json).collect();
+        Performer { documents, at: START, index: 0, held: Vec::new() }
+    }
+
+    fn stamp(&mut self, later: i64) -> Stamp {
+        self.at = Millis(self.at.0.saturating_add_signed(later));
+        self.index += 1;
+        Stamp { at: self.at, term: 1, index: self.index, position: 0 }
+    }
+
+    fn held(&self, nth: u64) -> AdmissionId {
+        let place = self.held.len().checked_sub(1 + nth as usize);
+        place.map_or(AdmissionId(nth + 1), |place| self.held[place])
+    }
+
+    fn command<'s>(&'s self, act: &'s Act, names: &'s Names) -> Command<'s> {
+        match act {
+            Act::Tick => Command::Tick,
+            Act::Policy { which } => {
+                let document = self.documents.get(which % (self.documents.len() + 1));
+                let document = document.map_or("{\"plans\": {\"p0\": {}}}", String::as_str);
+                Command::PutPolicy(PutPolicy { document, if_revision: None })
+            }
+            Act::Account { account, plan, cap, open } => Command::PutAccount(PutAccount {
+                account,
+                plan: change(*plan),
+                spending_cap: change(*cap),
+                state: Some(if *open { AccountState::Open } else { AccountState::Closed }),
+            }),
+            Act::Grant { account, id, credits, priority, effective, lasts } => {
+                let effective_at = effective.map(|after| Millis(self.at.0 + after));
+                Command::PutGrant(PutGrant {
+                    account,
+                    id: &names.grants[*id],
+                    source: Source::Purchase,
+                    credits: Credits(*credits),
+                    priority: *priority,
+                    effective_at,
+                    expires_at: lasts.map(|lasts| Millis(effective_at.unwrap_or(self.at).0 + lasts)),
+                })
+            }
+            Act::Admit { account, video, usage, doubled, hold, dry_run } => Command::Admit(Admit {
+                account,
+                feature: if *video { "video" } else { "code" },
+                usage: usage.clone(),
+                attributes: if *doubled { vec![("res", "b")] } else { Vec::new() },
+                hold_ttl: *hold,
+                dry_run: *dry_run,
+                list_limits: true,
+            }),
+            Act::Settle { nth, usage, last } => Command::Settle(Settle {
+                admission: self.held(*nth),
+                usage: usage.clone(),
+                compute_ms: None,
+                last: *last,
+            }),
+            Act::Extend { nth, ttl } => Command::Extend(Extend { admission: self.held(*nth), ttl: *ttl }),
+            Act::Release { nth } => Command::Release(Release { admission: self.held(*nth) }),
+        }
+    }
+
+    fn note(&mut self, reply: &Reply) {
+        if let Outcome::Admitted(admitted) = &reply.outcome
+            && admitted.hold_expires_at.is_some()
+            && !admitted.dry_run
+            && !reply.replayed
+        {
+            self.held.push(admitted.id);
+        }
+    }
+}
+
+/// Texts that commands borrow.
+struct Names {
+    grants: Vec<String>,
+    keys: Vec<String>,
+}
+
+impl Names {
+    fn new() -> Names {
+        Names {
+            grants: (0..8).map(|id| format!("g{id}")).collect(),
+            keys: (0..4).map(|key| format!("k{key}")).collect(),
+        }
+    }
+
+    /// A key whose fingerprint sometimes is that of another request.
+    fn key(&self, key: Option<u8>, command: &Command<'_>) -> Option<Key<'_>> {
+        let kind = match command {
+            Command::Admit(_) => 1,
+            Command::Settle(_) => 2,
+            _ => 3,
+        };
+        key.map(|key| Key { key: &self.keys[usize::from(key)], fingerprint: [kind; 16] })
+    }
+}
+
+fn change<T>(change: Option<Option<T>>) -> Change<T> {
+    match change {
+        None => Change::Keep,
+        Some(None) => Change::Clear,
+        Some(Some(value)) => Change::Set(value),
+    }
+}
+
+fn run<S: Strategy>(
+    name: &'static str,
+    cases: u32,
+    strategy: S,
+    test: impl Fn(S::Value) -> Result<(), String>,
+) {
+    let mut config = Config { failure_persistence: None, ..Config::default() };
+    if std::env::var_os("PROPTEST_CASES").is_none() {
+        config.cases = cases;
+    }
+    if config.rng_seed == RngSeed::Random {
+        let nanos =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_nanos());
+        config.rng_seed = RngSeed::Fixed(nanos as u64);
+    }
+    println!("{name}: PROPTEST_RNG_SEED={}", config.rng_seed);
+    let result = TestRunner::new(config).run(&strategy, |value| test(value).map_err(TestCaseError::fail));
+    if let Err(error) = result {
+        panic!("{name}: {error}");
+    }
+}
+
+// --- the properties -----------------------------------------------------------------------------
+
+/// What a run of steps left behind.
+struct Log {
+    requests: Vec<(Stamp, Step, Vec<AdmissionId>)>,
+    replies: Vec<Reply>,
+}
+
+/// Applies a logged request again, as another node would.
+fn apply_again(
+    state: &mut State,
+    performer: &mut Performer,
+    names: &Names,
+    entry: &(Stamp, Step, Vec<AdmissionId>),
+) -> Reply {
+    let (stamp, step, held) = entry;
+    performer.at = stamp.at;
+    performer.held.clone_from(held);
+    let command = performer.command(&step.act, names);
+    let key = names.key(step.key, &command);
+    state.apply(*stamp, &Request { key, command })
+}
+
+#[test]
+fn every_law_holds_and_replays_and_restores_are_the_same() {
+    let strategy = (prop::collection::vec(policies(), 1..4), any_steps(50), any::<prop::sample::Index>());
+    run("every_law_holds", 150, strategy, |(documents, steps, cut)| {
+        let names = Names::new();
+        let mut performer = Performer::new(&documents);
+        let mut lawful = Lawful::new();
+        let mut log = Log { requests: Vec::new(), replies: Vec::new() };
+        let cut = cut.index(steps.len());
+        let mut frozen: Option<(quorate::decision::View, Vec<Record>)> = None;
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(ACCOUNTS.into_iter().enumerate().map(
+            |(place, account)| Act::Account {
+                account,
+                plan: Some(Some(PLANS[place % 3])),
+                cap: None,
+                open: true,
+            },
+        ));
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for (place, step) in set_up.chain(steps).enumerate() {
+            if place == cut {
+                frozen = Some((lawful.state().view(), records(lawful.state())));
+            }
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let key = names.key(step.key, &command);
+            let reply = lawful.apply(stamp, &Request { key, command })?;
+            log.requests.push((stamp, step, performer.held.clone()));
+            performer.note(&reply);
+            log.replies.push(reply);
+        }
+
+        let mut again = State::new();
+        for (entry, reply) in log.requests.iter().zip(&log.replies) {
+            if apply_again(&mut again, &mut performer, &names, entry) != *reply {
+                return Err(format!("a replay answers otherwise: {entry:?}"));
+            }
+        }
+        let after = records(lawful.state());
+        if records(&again) != after {
+            return Err("a replay becomes another state".into());
+        }
+
+        let (view, then) = frozen.expect("the cut is within the steps");
+        if view.records().collect::<Vec<_>>() != then {
+            return Err("a frozen view changed".into());
+        }
+        let mut restored = restore(then)?;
+        for (entry, reply) in log.requests.iter().zip(&log.replies).skip(cut) {
+            if apply_again(&mut restored, &mut performer, &names, entry) != *reply {
+                return Err(format!("a restored state answers otherwise: {entry:?}"));
+            }
+        }
+        if records(&restored) != after {
+            return Err("a restored state becomes another state".into());
+        }
+        Ok(())
+    });
+}
+
+type PlanOf = Vec<Option<&'static str>>;
+type CapOf = Vec<Option<SpendingCap>>;
+
+/// Sets up accounts, carries out steps that never settle more than was reserved, and asks the oracle
+/// after each.
+fn nothing_beyond(
+    (document, plans, caps, steps): (Document, PlanOf, CapOf, Vec<Step>),
+) -> Result<(), String> {
+    let names = Names::new();
+    let mut performer = Performer::new(std::slice::from_ref(&document));
+    let mut state = State::new();
+    let pairs = || ACCOUNTS.into_iter().map(str::to_owned);
+    let plan_of = pairs().zip(&plans).filter_map(|(a, plan)| Some((a, plan.as_ref()?.to_string()))).collect();
+    let cap_of = pairs().zip(&caps).filter_map(|(a, cap)| Some((a, (*cap)?))).collect();
+    let mut oracle = Oracle::new(document, plan_of, cap_of);
+    let policy = performer.command(&Act::Policy { which: 0 }, &names);
+    let reply = state.apply(Stamp { at: START, ..Stamp::default() }, &plain(policy));
+    if !matches!(reply.outcome, Outcome::PolicyPut { .. }) {
+        return Err(format!("the policy is not one: {reply:?}"));
+    }
+    for ((account, plan), cap) in ACCOUNTS.into_iter().zip(plans).zip(caps) {
+        let act = Act::Account { account, plan: Some(plan), cap: Some(cap), open: true };
+        state.apply(performer.stamp(0), &plain(performer.command(&act, &names)));
+    }
+    for step in steps {
+        let stamp = performer.stamp(step.later);
+        let mut command = performer.command(&step.act, &names);
+        if let Command::Settle(settle) = &mut command {
+            // No more than was reserved: what is beyond a hold is promised nothing.
+            let reserved = oracle.reserved(settle.admission);
+            for (unit, quantity) in &mut settle.usage {
+                let most = reserved.and_then(|reserved| reserved.get(*unit)).copied();
+                *quantity = (*quantity).min(most.unwrap_or(0));
+            }
+        }
+        let reply = state.apply(stamp, &plain(command.clone()));
+        match (&reply.outcome, &command) {
+            (Outcome::Settled(_), Command::Settle(settle)) => oracle.settled(settle),
+            (Outcome::GrantPut(view), Command::PutGrant(put)) => oracle.granted(put, view.effective_at),
+            _ => {}
+        }
+        oracle.look(&state)?;
+        if let (Outcome::Admitted(admitted), Command::Admit(admit)) = (&reply.outcome, &command)
+            && !admitted.dry_run
+        {
+            oracle.admitted(state.now(), admit, admitted)?;
+        }
+        oracle.check().map_err(|broken| format!("{broken}\n  after {command:?}"))?;
+        state.check()?;
+        performer.note(&reply);
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_is_ever_admitted_beyond_a_limit_a_cap_or_a_grant() {
+    let caps = prop::collection::vec(prop::option::weighted(0.3, caps()), ACCOUNTS.len());
+    let plans = prop::collection::vec(prop::option::weighted(0.8, select(PLANS.to_vec())), ACCOUNTS.len());
+    run("nothing_beyond", 300, (policies(), plans, caps, steady_steps(60)), nothing_beyond);
+}
+
+/// Few limits, small amounts and one account: what is close to a limit stays there.
+#[test]
+fn one_limit_is_never_exceeded_however_closely_it_is_approached() {
+    let policy = (policies(), limits(0, false), 1_u64..8).prop_map(|(mut document, mut limit, quota)| {
+        limit.quota = Quota::Whole(quota);
+        limit.features = None;
+        for plan in document.plans.values_mut() {
+            plan.limits = vec![limit.clone()];
+        }
+        document.features.values_mut().for_each(|feature| feature.capacity.clear());
+        document
+    });
+    let usage = (0_u64..5, 0_u64..5)
+        .prop_map(|(requests, seconds)| vec![("requests", requests), ("seconds", seconds)]);
+    let hold = prop::option::weighted(0.5, spans());
+    let admit = (usage.clone(), hold).prop_map(|(usage, hold)| Act::Admit {
+        account: "a",
+        video: true,
+        usage,
+        doubled: false,
+        hold,
+        dry_run: false,
+    });
+    let settle =
+        (0_u64..4, usage, any::<bool>()).prop_map(|(nth, usage, last)| Act::Settle { nth, usage, last });
+    let rich =
+        Act::Grant { account: "a", id: 0, credits: 1 << 50, priority: 0, effective: None, lasts: None };
+    let act = prop_oneof![8 => admit, 2 => settle, 1 => (0_u64..4).prop_map(|nth| Act::Release { nth })];
+    let steps = steps(act.boxed(), 60).prop_map(move |mut steps| {
+        steps.insert(0, Step { later: 0, key: None, act: rich.clone() });
+        steps
+    });
+    let strategy = (policy, Just(vec![Some("p0")]), Just(vec![None]), steps);
+    run("one_limit", 400, strategy, nothing_beyond);
+}
+
+#[test]
+fn how_commands_are_split_into_entries_changes_no_outcome() {
+    let strategy = (policies(), any_steps(40), prop::collection::vec(any::<bool>(), 64));
+    run("how_commands_are_split", 60, strategy, |(document, steps, cuts)| {
+        let names = Names::new();
+        let mut performer = Performer::new(&[document]);
+        let (mut one_by_one, mut batched) = (State::new(), State::new());
+        let (mut index, mut position) = (1, 0);
+        let policy = Step { later: 0, key: None, act: Act::Policy { which: 0 } };
+        for (place, step) in std::iter::once(policy).chain(steps).enumerate() {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let request = Request { key: names.key(step.key, &command), command };
+            let reply = one_by_one.apply(stamp, &request);
+            (index, position) = if cuts[place % cuts.len()] { (index + 1, 0) } else { (index, position + 1) };
+            let other = batched.apply(Stamp { index, position, ..stamp }, &request);
+            if reply.outcome != other.outcome {
+                return Err(format!("{reply:?}\n{other:?}"));
+            }
+            performer.note(&reply);
+        }
+        if one_by_one.counts() != batched.counts() {
+            return Err("the counts differ".into());
+        }
+        for account in ACCOUNTS {
+            if one_by_one.account(account) != batched.account(account) {
+                return Err(format!("{account} differs"));
+            }
+        }
+        Ok(())
+    });
+}

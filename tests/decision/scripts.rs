@@ -1,0 +1,538 @@
+//! Golden scripts: scenarios as stories, each in a file whose name says what happens.
+//!
+//! A script writes a policy line by line, puts it, and then asks for things at moments of its choice.
+//!
+//! | command | does |
+//! |---|---|
+//! | `at TIME`, `wait SPAN` | sets the stamp of the commands that follow; nothing is applied |
+//! | `setting NAME=VALUE` | writes a setting into the policy's draft |
+//! | `feature NAME units="a,b"` | a feature |
+//! | `price FEATURE UNIT=CREDITS` | a price for each, or `3/1000`: three for each thousand |
+//! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
+//! | `plan NAME [overrun=RULE]` | a plan |
+//! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
+//! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME` | takes it out of the draft |
+//! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
+//! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
+//! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=]` | adds a grant |
+//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run]` | asks; `max` is the largest number |
+//! | `settle ID [UNIT=N]… [partial]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
+//! | `tick` | moves time on to the stamp |
+//! | `show PATH`, `show ID`, `show policy` | looks |
+//!
+//! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
+//! [`crate::laws`]; a law that is broken fails the script.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::path::Path;
+
+use quorate::decision::command::{
+    AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
+    Request, Settle, Source, SpendingCap, Stamp,
+};
+use quorate::decision::reply::{
+    AdmissionId, Balances, Layer, LimitStatus, Outcome, Payer, Payment, Reply, Settled,
+};
+use quorate::units::{Credits, Millis, Span};
+use serde_json::{Map, Value, json};
+
+use crate::laws::Lawful;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+struct Scenario {
+    lawful: Lawful,
+    at: Millis,
+    index: u64,
+    draft: Value,
+}
+
+/// The arguments of one command, by kind, in order.
+struct Arguments {
+    positional: Vec<String>,
+    named: Vec<(String, String)>,
+}
+
+impl Arguments {
+    fn of(command: &goldenscript::Command) -> Arguments {
+        let mut arguments = Arguments { positional: Vec::new(), named: Vec::new() };
+        for argument in &command.args {
+            match argument {
+                goldenscript::Argument::KeyValue(name, value) => {
+                    arguments.named.push((name.clone(), value.clone()));
+                }
+                goldenscript::Argument::Positional(value) => arguments.positional.push(value.clone()),
+                other => unreachable!("an argument is named or not: {other}"),
+            }
+        }
+        arguments
+    }
+
+    fn next(&mut self, what: &str) -> Result<String> {
+        if self.positional.is_empty() {
+            return Err(format!("expected {what}").into());
+        }
+        Ok(self.positional.remove(0))
+    }
+
+    fn flag(&mut self, name: &str) -> bool {
+        let place = self.positional.iter().position(|argument| argument == name);
+        place.map(|place| self.positional.remove(place)).is_some()
+    }
+
+    fn named(&mut self, name: &str) -> Option<String> {
+        let place = self.named.iter().position(|(known, _)| known == name)?;
+        Some(self.named.remove(place).1)
+    }
+
+    fn parsed<T: std::str::FromStr<Err: Error + 'static>>(&mut self, name: &str) -> Result<Option<T>> {
+        Ok(self.named(name).map(|text| text.parse()).transpose()?)
+    }
+
+    /// The rest as an object of texts.
+    fn texts(&mut self) -> Map<String, Value> {
+        self.named.drain(..).map(|(name, value)| (name, Value::String(value))).collect()
+    }
+
+    /// The rest as an object: numbers where the document has numbers.
+    fn fields(&mut self) -> Map<String, Value> {
+        let field = |(name, value): (String, String)| {
+            let number = matches!(name.as_str(), "slices" | "day" | "utc_offset_minutes" | "admissions_kept")
+                || name.ends_with("_max") && name.contains("keys");
+            let value = match value.parse::<i64>() {
+                Ok(value) if number => json!(value),
+                _ if name == "features" => value.split(',').map(str::to_owned).collect(),
+                _ => json!(value),
+            };
+            (name, value)
+        };
+        self.named.drain(..).map(field).collect()
+    }
+
+    fn done(self) -> Result<()> {
+        if self.positional.is_empty() && self.named.is_empty() {
+            return Ok(());
+        }
+        Err(format!("unexpected {:?} {:?}", self.positional, self.named).into())
+    }
+}
+
+fn amount(text: &str) -> Option<u64> {
+    if text == "max" { Some(u64::MAX) } else { text.parse().ok() }
+}
+
+fn word<T: serde::de::DeserializeOwned>(text: String) -> Result<T> {
+    Ok(serde_json::from_value(Value::String(text))?)
+}
+
+fn named_limit(name: String, fields: Map<String, Value>) -> Value {
+    let mut limit = Map::from_iter([("name".to_owned(), Value::String(name))]);
+    limit.extend(fields);
+    Value::Object(limit)
+}
+
+/// Puts `limit` in the place of the one with its name, or behind all.
+fn put_limit(limits: &mut Value, limit: Value) {
+    let limits = limits.as_array_mut().expect("limits are a list");
+    match limits.iter_mut().find(|other| other["name"] == limit["name"]) {
+        Some(other) => *other = limit,
+        None => limits.push(limit),
+    }
+}
+
+impl Scenario {
+    fn new() -> Scenario {
+        Scenario {
+            lawful: Lawful::new(),
+            at: "2027-01-01T00:00:00Z".parse().expect("a time"),
+            index: 0,
+            draft: json!({ "settings": {}, "features": {}, "plans": {} }),
+        }
+    }
+
+    fn part(&mut self, kind: &str, name: &str) -> Result<&mut Value> {
+        let part = self.draft[kind].get_mut(name);
+        part.ok_or_else(|| format!("the draft has nothing named {name} among its {kind}").into())
+    }
+
+    /// Writes to the policy's draft: whether `name` is a command that does.
+    fn draft(&mut self, name: &str, arguments: &mut Arguments) -> Result<bool> {
+        match name {
+            "setting" => {
+                for (name, value) in arguments.fields() {
+                    self.draft["settings"][name] = value;
+                }
+            }
+            "feature" => {
+                let name = arguments.next("a feature")?;
+                let units = arguments.named("units").ok_or("expected units")?;
+                let units: Vec<&str> = units.split(',').collect();
+                self.draft["features"][name] =
+                    json!({ "units": units, "price": {}, "attributes": {}, "capacity": [] });
+            }
+            "price" => {
+                let feature = arguments.next("a feature")?;
+                for (unit, price) in arguments.named.drain(..) {
+                    let price = match price.split_once('/') {
+                        Some((credits, per)) => json!({ "credits": credits, "per": per.parse::<u64>()? }),
+                        None => json!(price),
+                    };
+                    self.part("features", &feature)?["price"][unit] = price;
+                }
+            }
+            "attribute" => {
+                let (feature, name) = (arguments.next("a feature")?, arguments.next("an attribute")?);
+                let default = arguments.named("default");
+                let mut attribute = json!({ "multipliers": arguments.texts() });
+                if let Some(default) = default {
+                    attribute["default"] = json!(default);
+                }
+                self.part("features", &feature)?["attributes"][name] = attribute;
+            }
+            "plan" => {
+                let mut plan = json!({ "limits": [] });
+                let name = arguments.next("a plan")?;
+                if let Some(overrun) = arguments.named("overrun") {
+                    plan["overrun"] = json!(overrun);
+                }
+                self.draft["plans"][name] = plan;
+            }
+            "limit" => {
+                let (plan, name) = (arguments.next("a plan")?, arguments.next("a name")?);
+                let limit = named_limit(name, arguments.fields());
+                put_limit(&mut self.part("plans", &plan)?["limits"], limit);
+            }
+            "capacity" => {
+                let (feature, name) = (arguments.next("a feature")?, arguments.next("a name")?);
+                let limit = named_limit(name, arguments.fields());
+                put_limit(&mut self.part("features", &feature)?["capacity"], limit);
+            }
+            "drop" => {
+                let (kind, name) = (arguments.next("plan, feature or limit")?, arguments.next("a name")?);
+                if kind == "limit" {
+                    let limit = arguments.next("a limit")?;
+                    let limits = &mut self.part("plans", &name)?["limits"];
+                    limits.as_array_mut().expect("limits are a list").retain(|known| known["name"] != limit);
+                } else {
+                    let parts = self.draft[format!("{kind}s")].as_object_mut().ok_or("no such kind")?;
+                    parts.remove(&name);
+                }
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    fn apply(&mut self, command: Command<'_>, key: Option<String>) -> Result<String> {
+        let asked = format!("{command:?}");
+        let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&asked) });
+        self.index += 1;
+        let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
+        let reply = self.lawful.apply(stamp, &Request { key, command })?;
+        Ok(told(&reply))
+    }
+
+    fn show(&self, what: &str) -> Result<String> {
+        let state = self.lawful.state();
+        let mut text = String::new();
+        if what == "policy" {
+            let (revision, document) = state.policy();
+            let plans: Vec<&str> = document.plans.keys().map(String::as_str).collect();
+            writeln!(text, "policy revision {revision}, plans {}", plans.join(", "))?;
+        } else if let Ok(id) = what.parse::<AdmissionId>() {
+            let Some(view) = state.admission(id) else { return Ok(format!("{id} is not to be found\n")) };
+            writeln!(text, "{id} {:?} of {} for {}", view.status, view.account, view.feature)?;
+            tell_cost(&mut text, view.cost, &view.paid_by, view.uncovered);
+            if let Some(at) = view.expires_at {
+                writeln!(text, "  hold     until {at}")?;
+            }
+        } else {
+            let Some(view) = state.account(what) else { return Ok(format!("{what} is not to be found\n")) };
+            let plan = view.plan.as_deref().unwrap_or("no plan");
+            writeln!(text, "{what} has {plan}, {:?}", view.state)?;
+            if let Some(cap) = view.spending_cap {
+                writeln!(text, "  cap      {} credits a {:?}", cap.credits, cap.period)?;
+            }
+            tell_limits(&mut text, &view.limits);
+            if view.credits != Balances::default() {
+                writeln!(text, "  credits  {}", books(&view.credits))?;
+            }
+            for grant in &view.grants {
+                writeln!(text, "  grant    {} {}", grant.id, books(&grant.credits))?;
+            }
+            for hold in &view.holds {
+                let account =
+                    if *hold.account == *what { String::new() } else { format!(" of {}", hold.account) };
+                writeln!(text, "  hold     {}{account} {} until {}", hold.id, hold.cost, hold.expires_at)?;
+            }
+        }
+        Ok(text)
+    }
+}
+
+impl goldenscript::Runner for Scenario {
+    type Command = goldenscript::Command;
+
+    fn run(&mut self, command: &goldenscript::Command, _: &goldenscript::Context) -> Result<String> {
+        let mut arguments = Arguments::of(command);
+        let name = command.name.as_str();
+        if self.draft(name, &mut arguments)? {
+            arguments.done()?;
+            return Ok(String::new());
+        }
+        let key = arguments.named("key");
+        let output = match name {
+            "at" => {
+                self.at = arguments.next("a time")?.parse()?;
+                String::new()
+            }
+            "wait" => {
+                self.at = self.at.saturating_add(arguments.next("a length of time")?.parse()?);
+                String::new()
+            }
+            "tick" => self.apply(Command::Tick, key)?,
+            "policy" => {
+                let document = arguments.named("document").unwrap_or_else(|| self.draft.to_string());
+                let if_revision = arguments.parsed("if_revision")?;
+                self.apply(Command::PutPolicy(PutPolicy { document: &document, if_revision }), key)?
+            }
+            "account" => {
+                let account = arguments.next("an account")?;
+                let (plan, cap) = (arguments.named("plan"), arguments.named("cap"));
+                let plan = match plan.as_deref() {
+                    None => Change::Keep,
+                    Some("-") => Change::Clear,
+                    Some(name) => Change::Set(name),
+                };
+                let spending_cap = match cap.as_deref() {
+                    None => Change::Keep,
+                    Some("-") => Change::Clear,
+                    Some(cap) => {
+                        let (credits, period) = cap.split_once('/').ok_or("expected CREDITS/PERIOD")?;
+                        let period: Period = word(period.to_owned())?;
+                        Change::Set(SpendingCap { credits: credits.parse()?, period })
+                    }
+                };
+                let state: Option<AccountState> = arguments.named("state").map(word).transpose()?;
+                let put = PutAccount { account: &account, plan, spending_cap, state };
+                self.apply(Command::PutAccount(put), key)?
+            }
+            "grant" => {
+                let (account, id) = (arguments.next("an account")?, arguments.next("an id")?);
+                let put = PutGrant {
+                    account: &account,
+                    id: &id,
+                    source: arguments.named("source").map_or(Ok(Source::Purchase), word)?,
+                    credits: arguments.next("credits")?.parse()?,
+                    priority: arguments.parsed("priority")?.unwrap_or(100),
+                    effective_at: arguments.parsed("effective")?,
+                    expires_at: arguments.parsed("expires")?,
+                };
+                self.apply(Command::PutGrant(put), key)?
+            }
+            "admit" => {
+                let (account, feature) = (arguments.next("an account")?, arguments.next("a feature")?);
+                let dry_run = arguments.flag("dry_run");
+                let hold_ttl: Option<Span> = arguments.parsed("hold")?;
+                let named = std::mem::take(&mut arguments.named);
+                let admit = Admit {
+                    account: &account,
+                    feature: &feature,
+                    usage: named.iter().filter_map(|(unit, text)| Some((&**unit, amount(text)?))).collect(),
+                    attributes: named
+                        .iter()
+                        .filter(|(_, text)| amount(text).is_none())
+                        .map(|(name, value)| (&**name, &**value))
+                        .collect(),
+                    hold_ttl,
+                    dry_run,
+                    list_limits: true,
+                };
+                self.apply(Command::Admit(admit), key)?
+            }
+            "settle" => {
+                let admission = arguments.next("an admission")?.parse()?;
+                let last = !arguments.flag("partial");
+                let named = std::mem::take(&mut arguments.named);
+                let usage = named
+                    .iter()
+                    .map(|(unit, text)| Ok((&**unit, amount(text).ok_or("expected an amount")?)))
+                    .collect::<Result<_>>()?;
+                self.apply(Command::Settle(Settle { admission, usage, compute_ms: None, last }), key)?
+            }
+            "extend" => {
+                let admission = arguments.next("an admission")?.parse()?;
+                let ttl = arguments.next("a length of time")?.parse()?;
+                self.apply(Command::Extend(Extend { admission, ttl }), key)?
+            }
+            "release" => {
+                let admission = arguments.next("an admission")?.parse()?;
+                self.apply(Command::Release(Release { admission }), key)?
+            }
+            "show" => self.show(&arguments.next("what to show")?)?,
+            other => return Err(format!("no such command: {other}").into()),
+        };
+        arguments.done()?;
+        Ok(output)
+    }
+}
+
+// --- telling ------------------------------------------------------------------------------------
+
+/// A fingerprint good enough for scripts: FNV-1a, twice.
+fn fingerprint(text: &str) -> [u8; 16] {
+    let hash = |seed: u64| {
+        text.bytes().fold(seed, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3))
+    };
+    let mut bytes = [0; 16];
+    bytes[..8].copy_from_slice(&hash(0xcbf2_9ce4_8422_2325).to_le_bytes());
+    bytes[8..].copy_from_slice(&hash(0x6c62_272e_07bb_0142).to_le_bytes());
+    bytes
+}
+
+fn told(reply: &Reply) -> String {
+    let mut text = String::new();
+    let at = reply.stamp.at;
+    let replayed = if reply.replayed { ", replayed" } else { "" };
+    match &reply.outcome {
+        Outcome::Ticked => line(&mut text, format!("time is {at}")),
+        Outcome::PolicyPut { revision } => line(&mut text, format!("policy revision {revision}{replayed}")),
+        Outcome::AccountPut(view) => line(
+            &mut text,
+            format!("account {} put: {}{replayed}", view.account, view.plan.as_deref().unwrap_or("no plan")),
+        ),
+        Outcome::GrantPut(view) => {
+            line(&mut text, format!("grant {} put: {}{replayed}", view.id, books(&view.credits)))
+        }
+        Outcome::Extended { expires_at } => line(&mut text, format!("extended until {expires_at}{replayed}")),
+        Outcome::Admitted(admitted) => {
+            let how = if admitted.dry_run {
+                "would be admitted".into()
+            } else {
+                format!("{} admitted", admitted.id)
+            };
+            line(&mut text, format!("{how} at {at}{replayed}"));
+            tell_cost(&mut text, admitted.cost, &admitted.paid_by, Credits::ZERO);
+            tell_limits(&mut text, &admitted.limits);
+            tell_credits(&mut text, admitted.available, admitted.held);
+            if let Some(at) = admitted.hold_expires_at {
+                line(&mut text, format!("  hold     until {at}"));
+            }
+        }
+        Outcome::Settled(settled) if settled.last => tell_settled(&mut text, "settled", settled, replayed),
+        Outcome::Settled(settled) => tell_settled(&mut text, "so far", settled, replayed),
+        Outcome::Released(settled) => tell_settled(&mut text, "released", settled, replayed),
+        Outcome::Refused(refusal) => {
+            let reason = serde_json::to_value(refusal.reason).expect("a reason is a word");
+            let layer = match &refusal.layer {
+                Layer::Limit { level, name } => format!("limit {name}@{level}"),
+                Layer::SpendingCap { level } => format!("spending cap @{level}"),
+                Layer::Account { level } => format!("account @{level}"),
+                other => format!("{other:?}").to_lowercase(),
+            };
+            let field = refusal.field.as_ref().map_or_else(String::new, |field| format!(" ({field})"));
+            line(&mut text, format!("refused at {at}: {} by {layer}{field}", reason.as_str().unwrap_or("?")));
+            line(&mut text, format!("  because  {}", refusal.detail));
+            if let Some(cost) = refusal.cost {
+                let available = refusal.available.unwrap_or(Credits::ZERO);
+                line(&mut text, format!("  credits  {available} available of {cost}"));
+            }
+            if let Some(at) = refusal.would_pass_at {
+                line(&mut text, format!("  passes   at {at}"));
+            }
+        }
+    }
+    text
+}
+
+fn line(text: &mut String, line: String) {
+    text.push_str(&line);
+    text.push('\n');
+}
+
+fn tell_settled(text: &mut String, how: &str, settled: &Settled, replayed: &str) {
+    line(text, format!("{} {how}{replayed}", settled.id));
+    tell_cost(text, settled.cost, &settled.paid_by, settled.uncovered);
+    if !settled.returned.is_empty() {
+        let parts: Vec<String> = settled.returned.iter().map(part).collect();
+        line(text, format!("  back     {}", parts.join(" + ")));
+    }
+    tell_credits(text, settled.available, settled.held);
+}
+
+fn tell_cost(text: &mut String, cost: Credits, paid_by: &[Payment], uncovered: Credits) {
+    let mut parts: Vec<String> = paid_by.iter().map(part).collect();
+    if !uncovered.is_zero() {
+        parts.push(format!("{uncovered} by nobody"));
+    }
+    let equals = if parts.is_empty() { "" } else { " = " };
+    line(text, format!("  cost     {cost}{equals}{}", parts.join(" + ")));
+}
+
+fn part(payment: &Payment) -> String {
+    match &payment.payer {
+        Payer::Limit { level, name } => format!("{} {name}@{level}", payment.credits),
+        Payer::Grant { level, id } => format!("{} grant {id}@{level}", payment.credits),
+    }
+}
+
+fn tell_limits(text: &mut String, limits: &[LimitStatus]) {
+    for limit in limits {
+        let amount = |amount: u64| match (&*limit.unit, i64::try_from(amount)) {
+            ("credits", Ok(micros)) => Credits(micros).to_string(),
+            _ => amount.to_string(),
+        };
+        let resets = limit.resets_at.filter(|_| limit.used > 0);
+        let resets = resets.map_or_else(String::new, |at| format!(", whole at {at}"));
+        line(
+            text,
+            format!(
+                "  limit    {}@{} {}/{} {}{resets}",
+                limit.name,
+                limit.level,
+                amount(limit.used),
+                amount(limit.quota),
+                limit.unit
+            ),
+        );
+    }
+}
+
+fn tell_credits(text: &mut String, available: Credits, held: Credits) {
+    if !(available.is_zero() && held.is_zero()) {
+        line(text, format!("  credits  {available} available, {held} held"));
+    }
+}
+
+fn books(books: &Balances) -> String {
+    let parts = [
+        (books.available, "available"),
+        (books.held, "held"),
+        (books.spent, "spent"),
+        (books.expired, "expired"),
+        (books.revoked, "revoked"),
+    ];
+    let parts: Vec<String> = parts
+        .into_iter()
+        .filter(|(credits, _)| !credits.is_zero())
+        .map(|(credits, word)| format!("{credits} {word}"))
+        .collect();
+    format!("{} granted = {}", books.granted, parts.join(" + "))
+}
+
+// --- running ------------------------------------------------------------------------------------
+
+#[test]
+fn every_script_tells_what_it_told_before() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/decision/scripts");
+    let entries = std::fs::read_dir(&folder).expect("the scripts are there");
+    let mut scripts: Vec<_> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    scripts.sort();
+    assert!(!scripts.is_empty());
+    for script in scripts {
+        println!("running {}", script.display());
+        goldenscript::run(&mut Scenario::new(), &script)
+            .unwrap_or_else(|error| panic!("{}: {error}", script.display()));
+    }
+}
