@@ -45,8 +45,8 @@
 //!
 //! [timing]                      # of elections
 //! heartbeat = "100ms"
-//! election_min = "400ms"
-//! election_max = "800ms"
+//! election_min = "250ms"
+//! election_max = "500ms"
 //!
 //! [replication]                 # bounds of the log's queues and batches
 //! ```
