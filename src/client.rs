@@ -43,6 +43,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 /// How long a call is tried in all, unless the caller says otherwise.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// An attempt that begins just before the deadline may take this long all the same: cut off at once, it
+/// would leave an outcome unknown for nothing.
+const LAST_ATTEMPT_MIN: Duration = Duration::from_millis(100);
 /// The pause after every node was asked in vain: doubled each time, from the first to the second.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
@@ -341,8 +344,8 @@ impl Client {
             let mut last = None;
             for node in self.order() {
                 attempts += 1;
-                let timeout =
-                    self.shared.attempt_timeout.min(deadline.saturating_duration_since(Instant::now()));
+                let left = deadline.saturating_duration_since(Instant::now()).max(LAST_ATTEMPT_MIN);
+                let timeout = self.shared.attempt_timeout.min(left);
                 let error = match node.send(call, timeout).await {
                     Ok(sent) if sent.status != StatusCode::SERVICE_UNAVAILABLE => {
                         return read(sent, attempts);

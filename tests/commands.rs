@@ -171,3 +171,39 @@ fn traces_of_real_traffic_are_replayed_with_balanced_books() {
         assert_eq!(report["books"]["balanced"], true);
     }
 }
+
+#[test]
+fn three_nodes_are_shown_as_their_leader_sees_them_and_give_one_answer() {
+    let mut nodes = Nodes::start(3);
+    let leader = |nodes: &Nodes| nodes.json(&["cluster", "status"]).1["leader"].as_u64();
+    nodes.wait_until("the leader is asked and knows where everybody is", |nodes| {
+        let (_, view) = nodes.json(&["cluster", "status"]);
+        let known = |member: &Value| member["last_index"].is_u64();
+        view["leader"] == view["node"] && view["members"].as_array().expect("members").iter().all(known)
+    });
+
+    let before = leader(&nodes).expect("a leader");
+    let next = before % 3 + 1;
+    nodes.wait_until("the leadership is handed over", |nodes| {
+        nodes.quorate(&["cluster", "transfer", &next.to_string()]);
+        leader(nodes) == Some(next)
+    });
+    let output = nodes.quorate(&["cluster", "status"]);
+    let told = nodes.text(&output.stdout);
+    assert!(told.contains(&format!("led by node {next} in term")), "{told}");
+    assert!(told.contains(&format!("as node {next} sees it")), "{told}");
+
+    let (code, _) = nodes.json(&["account", "put", ACCOUNT, "--plan", "plus"]);
+    assert_eq!(code, 0);
+    let keyed = admit(&["requests=1,video_seconds=5", "--key", "k-1"]);
+    let answers: Vec<_> = nodes
+        .addresses()
+        .split(',')
+        .map(|node| nodes.json(&[&["--node", node], &keyed[..]].concat()))
+        .collect();
+    assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+
+    nodes.kill_node(next as usize);
+    nodes.wait_until("another node leads", |nodes| leader(nodes).is_some_and(|leader| leader != next));
+    assert_eq!(nodes.json(&keyed), answers[0], "the key outlives the leader");
+}

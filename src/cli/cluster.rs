@@ -1,10 +1,18 @@
 //! `quorate cluster`: who is in it, who leads, who lags; join, promote, leave, transfer.
 
+use std::time::Duration;
+
 use clap::Subcommand;
 
 use crate::cli::output::{self, Table};
 use crate::cli::{CliError, Done, Global};
-use crate::client::{ClusterView, MemberRequest, MembersChange};
+use crate::client::{Answer, Client, ClusterView, MemberRequest, MembersChange, NodeUrl, Options};
+
+/// How long one node may take to say what it knows.
+const VIEW_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often all nodes are asked before a view other than the leader's is shown, and the pause between.
+const VIEW_TRIES: u32 = 5;
+const VIEW_PAUSE: Duration = Duration::from_millis(100);
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
@@ -49,10 +57,49 @@ pub(super) async fn run(command: ClusterCommand, global: &Global) -> Result<Done
         ClusterCommand::Leave { id } => client.change_members(&MembersChange::Leave { id }).await?,
         ClusterCommand::Transfer { id } => client.change_members(&MembersChange::Transfer { id }).await?,
     };
+    let answer = leaders_view(global, answer).await?;
     Ok(Done::ok(match global.json {
         true => output::json(&answer.body),
         false => view(&answer.value),
     }))
+}
+
+/// What the leader sees, since it alone knows who lags, and a node that was left behind or left the
+/// cluster knows only its past. Where no node says that it leads, the answer that was there.
+async fn leaders_view(global: &Global, first: Answer<ClusterView>) -> Result<Answer<ClusterView>, CliError> {
+    let secure = global.nodes.iter().any(NodeUrl::is_secure);
+    let scheme = if secure { "https" } else { "http" };
+    let mut nodes = global.nodes.clone();
+    for member in &first.value.members {
+        if let Ok(node) = format!("{scheme}://{}", member.address).parse()
+            && !nodes.contains(&node)
+        {
+            nodes.push(node);
+        }
+    }
+    let leads = |view: &ClusterView| view.leader == Some(view.node);
+    let mut latest = first;
+    for tried in 0..VIEW_TRIES {
+        if tried > 0 {
+            tokio::time::sleep(VIEW_PAUSE).await;
+        }
+        for node in &nodes {
+            let one = Options { nodes: vec![node.clone()], deadline: VIEW_TIMEOUT, ..global.options() };
+            // Who does not answer does not lead, as far as can be seen from here.
+            let Ok(answer) = Client::new(Options { attempt_timeout: VIEW_TIMEOUT, ..one })?.cluster().await
+            else {
+                continue;
+            };
+            let (new, old) = (&answer.value, &latest.value);
+            if (new.term, leads(new)) > (old.term, leads(old)) {
+                latest = answer;
+            }
+        }
+        if leads(&latest.value) {
+            break;
+        }
+    }
+    Ok(latest)
 }
 
 fn view(cluster: &ClusterView) -> String {
