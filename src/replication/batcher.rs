@@ -342,6 +342,10 @@ impl Batcher {
                 self.pause();
                 self.return_to_queue(group, |_| None);
             }
+            Ok(ProposeAnswer::NotMember) => {
+                tracing::debug!(leader, "this node is not in the cluster");
+                self.return_to_queue(group, |_| Some(Refusal::NotLeader));
+            }
             Ok(ProposeAnswer::Overloaded) => self.return_to_queue(group, |_| Some(Refusal::Overloaded)),
             Ok(ProposeAnswer::Unreadable(reason)) => {
                 tracing::error!(leader, reason, "the leader cannot read what this node forwards");
