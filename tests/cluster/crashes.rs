@@ -37,7 +37,8 @@ fn killed_leaders_lose_nothing_that_was_acknowledged() {
     load.wait_for(&cluster, 100);
     let outcome = load.end();
     let gap = outcome.longest_gap(kills[0]);
-    println!("{}; longest time without service {gap:?}", outcome.summary());
+    let memory = [1, 2, 3].map(|id| cluster.nodes.memory_kib(id));
+    println!("{}; longest time without service {gap:?}; memory in KiB {memory:?}", outcome.summary());
     assert!(outcome.refused.is_empty(), "{:?}", outcome.refused);
     assert!(gap <= GAP_MAX, "nothing was acknowledged for {gap:?}");
     cluster.check(&[1, 2, 3], &outcome.acknowledged);
