@@ -121,7 +121,7 @@ pub(crate) fn front(bytes: &[u8]) -> Option<&[u8]> {
     bytes.get(..HEADER_BYTES.checked_add(body_bytes)?)
 }
 
-/// Opens and decodes a record that [`write`] made.
+/// Opens and decodes a record that [`write()`] made.
 pub(crate) fn read<T: DeserializeOwned>(
     record: &[u8],
     kind: Kind,
