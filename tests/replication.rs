@@ -362,7 +362,12 @@ async fn a_node_far_behind_catches_up_by_checkpoint_and_restarts_from_it() {
         let view = node.cluster();
         view.members.iter().find(|member| member.id == view.node).and_then(|member| member.checkpoint_index)
     };
-    until("a checkpoint", || checkpoint(cluster.node(writer)).filter(|index| *index > 100)).await;
+    // One checkpoint allows the log to be cut, 256 entries at least; when the next one is there, that
+    // has been done.
+    let first = until("a checkpoint", || checkpoint(cluster.node(writer)).filter(|index| *index > 300)).await;
+    while checkpoint(cluster.node(writer)) <= Some(first) {
+        propose(cluster.node(writer), put_account("one more")).await;
+    }
     cluster.start(behind).await;
     let all =
         |state: &quorate::decision::State| (0..400).all(|n| state.account(&format!("account-{n}")).is_some());

@@ -334,7 +334,17 @@ impl Batcher {
             return self.return_to_queue(group, |_| None);
         };
         let waited = duration(self.timing.propose_max);
-        let answer = self.peers.call(&member, path::PROPOSE, group.batch.frames_bytes(), waited).await;
+        let call = self.peers.call(&member, path::PROPOSE, group.batch.frames_bytes(), waited);
+        // A leader that hangs answers nothing, and its connection breaks late. With keys, nothing is
+        // lost by asking the next one as soon as there is one.
+        let keyed = group.parts.iter().all(|part| part.keyed);
+        let answer = tokio::select! {
+            answer = call => answer,
+            () = self.led_by_another(leader), if keyed => {
+                tracing::debug!(leader, "another node leads now");
+                return self.return_to_queue(group, |_| None);
+            }
+        };
         let answer = answer.and_then(|answer| {
             record::decode(&answer).map_err(|source| CallError::Unreadable { node: leader, source })
         });
@@ -365,6 +375,17 @@ impl Batcher {
                 self.return_to_queue(group, |part| {
                     (!part.keyed).then_some(Refusal::Unknown("the connection to the leader broke"))
                 });
+            }
+        }
+    }
+
+    /// Resolves when this node knows of another leader than this one.
+    async fn led_by_another(&self, leader: u64) {
+        let mut metrics = self.raft.server_metrics();
+        while metrics.borrow_and_update().current_leader.is_none_or(|current| current == leader) {
+            if metrics.changed().await.is_err() {
+                // Consensus has ended, and there is nobody else to ask.
+                std::future::pending::<()>().await;
             }
         }
     }

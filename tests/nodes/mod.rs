@@ -3,66 +3,112 @@
 
 use std::net::TcpListener;
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long anything that a test waits for may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How much of each node's log a failed test shows.
+const LOG_LINES_SHOWN_MAX: usize = 40;
+/// Where ports for tests begin and end: below those that the system gives to outgoing connections,
+/// so that a node which is down for a while finds its port free again.
+const PORTS: std::ops::Range<u16> = 10_000..32_000;
 
 /// A cluster of the real program.
 pub struct Nodes {
     folder: tempfile::TempDir,
     nodes: Vec<Node>,
+    /// What every configuration file ends with.
+    settings: String,
 }
 
 struct Node {
     id: usize,
     client_port: u16,
+    peer_port: u16,
     process: Option<Child>,
 }
 
-/// Ports that nobody uses now. They are held together until all are known, so that they differ.
+/// Ports that nobody uses now. They are held together until all are known, so that they differ; no
+/// two tests of a process get the same, and processes begin at places of their own.
 fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind(("127.0.0.1", 0)).expect("a free port")).collect();
-    listeners.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let places = usize::from(PORTS.end - PORTS.start);
+    let first = std::process::id() as usize * 97;
+    let mut held: Vec<TcpListener> = Vec::new();
+    for _ in 0..places {
+        if held.len() == count {
+            break;
+        }
+        let place = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % places;
+        let port = PORTS.start + u16::try_from(place).expect("within the range");
+        held.extend(TcpListener::bind(("127.0.0.1", port)));
+    }
+    assert_eq!(held.len(), count, "there are not enough free ports");
+    held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
+// Each test program uses a part of this.
+#[allow(dead_code, reason = "not every test that has nodes makes all of their troubles")]
 impl Nodes {
     /// Starts so many nodes and waits until they are ready, with the sample policy in force.
     pub fn start(count: usize) -> Nodes {
+        Nodes::start_with(count, "", "cluster/local/policy.toml")
+    }
+
+    /// The same with more settings, in TOML, and another policy, a file of this repository.
+    pub fn start_with(count: usize, settings: &str, policy: &str) -> Nodes {
         let folder = tempfile::tempdir().expect("a folder");
         let ports = free_ports(2 * count);
-        let (clients, peers) = ports.split_at(count);
-        let founders: String = (0..count)
-            .map(|place| {
-                format!(
-                    "[[founders]]\nid = {}\nregion = \"test\"\npeer_address = \"127.0.0.1:{}\"\nclient_address = \"127.0.0.1:{}\"\n",
-                    place + 1, peers[place], clients[place]
-                )
-            })
-            .collect();
-        let nodes = (0..count)
-            .map(|place| {
-                let (id, client, peer) = (place + 1, clients[place], peers[place]);
-                let data = folder.path().join(format!("data{id}"));
-                let config = format!(
-                    "cluster_id = \"test\"\ndata_dir = {data:?}\n[node]\nid = {id}\nregion = \"test\"\n\
-                     [client]\nlisten = \"127.0.0.1:{client}\"\n[peer]\nlisten = \"127.0.0.1:{peer}\"\n{founders}"
-                );
-                std::fs::write(folder.path().join(format!("node{id}.toml")), config).expect("written");
-                Node { id, client_port: client, process: None }
-            })
-            .collect();
-        let mut nodes = Nodes { folder, nodes };
+        let founder = |place: usize| {
+            format!(
+                "[[founders]]\nid = {}\nregion = \"test\"\npeer_address = \"127.0.0.1:{}\"\nclient_address = \"127.0.0.1:{}\"\n",
+                place + 1,
+                ports[2 * place],
+                ports[2 * place + 1]
+            )
+        };
+        let founders: String = (0..count).map(founder).collect();
+        let mut nodes = Nodes { folder, nodes: Vec::new(), settings: settings.to_owned() };
+        for pair in ports.chunks_exact(2) {
+            nodes.place(pair[0], pair[1], &founders);
+        }
         for id in 1..=count {
             nodes.start_node(id);
         }
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster/local/policy.toml");
+        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
         nodes.wait_until("a leader takes the policy", |nodes| {
             nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
         });
         nodes
+    }
+
+    /// Starts one more node, which waits to be joined. Returns its id.
+    pub fn add_node(&mut self) -> usize {
+        let ports = free_ports(2);
+        let id = self.place(ports[0], ports[1], "");
+        self.start_node(id);
+        id
+    }
+
+    /// Writes the configuration of the next node.
+    fn place(&mut self, peer_port: u16, client_port: u16, founders: &str) -> usize {
+        let id = self.nodes.len() + 1;
+        let data = self.data(id);
+        let config = format!(
+            "cluster_id = \"test\"\ndata_dir = {data:?}\n[node]\nid = {id}\nregion = \"test\"\n\
+             [client]\nlisten = \"127.0.0.1:{client_port}\"\n[peer]\nlisten = \"127.0.0.1:{peer_port}\"\n\
+             {founders}{}",
+            self.settings
+        );
+        std::fs::write(self.folder.path().join(format!("node{id}.toml")), config).expect("written");
+        self.nodes.push(Node { id, client_port, peer_port, process: None });
+        id
+    }
+
+    fn data(&self, id: usize) -> std::path::PathBuf {
+        self.folder.path().join(format!("data{id}"))
     }
 
     /// Starts one node; its log is added to the file of the last time.
@@ -85,11 +131,71 @@ impl Nodes {
     }
 
     /// Ends one node at once, as a crash would.
-    #[allow(dead_code, reason = "not every test that has nodes kills one")]
     pub fn kill_node(&mut self, id: usize) {
         let mut process = self.nodes[id - 1].process.take().expect("it runs");
         process.kill().expect("killed");
         process.wait().expect("ended");
+    }
+
+    /// Tells one node to end, and waits until it has.
+    pub fn stop_node(&mut self, id: usize) -> ExitStatus {
+        self.signal(id, libc::SIGTERM);
+        self.ended(id)
+    }
+
+    /// Waits until one node has ended by itself.
+    pub fn ended(&mut self, id: usize) -> ExitStatus {
+        let begun = Instant::now();
+        let mut process = self.nodes[id - 1].process.take().expect("it runs");
+        loop {
+            if let Some(status) = process.try_wait().expect("its state") {
+                return status;
+            }
+            if begun.elapsed() > PATIENCE {
+                self.nodes[id - 1].process = Some(process);
+                panic!("node {id} does not end in {PATIENCE:?}");
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends a signal to one node.
+    pub fn signal(&self, id: usize, signal: libc::c_int) {
+        let process = self.nodes[id - 1].process.as_ref().expect("it runs");
+        let pid = libc::pid_t::try_from(process.id()).expect("a process id");
+        // SAFETY: kill touches no memory of this process. The child was not waited for yet, so that
+        // the id is still its own.
+        let sent = unsafe { libc::kill(pid, signal) };
+        assert_eq!(sent, 0, "node {id} cannot be sent signal {signal}");
+    }
+
+    /// Loses everything that a node had on its disk.
+    pub fn wipe_node(&mut self, id: usize) {
+        assert!(self.nodes[id - 1].process.is_none(), "it must not run");
+        std::fs::remove_dir_all(self.data(id)).expect("removed");
+    }
+
+    /// Where clients reach one node: `host:port`.
+    pub fn address(&self, id: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[id - 1].client_port)
+    }
+
+    /// Where the other nodes reach one node: `host:port`.
+    pub fn peer_address(&self, id: usize) -> String {
+        format!("127.0.0.1:{}", self.nodes[id - 1].peer_port)
+    }
+
+    /// All that one node has logged.
+    pub fn log(&self, id: usize) -> String {
+        std::fs::read_to_string(self.folder.path().join(format!("node{id}.log"))).expect("a log")
+    }
+
+    /// The main memory that one node takes now, in KiB.
+    pub fn memory_kib(&self, id: usize) -> u64 {
+        let process = self.nodes[id - 1].process.as_ref().expect("it runs");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", process.id())).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches("kB").trim().parse().expect("a number")
     }
 
     /// The addresses of all nodes, as `--node` takes them.
@@ -134,12 +240,11 @@ impl Nodes {
 
     /// The ends of the nodes' logs, for a test that fails.
     fn logs(&self) -> String {
-        const LINES_MAX: usize = 20;
         let mut logs = String::new();
         for node in &self.nodes {
             let path = self.folder.path().join(format!("node{}.log", node.id));
             let log = std::fs::read_to_string(path).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().rev().take(LINES_MAX).collect();
+            let lines: Vec<&str> = log.lines().rev().take(LOG_LINES_SHOWN_MAX).collect();
             logs.push_str(&format!("\nnode {}:\n", node.id));
             lines.iter().rev().for_each(|line| logs.push_str(&format!("  {line}\n")));
         }
@@ -149,6 +254,10 @@ impl Nodes {
 
 impl Drop for Nodes {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!("the nodes' files are kept in {}{}", self.folder.path().display(), self.logs());
+        }
         for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
             // A test that failed may leave a node that has ended by itself.
             _ = process.kill();
