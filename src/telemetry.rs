@@ -12,8 +12,10 @@ use tracing_subscriber::util::TryInitError;
 /// The environment variable with the filter, such as `info,quorate::edge=debug`.
 pub const FILTER_VARIABLE: &str = "QUORATE_LOG";
 
-/// What a node logs unless it is told otherwise.
-const FILTER_DEFAULT: &str = "info,openraft=warn";
+/// What a node logs unless it is told otherwise. openraft warns of every single call that fails; that
+/// a node has ceased to answer is said once, by `replication`.
+const FILTER_DEFAULT: &str = "info,openraft=warn,openraft::replication=error,\
+    openraft::engine::handler::replication_handler=error,openraft::core::heartbeat=error";
 /// What a command logs unless it is told otherwise: its answer says the rest.
 const FILTER_QUIET: &str = "error";
 

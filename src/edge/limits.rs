@@ -32,6 +32,9 @@ pub(crate) const DISCARD_FACTOR: usize = 8;
 /// How many connections beyond the limit are told so at one time; more are closed unanswered.
 pub(crate) const REFUSALS_AT_ONCE_MAX: usize = 64;
 
+/// How long a node may take to hear of a majority before it says that it is not ready.
+pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// How long a connection beyond the limit may take to hear that.
 pub(crate) const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 

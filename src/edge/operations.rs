@@ -3,6 +3,7 @@
 use axum::http::{HeaderValue, StatusCode};
 
 use crate::edge::answer::Answer;
+use crate::edge::limits::READY_TIMEOUT;
 use crate::edge::problem::{Kind, Problem};
 use crate::edge::request::Asked;
 use crate::edge::wire::json::{WriteJson, write_object};
@@ -24,18 +25,19 @@ pub(crate) async fn livez(_asked: Asked) -> Result<Answer, Problem> {
     Ok(Answer::json(StatusCode::OK, &Status { status: "alive" }))
 }
 
-/// Ready is a node that knows a leader, has applied something, and is not on its way out.
+/// Ready is a node that is not on its way out and has just read what the cluster agrees on: a
+/// majority follows the leader, and this node has applied what that leader committed. To know a
+/// leader is not enough, since a node goes on knowing one that it can no longer reach.
 pub(crate) async fn readyz(asked: Asked) -> Result<Answer, Problem> {
     if asked.shared().is_draining() {
         return Err(Problem::new(Kind::ShuttingDown, "the node is draining"));
     }
-    let view = asked.replica().cluster();
-    if view.leader.is_none() {
-        return Err(Problem::new(Kind::NoQuorum, "this node knows of no leader"));
-    }
-    let own = view.members.iter().find(|member| member.id == view.node);
-    if own.is_none_or(|member| member.applied_index.is_none()) {
-        return Err(Problem::new(Kind::NoQuorum, "this node has applied nothing yet"));
+    match tokio::time::timeout(READY_TIMEOUT, asked.replica().read(|_| ())).await {
+        Ok(read) => read?,
+        Err(_elapsed) => {
+            let detail = format!("a majority was not heard of within {} ms", READY_TIMEOUT.as_millis());
+            return Err(Problem::new(Kind::NoQuorum, detail));
+        }
     }
     Ok(Answer::json(StatusCode::OK, &Status { status: "ready" }))
 }

@@ -172,6 +172,8 @@ impl Batcher {
                 leader = current;
                 self.queue().paused_until = None;
             }
+            // What has arrived but was not read yet may join the group: one turn of the runtime reads it.
+            tokio::task::yield_now().await;
             self.pump(leader).await;
             let paused_until = self.queue().paused_until;
             tokio::select! {
@@ -341,6 +343,10 @@ impl Batcher {
             Ok(ProposeAnswer::NotLeader) | Err(CallError::NotSent { .. }) => {
                 self.pause();
                 self.return_to_queue(group, |_| None);
+            }
+            Ok(ProposeAnswer::NotMember) => {
+                tracing::debug!(leader, "this node is not in the cluster");
+                self.return_to_queue(group, |_| Some(Refusal::NotLeader));
             }
             Ok(ProposeAnswer::Overloaded) => self.return_to_queue(group, |_| Some(Refusal::Overloaded)),
             Ok(ProposeAnswer::Unreadable(reason)) => {

@@ -107,8 +107,11 @@ impl Changes {
             let metrics = metrics.borrow_watched();
             let Some(replication) = &metrics.replication else { return ChangeAnswer::NotLeader };
             let last = metrics.last_log_index.unwrap_or(0);
-            let matched = replication.get(&id).copied().flatten();
-            matched.map_or(last + 1, |matched| last.saturating_sub(matched.index()))
+            match replication.get(&id).copied().flatten() {
+                Some(matched) => last.saturating_sub(matched.index()),
+                // Nobody has heard of it yet: however short the log is, it may not even run.
+                None => return failed(MembershipError::NotCaughtUp { id, lag: last + 1 }),
+            }
         };
         if lag > self.limits.promotion_lag_max {
             return failed(MembershipError::NotCaughtUp { id, lag });

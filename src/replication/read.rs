@@ -61,13 +61,17 @@ impl Reads {
                 continue;
             }
             match self.ask().await {
-                Some(next_index) => {
+                Some(ReadAnswer::From(next_index)) => {
                     for reader in waiting.drain(..) {
                         // It may have given up.
                         let _ = reader.send(next_index);
                     }
                 }
-                None => tokio::time::sleep(duration(self.timing.retry_pause)).await,
+                // Readers see that nobody asks for them any more.
+                Some(ReadAnswer::NotMember) => waiting.clear(),
+                Some(ReadAnswer::NotLeader) | None => {
+                    tokio::time::sleep(duration(self.timing.retry_pause)).await
+                }
             }
         }
     }
@@ -85,7 +89,7 @@ impl Reads {
         }
     }
 
-    async fn ask(&self) -> Option<u64> {
+    async fn ask(&self) -> Option<ReadAnswer> {
         let leader = {
             let metrics = self.raft.server_metrics();
             let metrics = metrics.borrow_watched();
@@ -96,7 +100,7 @@ impl Reads {
                 Some(metrics.membership_config.membership().get_node(&leader)?.clone())
             }
         };
-        let Some(leader) = leader else { return self.confirm().await };
+        let Some(leader) = leader else { return self.confirm().await.map(ReadAnswer::From) };
         let waited = duration(self.timing.call_max);
         let answer = match self.peers.call(&leader, path::READ_INDEX, Bytes::new(), waited).await {
             Ok(answer) => answer,
@@ -106,8 +110,7 @@ impl Reads {
             }
         };
         match record::decode(&answer) {
-            Ok(ReadAnswer::From(next_index)) => Some(next_index),
-            Ok(ReadAnswer::NotLeader) => None,
+            Ok(answer) => Some(answer),
             Err(error) => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "the leader's answer is unreadable");
                 None

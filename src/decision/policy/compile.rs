@@ -23,7 +23,7 @@ const SLICES_DEFAULT: u32 = 20;
 const MULTIPLIER_PPM_MAX: u64 = 1_000_000_000_000;
 const UTC_OFFSET_MINUTES_MAX: i16 = 14 * 60;
 const IDEMPOTENCY_KEYS_MAX: u64 = 100_000_000;
-const ADMISSIONS_KEPT_MAX: u64 = 100_000_000;
+const ADMISSIONS_KEPT_MAX: u64 = 1_000_000;
 
 const UNIT_CREDITS: &str = "credits";
 const UNIT_SLOTS: &str = "slots";
@@ -83,7 +83,7 @@ fn check_settings(document: &Document) -> Result<(), PolicyError> {
     require(
         (1..=ADMISSIONS_KEPT_MAX).contains(&settings.admissions_kept),
         "settings.admissions_kept",
-        "expected 1 to 100000000",
+        "expected 1 to 1000000",
     )
 }
 

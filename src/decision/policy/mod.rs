@@ -100,8 +100,9 @@ pub(super) struct Limit {
 impl Policy {
     /// Units that one feature may have.
     pub const FEATURE_UNITS_MAX: usize = 8;
-    /// Attributes that one feature may have.
-    pub const FEATURE_ATTRIBUTES_MAX: usize = 8;
+    /// Attributes that one feature may have: as many as can multiply a price with six digits each and
+    /// leave it exact.
+    pub const FEATURE_ATTRIBUTES_MAX: usize = 4;
     /// Values that one attribute may have.
     pub const ATTRIBUTE_VALUES_MAX: usize = 64;
     /// Limits that one plan may have.

@@ -37,6 +37,9 @@ use crate::units::Span;
 /// How many bytes may be on their way before the receiver has taken them.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 pub(crate) const FRAME_BYTES: u32 = 256 * 1024;
+/// After how many heartbeats without an answer, one after the other, a node is said to be silent. One
+/// alone may be late because a machine is busy.
+const HEARTBEATS_MISSED_MAX: u32 = 5;
 /// Chunks of a checkpoint that wait to be sent.
 const CHUNKS_AHEAD: usize = 4;
 
@@ -73,6 +76,8 @@ pub(crate) struct Peers {
     tls: Option<ClientTlsConfig>,
     timing: Timing,
     channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
+    /// The nodes whose last heartbeats failed, and how many of them.
+    heartbeats_missed: Mutex<HashMap<u64, u32>>,
 }
 
 pub(crate) fn duration(span: Span) -> Duration {
@@ -81,7 +86,7 @@ pub(crate) fn duration(span: Span) -> Duration {
 
 impl Peers {
     pub(crate) fn new(passport: Passport, tls: Option<ClientTlsConfig>, timing: Timing) -> Self {
-        Peers { passport, tls, timing, channels: Mutex::default() }
+        Peers { passport, tls, timing, channels: Mutex::default(), heartbeats_missed: Mutex::default() }
     }
 
     /// One call on the calls' connection, with an answer.
@@ -119,6 +124,24 @@ impl Peers {
         let body = record::encode(question).map_err(unreadable)?;
         let answer = self.call(member, path, body.into(), waited).await?;
         record::decode(&answer).map_err(unreadable)
+    }
+
+    /// Says so when a node ceases to answer heartbeats, and when it answers again: once each, since
+    /// they are tried ten times a second for as long as it takes.
+    fn note_heartbeat<T>(&self, node: u64, answer: &Result<T, CallError>) {
+        let mut missed = self.heartbeats_missed.lock().unwrap_or_else(PoisonError::into_inner);
+        let Err(error) = answer else {
+            if missed.remove(&node) >= Some(HEARTBEATS_MISSED_MAX) {
+                tracing::info!(node, "a node answers heartbeats again");
+            }
+            return;
+        };
+        let missed = missed.entry(node).or_default();
+        *missed = missed.saturating_add(1);
+        if *missed == HEARTBEATS_MISSED_MAX {
+            let error = error as &(dyn std::error::Error + 'static);
+            tracing::warn!(node, error, "a node does not answer heartbeats");
+        }
     }
 
     fn request<T>(&self, to: u64, body: T) -> Request<T> {
@@ -182,7 +205,6 @@ impl From<CallError> for RPCError<TypeConfig> {
                 RPCError::Unreachable(Unreachable::new(&error))
             }
             CallError::Failed { source, .. } if source.code() == tonic::Code::FailedPrecondition => {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a peer refuses this node");
                 RPCError::Unreachable(Unreachable::new(&error))
             }
             CallError::Failed { .. } | CallError::TimedOut { .. } => {
@@ -222,14 +244,22 @@ impl RaftNetworkFactory<TypeConfig> for Network {
 
 impl Link {
     /// Opens a stream of appends; answers come in the order of requests.
-    async fn pipeline<S>(&self, input: S) -> Result<Answers<'static>, RPCError<TypeConfig>>
+    ///
+    /// The first request is awaited before anything is opened: openraft makes it wait there for as
+    /// long as a node that failed should be left in peace. Connecting first would try a node that is
+    /// down thousands of times a second.
+    async fn pipeline<S>(&self, mut input: S) -> Result<Answers<'static>, RPCError<TypeConfig>>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin + 'static,
     {
         let node = self.member.id;
+        let Some(first) = input.next().await else {
+            return Ok(Box::pin(futures_util::stream::empty()));
+        };
+        let requests = futures_util::stream::once(std::future::ready(first)).chain(input);
         let mut grpc = self.peers.grpc(&self.member, self.lane)?;
         let outbound =
-            tokio_stream::StreamExt::map_while(input, move |request| match wire::write_append(&request) {
+            tokio_stream::StreamExt::map_while(requests, move |request| match wire::write_append(&request) {
                 Ok(message) => Some(message),
                 Err(error) => {
                     tracing::error!(node, error = &error as &dyn std::error::Error, "cannot encode entries");
@@ -297,8 +327,9 @@ impl RaftNetworkV2<TypeConfig> for Link {
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let body = wire::write_append(&request).map_err(|error| NetworkError::new(&error))?;
-        let answer = self.peers.call(&self.member, path::HEARTBEAT, body, option.hard_ttl()).await?;
-        let answer: Appended = record::decode(&answer)
+        let answer = self.peers.call(&self.member, path::HEARTBEAT, body, option.hard_ttl()).await;
+        self.peers.note_heartbeat(self.member.id, &answer);
+        let answer: Appended = record::decode(&answer?)
             .map_err(|source| CallError::Unreadable { node: self.member.id, source })?;
         Ok(match StreamAppendResult::<TypeConfig>::from(answer) {
             Ok(_) => AppendEntriesResponse::Success,

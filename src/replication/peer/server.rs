@@ -22,15 +22,15 @@ use tower::Service;
 use crate::replication::batcher::{Batcher, Origin, Refusal};
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
-use crate::replication::error::full_text;
+use crate::replication::error::{MembershipError, full_text};
 use crate::replication::machine::{Checkpoint, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::duration;
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::wire::{
-    self, Appended, Change, CheckpointHead, ProposeAnswer, ReadAnswer, TransferAnswer, TransferCall,
-    VoteAnswer, VoteCall, path,
+    self, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer, TransferAnswer,
+    TransferCall, VoteAnswer, VoteCall, path,
 };
 use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
@@ -114,6 +114,12 @@ impl Desk {
         response
     }
 
+    fn is_member(&self, node: u64) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&node).is_some()
+    }
+
     /// Log entries, each message answered when they are on this node's disk, in order.
     fn append(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Answers>, Status> {
         let from = self.passport.check(request.metadata())?;
@@ -137,9 +143,13 @@ impl Desk {
     }
 
     async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
-        self.passport.check(request.metadata())?;
+        let from = self.passport.check(request.metadata())?;
         let body = request.into_inner();
         let answer = match path {
+            // A node that was taken out of the cluster serves no clients through it.
+            path::PROPOSE if !self.is_member(from) => encode(&ProposeAnswer::NotMember),
+            path::READ_INDEX if !self.is_member(from) => encode(&ReadAnswer::NotMember),
+            path::CHANGE if !self.is_member(from) => encode(&ChangeAnswer::Failed(not_member(from))),
             path::HEARTBEAT => self.heartbeat(&body).await,
             path::VOTE => {
                 let answer = self.raft.vote(decode::<VoteCall>(&body)?.into()).await;
@@ -246,6 +256,10 @@ impl Desk {
             .map_err(|fatal| Status::unavailable(fatal.to_string()))?;
         Ok(self.signed(encode(&Ballot::from(answer.vote))?))
     }
+}
+
+fn not_member(node: u64) -> MembershipError {
+    MembershipError::Invalid(format!("node {node}, which was asked, is not in the cluster"))
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {

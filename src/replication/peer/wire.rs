@@ -238,6 +238,8 @@ pub(crate) enum ProposeAnswer {
     Unknown,
     /// Nothing was appended: this build cannot read it.
     Unreadable(String),
+    /// Nothing was appended: the node that asks is not in the cluster.
+    NotMember,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -245,6 +247,8 @@ pub(crate) enum ReadAnswer {
     /// What is applied up to before this index is fresh.
     From(u64),
     NotLeader,
+    /// The node that asks is not in the cluster.
+    NotMember,
 }
 
 /// A change of who is in the cluster, or who leads it.
