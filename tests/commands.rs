@@ -93,6 +93,32 @@ fn a_hold_is_settled_below_what_it_reserved_and_once() {
 }
 
 #[test]
+fn a_dry_run_decides_and_changes_nothing() {
+    let nodes = with_account();
+    let output = nodes.quorate(&admit(&["requests=1,video_seconds=65", "--dry-run"]));
+    let told = nodes.text(&output.stdout);
+    assert!(told.starts_with("would be admitted for 520 credits"), "{told}{}", nodes.text(&output.stderr));
+    let (code, answer) = nodes.json(&admit(&["requests=1,video_seconds=25", "--dry-run"]));
+    assert_eq!((code, &answer["cost"], &answer["admission"]), (0, &json!("200"), &Value::Null));
+    let (_, account) = nodes.json(&["account", "show", ACCOUNT]);
+    assert_eq!(account["credits"]["available"], "140");
+    assert!(
+        account["limits"].as_array().expect("limits").iter().all(|limit| limit["used"] == "0"),
+        "{account:#}"
+    );
+}
+
+#[test]
+fn limits_of_several_levels_are_told_apart() {
+    let nodes = with_account();
+    assert!(nodes.quorate(&["account", "put", "acme", "--plan", "pro"]).status.success());
+    let told = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
+    for part in ["five_hours (level 1) ", "five_hours (level 3) "] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+}
+
+#[test]
 fn a_policy_is_replaced_only_at_the_revision_that_was_meant() {
     let nodes = Nodes::start(1);
     let policy = "cluster/local/policy.toml";

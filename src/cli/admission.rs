@@ -127,8 +127,8 @@ fn admitted(answer: &Admitted, replayed: bool) -> String {
         (Some(_), false) => "admitted and held",
         (None, false) => "admitted",
     };
-    let mut text = format!("{what}: {}", answer.admission);
-    put(&mut text, format_args!(" for {} credits{}\n", answer.cost, replay_note(replayed)));
+    let id = answer.admission.as_ref().map_or_else(String::new, |id| format!(": {id}"));
+    let mut text = format!("{what}{id} for {} credits{}\n", answer.cost, replay_note(replayed));
     if !answer.paid_by.is_empty() {
         text.push_str("  paid by\n");
         text.push_str(&output::payments(&answer.paid_by, 4));

@@ -1,5 +1,6 @@
 //! `quorate cluster`: who is in it, who leads, who lags; join, promote, leave, transfer.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use clap::Subcommand;
@@ -65,7 +66,8 @@ pub(super) async fn run(command: ClusterCommand, global: &Global) -> Result<Done
 }
 
 /// What the leader sees, since it alone knows who lags, and a node that was left behind or left the
-/// cluster knows only its past. Where no node says that it leads, the answer that was there.
+/// cluster knows only its past. Where no node says that it leads, the answer that was there. How far
+/// each node has applied, it alone can say: for people that is added.
 async fn leaders_view(global: &Global, first: Answer<ClusterView>) -> Result<Answer<ClusterView>, CliError> {
     let secure = global.nodes.iter().any(NodeUrl::is_secure);
     let scheme = if secure { "https" } else { "http" };
@@ -79,6 +81,7 @@ async fn leaders_view(global: &Global, first: Answer<ClusterView>) -> Result<Ans
     }
     let leads = |view: &ClusterView| view.leader == Some(view.node);
     let mut latest = first;
+    let mut applied = BTreeMap::new();
     for tried in 0..VIEW_TRIES {
         if tried > 0 {
             tokio::time::sleep(VIEW_PAUSE).await;
@@ -91,6 +94,8 @@ async fn leaders_view(global: &Global, first: Answer<ClusterView>) -> Result<Ans
                 continue;
             };
             let (new, old) = (&answer.value, &latest.value);
+            let own = new.members.iter().find(|member| member.id == new.node);
+            applied.insert(new.node, own.and_then(|member| member.applied_index));
             if (new.term, leads(new)) > (old.term, leads(old)) {
                 latest = answer;
             }
@@ -98,6 +103,9 @@ async fn leaders_view(global: &Global, first: Answer<ClusterView>) -> Result<Ans
         if leads(&latest.value) {
             break;
         }
+    }
+    for member in &mut latest.value.members {
+        member.applied_index = applied.get(&member.id).copied().flatten().or(member.applied_index);
     }
     Ok(latest)
 }

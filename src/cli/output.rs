@@ -1,5 +1,6 @@
 //! How answers look to a person: aligned, calm, one subject a line.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 use crate::client::{Amount, LimitView, Payer, Payment, Problem, Receipt};
@@ -92,6 +93,8 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
     let mut table = Table::new(&[2, 3, 4]);
     let head = ["limit", "unit", "quota", "used", "left", "resets"];
     table.row(head.map(str::to_owned));
+    // Plans of several levels may have limits of one name.
+    let levels: BTreeSet<u8> = limits.iter().map(|limit| limit.level).filter(|level| *level > 0).collect();
     for limit in limits {
         // What is whole has nothing to wait for.
         let resets = match (limit.resets_at.filter(|_| limit.used > Amount::default()), now) {
@@ -100,7 +103,7 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
             (None, _) => String::new(),
         };
         table.row([
-            limit_name(limit),
+            limit_name(limit, levels.len() > 1),
             limit.unit.clone(),
             limit.quota.to_string(),
             limit.used.to_string(),
@@ -111,9 +114,10 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
     table.lines(indent)
 }
 
-fn limit_name(limit: &LimitView) -> String {
+fn limit_name(limit: &LimitView, with_level: bool) -> String {
     match limit.level {
         0 => format!("{} (cluster)", limit.name),
+        level if with_level => format!("{} (level {level})", limit.name),
         _ => limit.name.clone(),
     }
 }

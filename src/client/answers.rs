@@ -141,7 +141,9 @@ pub struct HoldExpiry {
 /// A request that may go ahead.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Admitted {
-    pub admission: String,
+    /// None of a dry run: nothing was admitted that could be named.
+    #[serde(default)]
+    pub admission: Option<String>,
     #[serde(default)]
     pub dry_run: bool,
     pub cost: Credits,
@@ -375,7 +377,9 @@ mod tests {
                  "detail": "requests_per_minute is spent"}]}"#,
         )
         .expect("a batch");
-        assert!(matches!(&answer.results[0], BatchItem::Admitted(admitted) if admitted.admission == "adm_1"));
+        assert!(
+            matches!(&answer.results[0], BatchItem::Admitted(admitted) if admitted.admission.as_deref() == Some("adm_1"))
+        );
         let BatchItem::Refused(problem) = &answer.results[1] else { panic!("a refusal") };
         assert_eq!((problem.status, problem.reason.as_deref()), (429, Some("limit_reached")));
     }
