@@ -168,7 +168,7 @@ impl Asking {
                     outcome.acknowledged.push(Acknowledged {
                         key,
                         account: account.clone(),
-                        admission: answer.value.admission,
+                        admission: answer.value.admission.expect("only a dry run has no id"),
                         cost: answer.value.cost,
                         at: Instant::now(),
                         took: begun.elapsed(),
