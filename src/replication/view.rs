@@ -31,6 +31,8 @@ pub struct MemberView {
     pub applied_index: Option<u64>,
     /// The last entry covered by its newest checkpoint; `None` where this node cannot know.
     pub checkpoint_index: Option<u64>,
+    /// The last entry that its log no longer has; `None` where this node cannot know, or has them all.
+    pub purged_index: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -78,6 +80,7 @@ pub(crate) fn look(raft: &Raft, cluster_id: &str, node: u64) -> ClusterView {
                 last_index,
                 applied_index: own(metrics.last_applied),
                 checkpoint_index: own(metrics.snapshot),
+                purged_index: own(metrics.purged),
             }
         })
         .collect();
