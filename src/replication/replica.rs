@@ -342,10 +342,16 @@ impl Replica {
             let metrics = self.0.raft.metrics();
             let metrics = metrics.borrow_watched();
             let Some(replication) = metrics.replication.as_ref() else { return };
+            // Nobody can take over who is not there: with a whole cluster going down, nobody waits.
+            let silence_max = duration(self.0.settings.timing.election_max);
+            let heard_from = |id: &u64| {
+                let heard_at = metrics.heartbeat.as_ref().and_then(|all| all.get(id).copied().flatten());
+                heard_at.is_some_and(|at| openraft::Instant::elapsed(&*at) < silence_max)
+            };
             metrics
                 .membership_config
                 .voter_ids()
-                .filter(|id| *id != node)
+                .filter(|id| *id != node && heard_from(id))
                 .filter_map(|id| Some((replication.get(&id).copied().flatten()?, id)))
                 .max()
         };
