@@ -543,7 +543,6 @@ async fn what_a_killed_leader_may_have_appended_is_never_said_to_be_undone() {
     cluster.start(1).await;
     cluster.start(2).await;
     leader_of_two_or(&cluster, 3).await;
-    propose(cluster.node(1), put_account("a")).await;
     for round in 0..3 {
         transfer_to_child(&cluster).await;
         cluster.stop(2).await;
@@ -553,7 +552,7 @@ async fn what_a_killed_leader_may_have_appended_is_never_said_to_be_undone() {
             callers.spawn(async move {
                 for n in 0.. {
                     let key = format!("{round}-{caller}-{n}");
-                    if let Err(error) = node.propose(admit("a", Some(&key))).await {
+                    if let Err(error) = node.propose(put_account(&key)).await {
                         return (key, error);
                     }
                 }
@@ -568,7 +567,7 @@ async fn what_a_killed_leader_may_have_appended_is_never_said_to_be_undone() {
         cluster.start(2).await;
         cluster.leader().await;
         for (key, error) in unanswered {
-            let was_done = propose(cluster.node(1), admit("a", Some(&key))).await.replayed;
+            let was_done = propose(cluster.node(1), put_account(&key)).await.replayed;
             let said_undone = !matches!(error, ProposeError::OutcomeUnknown { .. });
             assert!(!(was_done && said_undone), "{key} was done: {error}");
         }
