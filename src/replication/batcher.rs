@@ -4,8 +4,9 @@
 //! alone in its entry and a crowd shares one. On the leader the requests are proposed; on any other
 //! node they are forwarded, all in one call, and join what waits on the leader.
 //!
-//! What must hold: a request without a key is never offered again once it may have been appended;
-//! nothing waits beyond its deadline; and the queue has a bound.
+//! What must hold: a request without a key is never offered again once it may have been appended; one
+//! with a key that may have been is never said not to have been; nothing waits beyond its deadline;
+//! and the queue has a bound.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -79,6 +80,8 @@ struct Waiter {
     id: u64,
     proposal: Proposal,
     origin: Origin,
+    /// It was offered before, and nobody knows what became of that.
+    perhaps_appended: bool,
     answer: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
 }
 
@@ -96,6 +99,7 @@ struct Part {
     /// Of the group's frames.
     bytes: usize,
     keyed: bool,
+    perhaps_appended: bool,
     answer: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
 }
 
@@ -156,8 +160,8 @@ impl Batcher {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Refusal::Unknown("consensus stopped on this node")),
             Err(_) => match self.withdraw(id) {
-                true => Err(Refusal::Expired),
-                false => Err(Refusal::Unknown("no answer in time")),
+                Some(waiter) if !waiter.perhaps_appended => Err(Refusal::Expired),
+                Some(_) | None => Err(Refusal::Unknown("no answer in time")),
             },
         }
     }
@@ -230,20 +234,19 @@ impl Batcher {
         let id = queue.next_id;
         queue.next_id += 1;
         queue.requests += proposal.len();
-        queue.waiting.push_back(Waiter { id, proposal, origin, answer });
+        queue.waiting.push_back(Waiter { id, proposal, origin, perhaps_appended: false, answer });
         drop(queue);
         self.wake.notify_one();
         Ok((id, answered))
     }
 
-    /// Takes a waiter back out of the queue. False when it is no longer there.
-    fn withdraw(&self, id: u64) -> bool {
+    /// Takes a waiter back out of the queue, if it is still there.
+    fn withdraw(&self, id: u64) -> Option<Waiter> {
         let mut queue = self.queue();
-        let Some(place) = queue.waiting.iter().position(|waiter| waiter.id == id) else { return false };
-        if let Some(waiter) = queue.waiting.remove(place) {
-            queue.requests -= waiter.proposal.len();
-        }
-        true
+        let place = queue.waiting.iter().position(|waiter| waiter.id == id)?;
+        let waiter = queue.waiting.remove(place)?;
+        queue.requests -= waiter.proposal.len();
+        Some(waiter)
     }
 
     async fn pump(self: &Arc<Self>, leader: Option<u64>) {
@@ -305,11 +308,9 @@ impl Batcher {
             Ok(response) => group.answer(response.data.0),
             Err(ClientWriteError::ForwardToLeader(_)) => {
                 self.pause();
-                self.return_to_queue(group, |_| None);
+                self.return_to_queue(group, None);
             }
-            Err(_) => self.return_to_queue(group, |part| {
-                (!part.keyed).then_some(Refusal::Unknown("the leader changed while it was being decided"))
-            }),
+            Err(_) => self.return_perhaps_appended(group, "the leader changed while it was being decided"),
         }
     }
 
@@ -331,7 +332,7 @@ impl Batcher {
         let member = metrics.borrow_watched().membership_config.membership().get_node(&leader).cloned();
         let Some(member) = member else {
             self.pause();
-            return self.return_to_queue(group, |_| None);
+            return self.return_to_queue(group, None);
         };
         let waited = duration(self.timing.propose_max);
         let call = self.peers.call(&member, path::PROPOSE, group.batch.frames_bytes(), waited);
@@ -352,29 +353,25 @@ impl Batcher {
             Ok(ProposeAnswer::Replies(replies)) => group.answer(replies),
             Ok(ProposeAnswer::NotLeader) | Err(CallError::NotSent { .. }) => {
                 self.pause();
-                self.return_to_queue(group, |_| None);
+                self.return_to_queue(group, None);
             }
             Ok(ProposeAnswer::NotMember) => {
                 tracing::debug!(leader, "this node is not in the cluster");
-                self.return_to_queue(group, |_| Some(Refusal::NotLeader));
+                self.return_to_queue(group, Some(Refusal::NotLeader));
             }
-            Ok(ProposeAnswer::Overloaded) => self.return_to_queue(group, |_| Some(Refusal::Overloaded)),
+            Ok(ProposeAnswer::Overloaded) => self.return_to_queue(group, Some(Refusal::Overloaded)),
             Ok(ProposeAnswer::Unreadable(reason)) => {
                 tracing::error!(leader, reason, "the leader cannot read what this node forwards");
-                self.return_to_queue(group, |_| Some(Refusal::NotLeader));
+                self.return_to_queue(group, Some(Refusal::NotLeader));
             }
             Ok(ProposeAnswer::Unknown) => {
                 self.pause();
-                self.return_to_queue(group, |part| {
-                    (!part.keyed).then_some(Refusal::Unknown("the leader could not finish it"))
-                });
+                self.return_perhaps_appended(group, "the leader could not finish it");
             }
             Err(error) => {
                 tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding failed");
                 self.pause();
-                self.return_to_queue(group, |part| {
-                    (!part.keyed).then_some(Refusal::Unknown("the connection to the leader broke"))
-                });
+                self.return_perhaps_appended(group, "the connection to the leader broke");
             }
         }
     }
@@ -404,13 +401,14 @@ impl Batcher {
             if !fits {
                 break;
             }
-            let Some(Waiter { id, proposal, origin, answer }) = queue.waiting.pop_front() else { break };
+            let Some(waiter) = queue.waiting.pop_front() else { break };
+            let Waiter { id, proposal, origin, perhaps_appended, answer } = waiter;
             queue.requests -= proposal.len();
             if answer.is_closed() {
                 continue;
             }
             let (requests, bytes, keyed) = (proposal.len(), proposal.frames().len(), proposal.keyed());
-            parts.push(Part { id, origin, requests, bytes, keyed, answer });
+            parts.push(Part { id, origin, requests, bytes, keyed, perhaps_appended, answer });
             match &mut merged {
                 Some(merged) => merged.merge(&proposal),
                 None => merged = Some(proposal),
@@ -419,16 +417,36 @@ impl Batcher {
         merged.map(|merged| (merged, parts))
     }
 
-    /// Puts a group's waiters back to the front of the queue, in order; or refuses them, each as
-    /// `refusal` says. A peer's are always refused: it knows best where to ask next.
-    fn return_to_queue(&self, group: Group, refusal: impl Fn(&Part) -> Option<Refusal>) {
+    /// Puts back a group that was not appended this time, or refuses all of it. A peer's waiters are
+    /// always refused: it knows best where to ask next.
+    fn return_to_queue(&self, group: Group, refusal: Option<Refusal>) {
+        self.give_back(group, |part| match refusal {
+            Some(_) if part.perhaps_appended => Some(Refusal::Unknown("an earlier attempt was not answered")),
+            Some(refusal) => Some(refusal),
+            None => (part.origin == Origin::Peer).then_some(Refusal::NotLeader),
+        });
+    }
+
+    /// Puts back those of a group that can be offered again although they may have been appended:
+    /// the second attempt of a request with a key finds what the first one did.
+    fn return_perhaps_appended(&self, mut group: Group, reason: &'static str) {
+        for part in &mut group.parts {
+            part.perhaps_appended = true;
+        }
+        self.give_back(group, |part| {
+            (!part.keyed || part.origin == Origin::Peer).then_some(Refusal::Unknown(reason))
+        });
+    }
+
+    /// Puts a group's waiters back to the front of the queue, in order, or refuses them, each as
+    /// `refusal` says.
+    fn give_back(&self, group: Group, refusal: impl Fn(&Part) -> Option<Refusal>) {
         let mut rest = group.batch.frames_slice();
         let mut returned = Vec::with_capacity(group.parts.len());
         for part in group.parts {
             let (frames, after) = rest.split_at(part.bytes.min(rest.len()));
             rest = after;
-            let refused = refusal(&part).or((part.origin == Origin::Peer).then_some(Refusal::NotLeader));
-            match refused {
+            match refusal(&part) {
                 Some(refusal) => {
                     // The waiter may have given up: then nobody needs to know.
                     let _ = part.answer.send(Err(refusal));
@@ -437,6 +455,7 @@ impl Batcher {
                     id: part.id,
                     proposal: Proposal::from_own_frames(frames, part.requests, part.keyed),
                     origin: part.origin,
+                    perhaps_appended: part.perhaps_appended,
                     answer: part.answer,
                 }),
             }
