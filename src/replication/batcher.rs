@@ -343,7 +343,7 @@ impl Batcher {
             answer = call => answer,
             () = self.led_by_another(leader), if keyed => {
                 tracing::debug!(leader, "another node leads now");
-                return self.return_to_queue(group, |_| None);
+                return self.return_perhaps_appended(group, "another node leads now");
             }
         };
         let answer = answer.and_then(|answer| {
