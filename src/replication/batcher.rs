@@ -351,7 +351,7 @@ impl Batcher {
         });
         match answer {
             Ok(ProposeAnswer::Replies(replies)) => group.answer(replies),
-            Ok(ProposeAnswer::NotLeader) | Err(CallError::NotSent { .. }) => {
+            Ok(ProposeAnswer::NotLeader) | Err(CallError::NotSent { .. } | CallError::Refused { .. }) => {
                 self.pause();
                 self.return_to_queue(group, None);
             }

@@ -61,7 +61,10 @@ pub(crate) enum CallError {
     /// The other node has not seen it.
     #[error("node {node} cannot be reached")]
     NotSent { node: u64, source: Box<dyn std::error::Error + Send + Sync> },
-    /// The other node, or something on the way, refused it or went away: it may have been seen.
+    /// The other node did not let it in: nothing was done.
+    #[error("node {node} refuses this node")]
+    Refused { node: u64, source: Box<Status> },
+    /// The other node, or something on the way, went away: it may have been seen.
     #[error("the call to node {node} failed")]
     Failed { node: u64, source: Box<Status> },
     #[error("node {node} did not answer within {waited:?}")]
@@ -185,8 +188,12 @@ impl Peers {
     }
 }
 
-/// Whether the call has certainly not been seen: no connection could be made for it.
+/// Whether the call has certainly done nothing: no connection could be made for it, or the passport was
+/// refused, which is looked at before anything else.
 fn failed(node: u64, status: Status) -> CallError {
+    if status.code() == tonic::Code::FailedPrecondition {
+        return CallError::Refused { node, source: Box::new(status) };
+    }
     let mut cause = std::error::Error::source(&status);
     while let Some(error) = cause {
         if error.is::<tonic::ConnectError>() {
@@ -201,7 +208,7 @@ impl From<CallError> for RPCError<TypeConfig> {
     fn from(error: CallError) -> Self {
         match &error {
             // Wait before trying again.
-            CallError::NotSent { .. } | CallError::Unreadable { .. } => {
+            CallError::NotSent { .. } | CallError::Refused { .. } | CallError::Unreadable { .. } => {
                 RPCError::Unreachable(Unreachable::new(&error))
             }
             CallError::Failed { source, .. } if source.code() == tonic::Code::FailedPrecondition => {
