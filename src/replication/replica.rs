@@ -320,7 +320,7 @@ impl Replica {
     /// The first members agree on who they are, if this is their first start.
     async fn found(&self, recovered: &Recovered) -> Result<(), StartError> {
         let settings = &self.0.settings;
-        if settings.founders.is_empty() || *recovered != Recovered::default() {
+        if settings.founders.is_empty() || !recovered.is_new() {
             return Ok(());
         }
         let members: BTreeMap<u64, Member> =

@@ -40,6 +40,13 @@ pub(crate) struct Recovered {
     pub(crate) committed: Option<Position>,
 }
 
+impl Recovered {
+    /// Whether nothing was ever written but the log itself: not a vote, not an entry.
+    pub(crate) fn is_new(&self) -> bool {
+        self.ballot.is_none() && self.purged.is_none() && self.last.is_none()
+    }
+}
+
 /// Used by the writer thread alone.
 pub(crate) trait Disk: Send + 'static {
     /// On return the group is durable.

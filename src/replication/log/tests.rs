@@ -248,6 +248,14 @@ fn check_entries(reader: &dyn EntryReader, shape: Shape) {
     }
 }
 
+#[test]
+fn a_log_that_was_made_and_never_used_is_new_when_it_is_opened_again() {
+    let directory = tempfile::tempdir().expect("a directory");
+    drop(JournaledDisk::create(directory.path(), SMALL).expect("a new disk"));
+    let (_, recovered) = JournaledDisk::open(directory.path(), SMALL).expect("it opens");
+    assert!(recovered.is_new() && recovered.generation > 0, "{recovered:?}");
+}
+
 // --- damage -------------------------------------------------------------------------------------
 
 const ENTRIES: u64 = 120;
