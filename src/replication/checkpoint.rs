@@ -121,6 +121,18 @@ impl CheckpointStore {
         last: Option<Position>,
         membership: &StoredMembership,
     ) -> Result<Manifest, StorageError> {
+        let written = self.write_while(view, last, membership, || true)?;
+        Ok(written.expect("nothing tells it to give up"))
+    }
+
+    /// As [`CheckpointStore::write`], for as long as `go_on` says so. Nothing is left if it gave up.
+    pub(crate) fn write_while(
+        &self,
+        view: &View,
+        last: Option<Position>,
+        membership: &StoredMembership,
+        go_on: impl Fn() -> bool,
+    ) -> Result<Option<Manifest>, StorageError> {
         let mut incoming = self.begin();
         let mut chunk = Vec::with_capacity(CHUNK_BYTES * 2);
         record::begin(&mut chunk);
@@ -131,6 +143,9 @@ impl CheckpointStore {
             if chunk.len() >= CHUNK_BYTES {
                 record::seal(&mut chunk, 0, Kind::Chunk, CHUNK_VERSION);
                 incoming.push(&chunk)?;
+                if !go_on() {
+                    return Ok(None);
+                }
                 chunk.clear();
                 record::begin(&mut chunk);
             }
@@ -149,7 +164,7 @@ impl CheckpointStore {
             bytes: incoming.bytes,
             sha256: incoming.hash.clone().finalize().into(),
         };
-        incoming.seal(manifest)
+        incoming.seal(manifest).map(Some)
     }
 
     /// Begins to take chunks, of this node or of another.
@@ -443,6 +458,18 @@ mod tests {
         let store = reopen(store);
         assert_eq!(store.chunks.len() as u64, sealed.chunks);
         assert_eq!(store.load_newest().expect("it loads").expect("one is there").0.last, at(10));
+    }
+
+    #[test]
+    fn one_that_was_given_up_leaves_nothing() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = CheckpointStore::open(directory.path()).expect("it opens");
+        let sealed = write(&store, 10);
+        let (state, membership) = (state(2_020), StoredMembership::default());
+        let given_up = store.write_while(&state.view(), at(20), &membership, || false).expect("it gives up");
+        assert_eq!(given_up, None);
+        assert_eq!(store.chunks.len() as u64, sealed.chunks, "nothing of it stays");
+        assert_eq!(store.newest().expect("it reads").expect("one is there").last, at(10));
     }
 
     #[test]

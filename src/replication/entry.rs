@@ -1,7 +1,7 @@
 //! One log entry is one batch: a time, and requests that were encoded once where they arrived.
 //!
-//! A batch is a single run of bytes: version, proposed time, number of requests, then each request
-//! behind its length. The node that receives a request encodes it; a forwarder and the leader only
+//! A batch is a single run of bytes: version, the rules it is decided by, proposed time, number of requests,
+//! then each request behind its length. The node that receives a request encodes it; a forwarder and the leader only
 //! put such runs one behind the other; disk, peers and apply take the bytes as they are, and apply
 //! decodes requests that borrow from them. Nothing here knows what a request means.
 
@@ -11,15 +11,16 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::decision::RULES;
 use crate::decision::command::{Command, Request};
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
 use crate::units::Millis;
 
 /// The layout of a batch. A reader that meets a higher one must stop the node.
-const VERSION: u8 = 1;
-/// Version (1), proposed time (8), number of requests (4).
-const HEADER_BYTES: usize = 13;
+const VERSION: u8 = 2;
+/// Version (1), rules (2), proposed time (8), number of requests (4).
+const HEADER_BYTES: usize = 15;
 /// The length in front of each request.
 const LENGTH_BYTES: usize = 4;
 
@@ -55,6 +56,12 @@ pub(crate) struct Batch(Bytes);
 pub enum BatchError {
     #[error("the batch has version {actual}, and this build knows up to {VERSION}")]
     Version { actual: u8 },
+    #[error(
+        "it was decided by rules {actual}, and this build has rules {RULES}: start the build it was made with again, \
+         keep traffic away, stop all nodes at once so that each writes a checkpoint of all it has, and then start \
+         this build"
+    )]
+    Rules { actual: u16 },
     #[error("the batch ends in the middle of something")]
     Cut,
     #[error("the batch says it has {expected} requests and has {actual}")]
@@ -220,8 +227,9 @@ impl Proposal {
     /// Stamps it with the time at which the leader proposes it.
     pub(crate) fn seal(mut self, at: Millis) -> Batch {
         self.buffer[0] = VERSION;
-        self.buffer[1..9].copy_from_slice(&at.0.to_le_bytes());
-        self.buffer[9..13].copy_from_slice(&(self.requests as u32).to_le_bytes());
+        self.buffer[1..3].copy_from_slice(&RULES.to_le_bytes());
+        self.buffer[3..11].copy_from_slice(&at.0.to_le_bytes());
+        self.buffer[11..15].copy_from_slice(&(self.requests as u32).to_le_bytes());
         Batch(Bytes::from(self.buffer))
     }
 }
@@ -245,17 +253,40 @@ impl Batch {
         self.0.get(HEADER_BYTES..).unwrap_or_default()
     }
 
-    /// The time at which it was proposed, how many requests it has, and their frames.
+    /// The rules by which it is decided, on every node.
+    pub(crate) fn rules(&self) -> Result<u16, BatchError> {
+        let (header, _) = self.split()?;
+        Ok(u16::from_le_bytes([header[1], header[2]]))
+    }
+
+    /// The time at which it was proposed, how many requests it has, and their frames. Fails where
+    /// this build has other rules than it is decided by.
     pub(crate) fn open(&self) -> Result<(Millis, usize, Frames<'_>), BatchError> {
-        let bytes: &[u8] = &self.0;
-        let (header, frames) = bytes.split_at_checked(HEADER_BYTES).ok_or(BatchError::Cut)?;
-        if header[0] != VERSION {
-            return Err(BatchError::Version { actual: header[0] });
+        let actual = self.rules()?;
+        if actual != RULES {
+            return Err(BatchError::Rules { actual });
         }
+        let (header, frames) = self.split()?;
         let (mut at, mut count) = ([0; 8], [0; 4]);
-        at.copy_from_slice(&header[1..9]);
-        count.copy_from_slice(&header[9..13]);
+        at.copy_from_slice(&header[3..11]);
+        count.copy_from_slice(&header[11..15]);
         Ok((Millis(u64::from_le_bytes(at)), u32::from_le_bytes(count) as usize, Frames(frames)))
+    }
+
+    fn split(&self) -> Result<(&[u8; HEADER_BYTES], &[u8]), BatchError> {
+        let (header, frames) = self.0.split_first_chunk().ok_or(BatchError::Cut)?;
+        match header[0] {
+            VERSION => Ok((header, frames)),
+            actual => Err(BatchError::Version { actual }),
+        }
+    }
+
+    /// The same, as if a build with other rules had proposed it.
+    #[cfg(test)]
+    pub(crate) fn with_rules(&self, rules: u16) -> Batch {
+        let mut bytes = self.0.to_vec();
+        bytes[1..3].copy_from_slice(&rules.to_le_bytes());
+        Batch(Bytes::from(bytes))
     }
 
     /// Reads its requests one after the other, and checks that there are as many as it says.

@@ -162,4 +162,6 @@ pub enum ShutdownError {
     Consensus(String),
     #[error("the storage thread did not stop")]
     Storage,
+    #[error("no checkpoint could be written")]
+    Checkpoint(#[source] StorageError),
 }

@@ -30,6 +30,7 @@ mod settings;
 mod time;
 mod tls;
 mod types;
+mod upgrade;
 mod view;
 #[cfg(test)]
 mod worst_replies;

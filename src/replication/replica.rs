@@ -14,8 +14,8 @@ use tokio::time::Instant;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::decision::State;
 use crate::decision::reply::Reply;
+use crate::decision::{RULES, State};
 use crate::replication::batcher::{Batcher, Origin, Refusal};
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
@@ -37,7 +37,11 @@ use crate::replication::settings::{Limits, Member, Settings, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
+use crate::replication::upgrade;
 use crate::replication::view::{self, ClusterView};
+
+#[cfg(test)]
+mod tests;
 
 /// This node's part in the cluster. Cheap to clone; all clones are the same node.
 #[derive(Clone)]
@@ -50,6 +54,7 @@ struct Inner {
     batcher: Arc<Batcher>,
     reads: Arc<Reads>,
     changes: Arc<Changes>,
+    checkpoints: Arc<CheckpointStore>,
     failure: Failure,
     stopping: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -156,7 +161,7 @@ impl Replica {
             batcher: batcher.clone(),
             reads: reads.clone(),
             changes: changes.clone(),
-            checkpoints,
+            checkpoints: checkpoints.clone(),
             receiving: tokio::sync::Mutex::default(),
         });
         let mut server = Server::builder()
@@ -190,6 +195,7 @@ impl Replica {
             batcher: batcher.clone(),
             reads: reads.clone(),
             changes,
+            checkpoints,
             failure,
             stopping: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -283,8 +289,9 @@ impl Replica {
         }
     }
 
-    /// Stops taking proposals, hands leadership over if it has it, waits for what is under way,
-    /// closes storage.
+    /// Stops taking proposals, hands leadership over if it has it, waits for what is under way, writes a
+    /// checkpoint of what is applied, closes storage. `drain_max` bounds what is under way, and then the
+    /// checkpoint.
     pub async fn shutdown(&self) -> Result<(), ShutdownError> {
         let inner = &self.0;
         if inner.stopping.swap(true, Ordering::AcqRel) {
@@ -293,7 +300,9 @@ impl Replica {
         let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
         inner.batcher.drain(deadline).await;
         self.hand_over(deadline).await;
+        self.apply_the_rest().await;
         let stopped = inner.raft.shutdown().await;
+        let checkpoint = self.checkpoint().await;
         for task in inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             task.abort();
         }
@@ -314,7 +323,33 @@ impl Replica {
                 _ => return Err(ShutdownError::Storage),
             }
         }
-        stopped.map_err(|error| ShutdownError::Consensus(error.to_string()))
+        stopped.map_err(|error| ShutdownError::Consensus(error.to_string()))?;
+        checkpoint.map_err(ShutdownError::Checkpoint)
+    }
+
+    /// Waits for what the log has to be agreed and applied, for as long as a leader may be silent: a
+    /// checkpoint then has all of it.
+    async fn apply_the_rest(&self) {
+        let silence_max = duration(self.0.settings.timing.election_max);
+        let wait = self.0.raft.wait(Some(silence_max));
+        let applied = wait.metrics(
+            |metrics| metrics.last_applied.map(|last| last.index()) >= metrics.last_log_index,
+            "all of the log being applied",
+        );
+        if applied.await.is_err() {
+            tracing::debug!("the log has entries that are not known to be agreed");
+        }
+    }
+
+    /// Writes a checkpoint of what is applied. A node that cannot go on leaves its disk as it is.
+    async fn checkpoint(&self) -> Result<(), StorageError> {
+        let inner = &self.0;
+        if inner.failure.get().is_some() {
+            return Ok(());
+        }
+        let last_index = inner.raft.metrics().borrow_watched().last_log_index;
+        let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
+        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, last_index, deadline).await
     }
 
     /// The first members agree on who they are, if this is their first start.
@@ -457,7 +492,7 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     match Identity::load(&identity_path)? {
         Some(identity) => {
             identity.check(&identity_path, &settings.cluster_id, node)?;
-            let (disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
+            let (mut disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
             let applied = match newest {
@@ -481,6 +516,7 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
                 )
                 .into());
             }
+            let recovered = upgrade::forget_other_rules(&mut disk, recovered, covered, RULES)?;
             tracing::info!(
                 node,
                 last = recovered.last.map(|last| last.index),
