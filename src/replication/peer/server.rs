@@ -29,8 +29,8 @@ use crate::replication::peer::client::duration;
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::wire::{
-    self, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer, TransferAnswer,
-    TransferCall, VoteAnswer, VoteCall, path,
+    self, AppendAnswer, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer,
+    TransferAnswer, TransferCall, VoteAnswer, VoteCall, path,
 };
 use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
@@ -135,9 +135,10 @@ impl Desk {
                 }
             }
         });
-        let answers = self.raft.stream_append(appends).map(|answer| {
+        let passport = self.passport.clone();
+        let answers = self.raft.stream_append(appends).map(move |answer| {
             let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
-            encode(&Appended::from(answer))
+            encode(&AppendAnswer { writes: passport.writes(), appended: answer.into() })
         });
         Ok(self.signed(Box::pin(answers) as Answers))
     }
