@@ -17,7 +17,7 @@ use tonic::transport::server::TcpIncoming;
 use crate::decision::State;
 use crate::decision::reply::Reply;
 use crate::replication::acquaintances::{self, Acquaintances};
-use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{
@@ -39,6 +39,7 @@ use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
 use crate::replication::view::{self, ClusterView};
+use crate::replication::waiting::{Origin, Refusal};
 
 /// This node's part in the cluster. Cheap to clone; all clones are the same node.
 #[derive(Clone)]

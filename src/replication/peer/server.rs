@@ -19,7 +19,7 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
-use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{MembershipError, full_text};
@@ -37,6 +37,7 @@ use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::wall_clock;
 use crate::replication::types::{Ballot, Position, Raft};
+use crate::replication::waiting::{Origin, Refusal};
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
