@@ -88,6 +88,23 @@ pub enum FatalError {
     Consensus(String),
     #[error("the listener for peers stopped: {0}")]
     Listener(String),
+    #[error(transparent)]
+    OlderCopy(#[from] OlderCopy),
+}
+
+/// This node's disk is behind what others have seen of it: what it acknowledged since is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the data of this node are an older copy: their last write is number {written}, and node {told_by} knows \
+     of number {seen}; what node {node} acknowledged after that is gone, so it must not take part. \
+     Replace it: take node {node} out of the cluster (`quorate cluster leave {node}`), empty its \
+     directory, and join it under a new id"
+)]
+pub struct OlderCopy {
+    pub node: u64,
+    pub told_by: u64,
+    pub written: u64,
+    pub seen: u64,
 }
 
 /// Why a node does not start.

@@ -1,11 +1,11 @@
 //! How commands become agreed: one log on several nodes, applied in the same order on each.
 //!
-//! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits into one log entry
+//! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits (`waiting`) into one log entry
 //! (`entry`), or forwards it to the leader. openraft agrees on entries; `log` makes them durable on
 //! sled, `peer` carries them between nodes, `machine` applies them to the decision core's state,
 //! `checkpoint` lets the log be cut. `clock` and `time` give entries their time, `read` makes
-//! reads as fresh as the moment they were asked, `membership` changes who takes part. `identity`
-//! and `record` keep a disk from being taken for what it is not.
+//! reads as fresh as the moment they were asked, `membership` changes who takes part. `identity`,
+//! `acquaintances` and `record` keep a disk from being taken for what it is not.
 //!
 //! **Architecture invariant:** only this module names openraft, sled, bincode and tonic. It knows
 //! nothing of HTTP interfaces, and nothing of what a request means: it carries, orders and keeps.
@@ -13,6 +13,7 @@
 //! **Architecture invariant:** nothing is answered before it is durable on a majority. Errors of the
 //! disk end the node.
 
+mod acquaintances;
 mod batcher;
 mod checkpoint;
 mod clock;
@@ -27,17 +28,19 @@ mod read;
 mod record;
 mod replica;
 mod settings;
+mod small_file;
 mod time;
 mod tls;
 mod types;
 mod upgrade;
 mod view;
+mod waiting;
 #[cfg(test)]
 mod worst_replies;
 
 pub use entry::{BatchError, Proposal, TooLarge, fingerprint};
 pub use error::{
-    FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError,
+    FatalError, MembershipError, OlderCopy, ProposeError, ReadError, ShutdownError, StartError, StorageError,
 };
 pub use log::stored::StoredError;
 pub use record::RecordError;

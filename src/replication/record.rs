@@ -115,6 +115,11 @@ pub(crate) fn open(record: &[u8], kind: Kind, version_known: u8) -> Result<&[u8]
     Ok(&record[HEADER_BYTES..])
 }
 
+/// The version that a record claims. Not checked otherwise.
+pub(crate) fn version(record: &[u8]) -> Option<u8> {
+    record.get(5).copied()
+}
+
 /// The record at the front of `bytes`, by the length that it claims. Not checked otherwise.
 pub(crate) fn front(bytes: &[u8]) -> Option<&[u8]> {
     let length = bytes.get(8..12)?;

@@ -16,17 +16,18 @@ use tonic::transport::server::TcpIncoming;
 
 use crate::decision::reply::Reply;
 use crate::decision::{RULES, State};
-use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::acquaintances::{self, Acquaintances};
+use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{
     FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError, full_text,
 };
-use crate::replication::identity::{Acquaintances, Identity};
+use crate::replication::identity::Identity;
 use crate::replication::log::LogStore;
-use crate::replication::log::disk::Recovered;
+use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
-use crate::replication::machine::{Applied, Machine, Shared};
+use crate::replication::machine::{Applied, Machine, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
 use crate::replication::peer::passport::Passport;
@@ -39,6 +40,7 @@ use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
 use crate::replication::upgrade;
 use crate::replication::view::{self, ClusterView};
+use crate::replication::waiting::{Origin, Refusal};
 
 #[cfg(test)]
 mod tests;
@@ -55,6 +57,7 @@ struct Inner {
     reads: Arc<Reads>,
     changes: Arc<Changes>,
     checkpoints: Arc<CheckpointStore>,
+    acquaintances: Arc<Acquaintances>,
     failure: Failure,
     stopping: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -123,14 +126,20 @@ impl Replica {
             TcpIncoming::bind(settings.peer_listen).map_err(listen_error)?.with_nodelay(Some(true));
 
         let failure = Failure::new();
-        let passport = Passport::new(&identity, acquaintances).map_err(StartError::Settings)?;
+        let writes = WriteCount::recovered(&recovered);
+        let on_older_copy = {
+            let failure = failure.clone();
+            Arc::new(move |older| failure.set(FatalError::OlderCopy(older)))
+        };
+        let passport = Passport::new(&identity, writes.clone(), acquaintances.clone(), on_older_copy)
+            .map_err(StartError::Settings)?;
         let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
         let shared = Shared::new(applied);
         let on_storage_failure = {
             let failure = failure.clone();
             Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
         };
-        let (log, log_writer) = LogStore::start(disk, recovered, &limits, on_storage_failure)?;
+        let (log, log_writer) = LogStore::start(disk, recovered, writes, &limits, on_storage_failure)?;
         let machine = {
             let failure = failure.clone();
             Machine::new(shared.clone(), checkpoints.clone(), Arc::new(move |error| failure.set(error)))
@@ -196,6 +205,7 @@ impl Replica {
             reads: reads.clone(),
             changes,
             checkpoints,
+            acquaintances,
             failure,
             stopping: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -207,6 +217,7 @@ impl Replica {
         replica.spawn(time.keep(batcher));
         replica.spawn(watch_consensus(Arc::downgrade(&replica.0)));
         replica.spawn(take_checkpoints(Arc::downgrade(&replica.0)));
+        replica.spawn(keep_acquaintances(Arc::downgrade(&replica.0)));
         replica.found(&recovered).await?;
         Ok(replica)
     }
@@ -323,6 +334,11 @@ impl Replica {
                 _ => return Err(ShutdownError::Storage),
             }
         }
+        let acquaintances = inner.acquaintances.clone();
+        off_the_runtime(move || acquaintances.save()).await.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "the known nodes were not saved");
+            ShutdownError::Storage
+        })?;
         stopped.map_err(|error| ShutdownError::Consensus(error.to_string()))?;
         checkpoint.map_err(ShutdownError::Checkpoint)
     }
@@ -555,6 +571,20 @@ async fn watch_consensus(inner: std::sync::Weak<Inner>) {
     let state = inner.raft.metrics().borrow_watched().running_state.clone();
     let reason = state.err().map_or_else(|| "it ended".to_owned(), |fatal| full_text(&fatal));
     inner.failure.set(FatalError::Consensus(reason));
+}
+
+/// Saves now and then how far the other nodes' disks have come.
+async fn keep_acquaintances(inner: std::sync::Weak<Inner>) {
+    loop {
+        tokio::time::sleep(acquaintances::SAVED_EVERY).await;
+        let Some(acquaintances) = inner.upgrade().map(|inner| inner.acquaintances.clone()) else { return };
+        if let Err(error) = off_the_runtime(move || acquaintances.save()).await {
+            if let Some(inner) = inner.upgrade() {
+                inner.failure.set(FatalError::Storage(full_text(&error)));
+            }
+            return;
+        }
+    }
 }
 
 /// Asks for a checkpoint when enough was applied since the last one.

@@ -13,7 +13,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::MissedTickBehavior;
 
 use crate::decision::command::{Command, Request};
-use crate::replication::batcher::{Batcher, Origin};
+use crate::replication::batcher::Batcher;
 use crate::replication::clock::Clock;
 use crate::replication::entry::Proposal;
 use crate::replication::machine::Shared;
@@ -22,6 +22,7 @@ use crate::replication::peer::wire::path;
 use crate::replication::record;
 use crate::replication::settings::{Member, Timing};
 use crate::replication::types::Raft;
+use crate::replication::waiting::Origin;
 use crate::units::Millis;
 
 /// Ticks in a row with which a cluster that was off catches up with the wall clock.

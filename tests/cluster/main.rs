@@ -15,6 +15,7 @@ mod http;
 mod keys;
 mod load;
 mod members;
+mod older_copies;
 mod quorum;
 mod restarts;
 mod seed;

@@ -49,6 +49,18 @@ fn free_ports(count: usize) -> Vec<u16> {
     held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
+fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for item in std::fs::read_dir(from).expect("a folder") {
+        let item = item.expect("an item");
+        let to = to.join(item.file_name());
+        match item.file_type().expect("its type").is_dir() {
+            true => copy_folder(&item.path(), &to),
+            false => _ = std::fs::copy(item.path(), to).expect("copied"),
+        }
+    }
+}
+
 // Each test program uses a part of this.
 #[allow(dead_code, reason = "not every test that has nodes makes all of their troubles")]
 impl Nodes {
@@ -173,6 +185,22 @@ impl Nodes {
     pub fn wipe_node(&mut self, id: usize) {
         assert!(self.nodes[id - 1].process.is_none(), "it must not run");
         std::fs::remove_dir_all(self.data(id)).expect("removed");
+    }
+
+    /// Keeps a copy of everything that a node has on its disk, for [`Nodes::restore_node`].
+    pub fn copy_node(&self, id: usize) {
+        assert!(self.nodes[id - 1].process.is_none(), "it must not run");
+        copy_folder(&self.data(id), &self.copy(id));
+    }
+
+    /// Puts the copy that was kept in the place of what a node has on its disk.
+    pub fn restore_node(&mut self, id: usize) {
+        self.wipe_node(id);
+        copy_folder(&self.copy(id), &self.data(id));
+    }
+
+    fn copy(&self, id: usize) -> std::path::PathBuf {
+        self.folder.path().join(format!("copy{id}"))
     }
 
     /// Where clients reach one node: `host:port`.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::replication::error::StorageError;
 use crate::replication::types::{Ballot, Entry, Position};
@@ -47,10 +48,32 @@ impl Recovered {
     }
 }
 
+/// How many writes of this node's log are durable, over all its starts, for whoever asks. It is
+/// raised before anybody is told of a write, and never goes back.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteCount(Arc<AtomicU64>);
+
+impl WriteCount {
+    pub(crate) fn recovered(recovered: &Recovered) -> Self {
+        WriteCount(Arc::new(AtomicU64::new(recovered.generation)))
+    }
+
+    pub(crate) fn get(&self) -> u64 {
+        self.0.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn raise(&self, generation: u64) {
+        self.0.fetch_max(generation, Ordering::AcqRel);
+    }
+}
+
 /// Used by the writer thread alone.
 pub(crate) trait Disk: Send + 'static {
     /// On return the group is durable.
     fn commit(&mut self, group: &Group) -> Result<(), StorageError>;
+
+    /// The number of the last write that is durable.
+    fn generation(&self) -> u64;
 
     fn reader(&self) -> Arc<dyn EntryReader>;
 }

@@ -33,7 +33,7 @@ use openraft::{LogState, OptionalSend};
 use tokio::sync::oneshot;
 
 use crate::replication::error::StorageError;
-use crate::replication::log::disk::{Disk, EntryReader, Recovered};
+use crate::replication::log::disk::{Disk, EntryReader, Recovered, WriteCount};
 use crate::replication::log::tail::{Found, Tail};
 use crate::replication::log::writer::{OnFailure, Work, Writer};
 use crate::replication::settings::Limits;
@@ -57,10 +57,11 @@ pub(crate) struct LogReader {
 }
 
 impl LogStore {
-    /// Starts the writer thread over an open disk.
+    /// Starts the writer thread over an open disk. It counts its writes in `writes`.
     pub(crate) fn start(
         disk: impl Disk,
         recovered: Recovered,
+        writes: WriteCount,
         limits: &Limits,
         on_failure: OnFailure,
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
@@ -75,6 +76,7 @@ impl LogStore {
         let writer = Writer {
             disk,
             queue: receiver,
+            writes,
             tail: tail.clone(),
             tail_bytes_max: limits.tail_bytes_max,
             group_bytes_max: limits.group_bytes_max,

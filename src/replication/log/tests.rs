@@ -16,7 +16,7 @@ use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::StorageError;
 use crate::replication::log::LogStore;
-use crate::replication::log::disk::{Disk, EntryReader, Group, Recovered};
+use crate::replication::log::disk::{Disk, EntryReader, Group, Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::machine::{Applied, Machine, Shared};
 use crate::replication::settings::Limits;
@@ -35,8 +35,10 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Builder 
         let directory = tempfile::tempdir().expect("a directory");
         let disk = JournaledDisk::create(directory.path(), SMALL).expect("a new disk");
         let never = Box::new(|error: &StorageError| panic!("{error}"));
+        let recovered = Recovered::default();
+        let writes = WriteCount::recovered(&recovered);
         let (log, _thread) =
-            LogStore::start(disk, Recovered::default(), &Limits::default(), never).expect("it starts");
+            LogStore::start(disk, recovered, writes, &Limits::default(), never).expect("it starts");
         let checkpoints = CheckpointStore::open(&directory.path().join("checkpoints")).expect("it opens");
         let machine = Machine::new(
             Shared::new(Applied::default()),

@@ -13,7 +13,7 @@ use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
 use crate::replication::error::{StorageError, panic_text};
-use crate::replication::log::disk::{Disk, Group};
+use crate::replication::log::disk::{Disk, Group, WriteCount};
 use crate::replication::log::stored;
 use crate::replication::log::tail::Tail;
 use crate::replication::types::{Entry, LogId, Position, TypeConfig, Vote};
@@ -32,6 +32,7 @@ pub(crate) type OnFailure = Box<dyn FnOnce(&StorageError) + Send>;
 pub(crate) struct Writer<D> {
     pub(crate) disk: D,
     pub(crate) queue: Receiver<Work>,
+    pub(crate) writes: WriteCount,
     pub(crate) tail: Arc<Mutex<Tail>>,
     pub(crate) tail_bytes_max: usize,
     pub(crate) group_bytes_max: usize,
@@ -54,8 +55,9 @@ impl<D: Disk> Writer<D> {
             let (group, waiters, next) = self.gather(first);
             carried = next;
             let written = self.commit(&group);
-            if let Err(error) = &written {
-                self.report(error);
+            match &written {
+                Ok(()) => self.writes.raise(self.disk.generation()),
+                Err(error) => self.report(error),
             }
             let failed = written.is_err();
             self.tell(waiters, written);

@@ -28,7 +28,9 @@ use tonic::{Request, Status};
 use crate::replication::machine::{Checkpoint, off_the_runtime};
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
-use crate::replication::peer::wire::{self, Appended, CheckpointHead, TransferAnswer, VoteAnswer, path};
+use crate::replication::peer::wire::{
+    self, AppendAnswer, Appended, CheckpointHead, TransferAnswer, VoteAnswer, path,
+};
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Member, Timing};
 use crate::replication::types::{Ballot, TypeConfig, Vote};
@@ -284,11 +286,14 @@ impl Link {
             .await
             .map_err(|_| CallError::TimedOut { node, waited })??;
         self.peers.passport.check_answer(node, answer.metadata())?;
+        let peers = self.peers.clone();
         let answers = answer.into_inner().map(move |message| {
             let message = message.map_err(|status| failed(node, status))?;
-            let answer: Appended =
+            let answer: AppendAnswer =
                 record::decode(&message).map_err(|source| CallError::Unreadable { node, source })?;
-            Ok(answer.into())
+            // Before openraft counts on it.
+            peers.passport.note_writes(node, answer.writes);
+            Ok(answer.appended.into())
         });
         Ok(Box::pin(answers))
     }

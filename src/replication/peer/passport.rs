@@ -2,79 +2,117 @@
 //!
 //! A call that was meant for another cluster, for another node, for another protocol, or that comes
 //! from a node which lost its disk, is refused before anything in it is looked at, and harms nobody.
+//!
+//! Each side also says how far its own disk and those that it knows of have come. A node that hears
+//! more of itself than it has was started on an older copy of its data: it neither answers the call
+//! nor looks at the answer, and ends.
 
 use std::sync::Arc;
 
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
-use crate::replication::identity::{Acquaintances, Identity};
+use crate::replication::acquaintances::{Acquaintances, Sighting, Sightings};
+use crate::replication::error::{OlderCopy, StorageError, full_text};
+use crate::replication::identity::Identity;
+use crate::replication::log::disk::WriteCount;
 use crate::replication::peer::client::CallError;
 use crate::replication::peer::wire::PROTOCOL;
 
 const CLUSTER: &str = "quorate-cluster";
 const PROTOCOL_KEY: &str = "quorate-protocol";
 const FROM: &str = "quorate-from";
-const INCARNATION: &str = "quorate-incarnation";
 const TO: &str = "quorate-to";
+/// [`Sightings`], the speaker's own disk among them.
+const SEEN: &str = "quorate-seen-bin";
+
+/// Called when this node turns out to have been started on an older copy of its data.
+pub(crate) type OnOlderCopy = Arc<dyn Fn(OlderCopy) + Send + Sync>;
 
 #[derive(Clone)]
 pub(crate) struct Passport {
     node: u64,
+    incarnation: u64,
+    writes: WriteCount,
     cluster: MetadataValue<Ascii>,
     from: MetadataValue<Ascii>,
-    incarnation: MetadataValue<Ascii>,
     acquaintances: Arc<Acquaintances>,
+    on_older_copy: OnOlderCopy,
+}
+
+/// Why a node is not listened to.
+#[derive(Debug, thiserror::Error)]
+enum Doubt {
+    #[error("it does not say which node it is and what it has seen")]
+    Silent,
+    #[error(
+        "node {0} is not the one that was known under this id; a node that lost its disk must join under a \
+         new id"
+    )]
+    Stranger(u64),
+    #[error(transparent)]
+    OlderCopy(OlderCopy),
+    #[error("cannot remember who it is")]
+    Memory(#[from] StorageError),
 }
 
 impl Passport {
     /// Refused when the name of the cluster cannot stand in a header.
-    pub(crate) fn new(identity: &Identity, acquaintances: Arc<Acquaintances>) -> Result<Self, String> {
+    pub(crate) fn new(
+        identity: &Identity,
+        writes: WriteCount,
+        acquaintances: Arc<Acquaintances>,
+        on_older_copy: OnOlderCopy,
+    ) -> Result<Self, String> {
         let cluster = MetadataValue::try_from(identity.cluster_id.as_str()).map_err(|_| {
             format!("{:?} is not a name for a cluster: visible ASCII only", identity.cluster_id)
         })?;
         Ok(Passport {
             node: identity.node,
+            incarnation: identity.incarnation,
+            writes,
             cluster,
             from: identity.node.into(),
-            incarnation: identity.incarnation.into(),
             acquaintances,
+            on_older_copy,
         })
+    }
+
+    /// How many writes this node has made.
+    pub(crate) fn writes(&self) -> u64 {
+        self.writes.get()
+    }
+
+    /// Another node, which has shown its passport, says that it has made so many writes.
+    pub(crate) fn note_writes(&self, node: u64, writes: u64) {
+        self.acquaintances.note_writes(node, writes);
     }
 
     /// Says who is speaking, and to whom.
     pub(crate) fn show(&self, to: u64, metadata: &mut MetadataMap) {
         metadata.insert(CLUSTER, self.cluster.clone());
         metadata.insert(PROTOCOL_KEY, MetadataValue::from_static(PROTOCOL));
-        metadata.insert(FROM, self.from.clone());
-        metadata.insert(INCARNATION, self.incarnation.clone());
         metadata.insert(TO, to.into());
+        self.sign(metadata);
     }
 
     /// Says who is answering.
     pub(crate) fn sign(&self, metadata: &mut MetadataMap) {
+        let mut seen = self.acquaintances.sightings();
+        let own = Sighting { incarnation: self.incarnation, writes: self.writes() };
+        seen.0.insert(self.node, own);
         metadata.insert(FROM, self.from.clone());
-        metadata.insert(INCARNATION, self.incarnation.clone());
+        metadata.insert_bin(SEEN, MetadataValue::from_bytes(&seen.to_bytes()));
     }
 
-    /// Whether the answer comes from the node that was asked.
+    /// Whether the answer comes from the node that was asked, and may be looked at.
     pub(crate) fn check_answer(&self, node: u64, metadata: &MetadataMap) -> Result<(), CallError> {
         let failed = |reason: String| {
             Err(CallError::Failed { node, source: Box::new(Status::failed_precondition(reason)) })
         };
-        let (Some(from), Some(incarnation)) = (number(metadata, FROM), number(metadata, INCARNATION)) else {
-            return failed("the answer does not say which node it is from".to_owned());
-        };
-        if from != node {
-            return failed(format!("node {from} answers there"));
-        }
-        match self.acquaintances.recognise(from, incarnation) {
-            Ok(true) => Ok(()),
-            Ok(false) => failed(format!(
-                "node {from} is not the one that was known under this id; a node that lost its disk \
-                 must join under a new id"
-            )),
-            Err(error) => failed(format!("cannot remember who answered: {error}")),
+        match number(metadata, FROM) {
+            Some(from) if from != node => failed(format!("node {from} answers there")),
+            _ => self.judge(metadata).map(|_| ()).or_else(|doubt| failed(full_text(&doubt))),
         }
     }
 
@@ -93,22 +131,40 @@ impl Passport {
         if number(metadata, TO) != Some(self.node) {
             return refuse(format!("this is node {}, not the one that was meant", self.node));
         }
-        let (Some(from), Some(incarnation)) = (number(metadata, FROM), number(metadata, INCARNATION)) else {
-            return refuse("the caller does not say which node it is".to_owned());
-        };
-        if from == self.node {
-            return refuse(format!("another process calls itself node {from}"));
-        }
-        match self.acquaintances.recognise(from, incarnation) {
-            Ok(true) => Ok(from),
-            Ok(false) => refuse(format!(
-                "node {from} is not the one that was known under this id; a node that lost its disk \
-                 must join under a new id"
-            )),
-            Err(error) => {
+        match self.judge(metadata) {
+            Ok(from) if from == self.node => refuse(format!("another process calls itself node {from}")),
+            Ok(from) => Ok(from),
+            Err(Doubt::Memory(error)) => {
                 tracing::error!(error = &error as &dyn std::error::Error, "cannot remember a peer");
                 Err(Status::internal("cannot remember who is calling"))
             }
+            Err(doubt) => refuse(doubt.to_string()),
+        }
+    }
+
+    /// Who is speaking, if that is who it was, and if this node is all that the speaker takes it for.
+    /// What the speaker has seen is taken in.
+    fn judge(&self, metadata: &MetadataMap) -> Result<u64, Doubt> {
+        let from = number(metadata, FROM).ok_or(Doubt::Silent)?;
+        let seen = metadata.get_bin(SEEN).and_then(|value| value.to_bytes().ok()).ok_or(Doubt::Silent)?;
+        let mut seen = Sightings::from_bytes(&seen).ok_or(Doubt::Silent)?;
+        let own = seen.0.remove(&self.node);
+        if from == self.node {
+            return Ok(from);
+        }
+        let speaker = seen.0.get(&from).ok_or(Doubt::Silent)?;
+        if !self.acquaintances.recognise(from, speaker.incarnation)? {
+            return Err(Doubt::Stranger(from));
+        }
+        self.acquaintances.learn(&seen)?;
+        match own {
+            Some(own) if own.incarnation == self.incarnation && own.writes > self.writes() => {
+                let (node, written) = (self.node, self.writes());
+                let older = OlderCopy { node, told_by: from, written, seen: own.writes };
+                (self.on_older_copy)(older);
+                Err(Doubt::OlderCopy(older))
+            }
+            _ => Ok(from),
         }
     }
 }

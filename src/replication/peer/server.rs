@@ -19,7 +19,7 @@ use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
 
-use crate::replication::batcher::{Batcher, Origin, Refusal};
+use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{MembershipError, full_text};
@@ -29,14 +29,15 @@ use crate::replication::peer::client::duration;
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::wire::{
-    self, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer, TransferAnswer,
-    TransferCall, VoteAnswer, VoteCall, path,
+    self, AppendAnswer, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer,
+    TransferAnswer, TransferCall, VoteAnswer, VoteCall, path,
 };
 use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::wall_clock;
 use crate::replication::types::{Ballot, Position, Raft};
+use crate::replication::waiting::{Origin, Refusal};
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
@@ -135,9 +136,10 @@ impl Desk {
                 }
             }
         });
-        let answers = self.raft.stream_append(appends).map(|answer| {
+        let passport = self.passport.clone();
+        let answers = self.raft.stream_append(appends).map(move |answer| {
             let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
-            encode(&Appended::from(answer))
+            encode(&AppendAnswer { writes: passport.writes(), appended: answer.into() })
         });
         Ok(self.signed(Box::pin(answers) as Answers))
     }

@@ -17,7 +17,7 @@ use crate::replication::settings::Member;
 use crate::replication::types::{Ballot, Position, TypeConfig};
 
 /// Nodes of different protocols refuse each other.
-pub(crate) const PROTOCOL: &str = "1";
+pub(crate) const PROTOCOL: &str = "2";
 
 /// The calls, by their path.
 pub(crate) mod path {
@@ -83,6 +83,14 @@ pub(crate) fn read_append(message: &Bytes) -> Result<AppendEntriesRequest<TypeCo
         entries,
         leader_commit: head.committed.map(Into::into),
     })
+}
+
+/// The answer to one message of a stream of appends.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AppendAnswer {
+    /// How many writes the node that answers has made, this one among them.
+    pub(crate) writes: u64,
+    pub(crate) appended: Appended,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

@@ -1,0 +1,426 @@
+//! Requests that wait, and those that travel together: who is told what.
+//!
+//! Pure: no clock, no network. The driver (`batcher`) says when a group goes and what became of it;
+//! this says who is offered again and what each one hears.
+//!
+//! What must hold: a request without a key is never offered again once it may have been appended; what
+//! may have been appended is never said not to have been, whatever becomes of it later; those that are
+//! offered again keep their order; what goes together fits one entry, and all replies to it one
+//! message; and the queue has a bound.
+
+use std::collections::VecDeque;
+
+use tokio::sync::oneshot;
+
+use crate::decision::reply::Reply;
+use crate::replication::entry::{Batch, Proposal};
+use crate::replication::settings::Limits;
+use crate::units::Millis;
+
+/// Who waits for the replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Origin {
+    /// A caller on this node.
+    Here,
+    /// Another node, which took this one for the leader. Never offered again: it knows best where to
+    /// ask next.
+    Peer,
+}
+
+/// Why there are no replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Never appended.
+    NotLeader,
+    /// Never appended: it waited to its deadline.
+    Expired,
+    /// Never appended.
+    Overloaded,
+    /// Never appended: this node is stopping.
+    Closed,
+    /// It may have been appended.
+    Unknown(&'static str),
+}
+
+/// How an attempt to decide a group ended without replies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Failure {
+    /// It was not appended, and may be by another attempt.
+    NotAppended,
+    /// It was not appended, and there is no use in another attempt now.
+    Refused(Refusal),
+    /// Nobody knows whether it was appended.
+    PerhapsAppended(&'static str),
+}
+
+/// Resolves with the replies, or with why there are none.
+pub(crate) type Answer = oneshot::Receiver<Result<Vec<Reply>, Refusal>>;
+
+#[derive(Default)]
+pub(crate) struct Waiting {
+    waiters: VecDeque<Waiter>,
+    requests: usize,
+    next_id: u64,
+    closed: bool,
+}
+
+struct Waiter {
+    proposal: Proposal,
+    caller: Caller,
+}
+
+/// Who is to be answered.
+struct Caller {
+    id: u64,
+    origin: Origin,
+    /// It was offered before, and nobody knows what became of that.
+    perhaps_appended: bool,
+    answer: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
+}
+
+/// Waiters whose requests travel together.
+pub(crate) struct Group {
+    pub(crate) batch: Batch,
+    parts: Vec<Part>,
+}
+
+/// A group that has no time yet.
+pub(crate) struct Gathered {
+    proposal: Proposal,
+    parts: Vec<Part>,
+}
+
+/// One waiter's share of a group.
+struct Part {
+    requests: usize,
+    /// Of the group's frames.
+    bytes: usize,
+    reply_bytes_max: usize,
+    keyed: bool,
+    caller: Caller,
+}
+
+impl Caller {
+    /// All refusals pass here, so that none can forget an earlier attempt.
+    fn refuse(self, refusal: Refusal) {
+        let refusal = self.truth_of(refusal);
+        // The caller may have given up: then nobody needs to know.
+        let _ = self.answer.send(Err(refusal));
+    }
+
+    fn truth_of(&self, refusal: Refusal) -> Refusal {
+        match refusal {
+            Refusal::NotLeader | Refusal::Expired | Refusal::Overloaded | Refusal::Closed
+                if self.perhaps_appended =>
+            {
+                Refusal::Unknown("an earlier attempt was not answered")
+            }
+            refusal => refusal,
+        }
+    }
+}
+
+impl Waiting {
+    /// Puts a proposal behind those that wait. Returns its id and where its answer comes.
+    pub(crate) fn enqueue(
+        &mut self,
+        proposal: Proposal,
+        origin: Origin,
+        requests_max: usize,
+    ) -> Result<(u64, Answer), Refusal> {
+        if self.closed {
+            return Err(Refusal::Closed);
+        }
+        if self.requests + proposal.len() > requests_max {
+            return Err(Refusal::Overloaded);
+        }
+        let (answer, answered) = oneshot::channel();
+        let id = self.next_id;
+        self.next_id += 1;
+        self.requests += proposal.len();
+        let caller = Caller { id, origin, perhaps_appended: false, answer };
+        self.waiters.push_back(Waiter { proposal, caller });
+        Ok((id, answered))
+    }
+
+    /// Takes no more.
+    pub(crate) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.waiters.is_empty()
+    }
+
+    /// What is said to a caller whose time is over. It waits no more.
+    pub(crate) fn expire(&mut self, id: u64) -> Refusal {
+        let place = self.waiters.iter().position(|waiter| waiter.caller.id == id);
+        let Some(waiter) = place.and_then(|place| self.waiters.remove(place)) else {
+            return Refusal::Unknown("no answer in time");
+        };
+        self.requests -= waiter.proposal.len();
+        waiter.caller.truth_of(Refusal::Expired)
+    }
+
+    /// As many waiters from the front as fit one entry, and their replies one message, with their
+    /// requests put together.
+    pub(crate) fn gather(&mut self, limits: &Limits) -> Option<Gathered> {
+        let mut gathered: Option<Gathered> = None;
+        while let Some(next) = self.waiters.front() {
+            let fits =
+                gathered.as_ref().is_none_or(|gathered| gathered.proposal.fits_with(&next.proposal, limits));
+            if !fits {
+                break;
+            }
+            let Some(Waiter { proposal, caller }) = self.waiters.pop_front() else { break };
+            self.requests -= proposal.len();
+            if caller.answer.is_closed() {
+                continue;
+            }
+            let part = Part {
+                requests: proposal.len(),
+                bytes: proposal.frames().len(),
+                reply_bytes_max: proposal.reply_bytes_max(),
+                keyed: proposal.keyed(),
+                caller,
+            };
+            match &mut gathered {
+                Some(gathered) => {
+                    gathered.proposal.merge(&proposal);
+                    gathered.parts.push(part);
+                }
+                None => gathered = Some(Gathered { proposal, parts: vec![part] }),
+            }
+        }
+        gathered
+    }
+
+    /// Puts those of a group that are offered again back to the front, in order, and refuses the others.
+    pub(crate) fn give_back(&mut self, group: Group, failure: Failure) {
+        let mut rest = group.batch.frames_slice();
+        let mut returned = Vec::with_capacity(group.parts.len());
+        for mut part in group.parts {
+            let (frames, after) = rest.split_at(part.bytes.min(rest.len()));
+            rest = after;
+            part.caller.perhaps_appended |= matches!(failure, Failure::PerhapsAppended(_));
+            match part.refusal(failure) {
+                Some(refusal) => part.caller.refuse(refusal),
+                None => returned.push(Waiter {
+                    proposal: Proposal::from_own_frames(
+                        frames,
+                        part.requests,
+                        part.reply_bytes_max,
+                        part.keyed,
+                    ),
+                    caller: part.caller,
+                }),
+            }
+        }
+        for waiter in returned.into_iter().rev() {
+            self.requests += waiter.proposal.len();
+            self.waiters.push_front(waiter);
+        }
+    }
+
+    /// Refuses what other nodes sent: this one does not lead.
+    pub(crate) fn turn_away_peers(&mut self) {
+        if self.waiters.iter().all(|waiter| waiter.caller.origin == Origin::Here) {
+            return;
+        }
+        let (here, peers): (VecDeque<Waiter>, VecDeque<Waiter>) =
+            self.waiters.drain(..).partition(|waiter| waiter.caller.origin == Origin::Here);
+        self.waiters = here;
+        for Waiter { proposal, caller } in peers {
+            self.requests -= proposal.len();
+            caller.refuse(Refusal::NotLeader);
+        }
+    }
+}
+
+impl Part {
+    /// None: it is offered again.
+    fn refusal(&self, failure: Failure) -> Option<Refusal> {
+        let here = self.caller.origin == Origin::Here;
+        match failure {
+            Failure::NotAppended => (!here).then_some(Refusal::NotLeader),
+            Failure::Refused(refusal) => Some(refusal),
+            // The second attempt of a request with a key finds what the first one did.
+            Failure::PerhapsAppended(reason) => (!here || !self.keyed).then_some(Refusal::Unknown(reason)),
+        }
+    }
+}
+
+impl Gathered {
+    pub(crate) fn seal(self, at: Millis) -> Group {
+        Group { batch: self.proposal.seal(at), parts: self.parts }
+    }
+}
+
+impl Group {
+    /// Whether all of it can be offered again, whatever became of it.
+    pub(crate) fn keyed(&self) -> bool {
+        self.parts.iter().all(|part| part.keyed)
+    }
+
+    /// Gives every waiter its replies.
+    pub(crate) fn answer(self, mut replies: Vec<Reply>) {
+        let expected: usize = self.parts.iter().map(|part| part.requests).sum();
+        if replies.len() != expected {
+            tracing::error!(expected, actual = replies.len(), "an entry has the wrong number of replies");
+            return;
+        }
+        for part in self.parts {
+            let rest = replies.split_off(part.requests);
+            // The caller may have given up: then nobody needs to know.
+            let _ = part.caller.answer.send(Ok(std::mem::replace(&mut replies, rest)));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::command::{Command, Key, Request, Stamp};
+    use crate::decision::reply::Outcome;
+
+    const ROOM: usize = 100;
+
+    fn proposal(key: Option<&str>) -> Proposal {
+        let mut proposal = Proposal::new();
+        let key = key.map(|key| Key { key, fingerprint: [0; 16] });
+        proposal.push(&Request { key, command: Command::Tick }).expect("it fits");
+        proposal
+    }
+
+    fn wait_for(waiting: &mut Waiting, key: Option<&str>, origin: Origin) -> (u64, Answer) {
+        waiting.enqueue(proposal(key), origin, ROOM).expect("there is room")
+    }
+
+    fn group(waiting: &mut Waiting) -> Group {
+        waiting.gather(&Limits::default()).expect("somebody waits").seal(Millis(0))
+    }
+
+    fn keys(group: &Group) -> Vec<String> {
+        let mut keys = Vec::new();
+        group
+            .batch
+            .each(|_, request| keys.push(request.key.map_or("-", |key| key.key).to_owned()))
+            .expect("it can be read");
+        keys
+    }
+
+    fn reply(revision: u64) -> Reply {
+        let stamp = Stamp { index: revision, ..Stamp::default() };
+        Reply { stamp, policy: revision, replayed: false, outcome: Outcome::PolicyPut { revision } }
+    }
+
+    /// Every way to hear that nothing was appended; of one request that is in the queue, under this id.
+    type End = (&'static str, fn(&mut Waiting, u64) -> Option<Refusal>, Refusal);
+    const ENDS: [End; 5] = [
+        ("its time is over", |waiting, id| Some(waiting.expire(id)), Refusal::Expired),
+        ("the leader has too much", |waiting, _| end(waiting, Refusal::Overloaded), Refusal::Overloaded),
+        ("this node is no member", |waiting, _| end(waiting, Refusal::NotLeader), Refusal::NotLeader),
+        ("the node stops", |waiting, _| end(waiting, Refusal::Closed), Refusal::Closed),
+        (
+            "it went and came back, and then its time is over",
+            |waiting, id| {
+                let group = group(waiting);
+                waiting.give_back(group, Failure::NotAppended);
+                Some(waiting.expire(id))
+            },
+            Refusal::Expired,
+        ),
+    ];
+
+    fn end(waiting: &mut Waiting, refusal: Refusal) -> Option<Refusal> {
+        let group = group(waiting);
+        waiting.give_back(group, Failure::Refused(refusal));
+        None
+    }
+
+    #[test]
+    fn what_was_never_appended_is_said_not_to_have_been() {
+        for (how, end, expected) in ENDS {
+            let mut waiting = Waiting::default();
+            let (id, mut answer) = wait_for(&mut waiting, Some("k"), Origin::Here);
+            let heard = end(&mut waiting, id).or_else(|| answer.try_recv().expect("an answer").err());
+            assert_eq!(heard, Some(expected), "{how}");
+        }
+    }
+
+    #[test]
+    fn what_was_perhaps_appended_is_never_said_not_to_have_been() {
+        for (how, end, _) in ENDS {
+            let mut waiting = Waiting::default();
+            let (id, mut answer) = wait_for(&mut waiting, Some("k"), Origin::Here);
+            let lost = group(&mut waiting);
+            waiting.give_back(lost, Failure::PerhapsAppended("the connection broke"));
+            assert!(answer.try_recv().is_err(), "{how}: it is offered again, and nobody is told yet");
+            let heard = end(&mut waiting, id).or_else(|| answer.try_recv().expect("an answer").err());
+            assert!(matches!(heard, Some(Refusal::Unknown(_))), "{how}: {heard:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_under_way_at_its_deadline_is_unknown() {
+        let mut waiting = Waiting::default();
+        let (id, _answer) = wait_for(&mut waiting, Some("k"), Origin::Here);
+        let under_way = group(&mut waiting);
+        assert!(matches!(waiting.expire(id), Refusal::Unknown(_)));
+        drop(under_way);
+    }
+
+    #[test]
+    fn without_a_key_nothing_is_offered_again_once_it_was_perhaps_appended() {
+        let mut waiting = Waiting::default();
+        let (_, mut keyed) = wait_for(&mut waiting, Some("k"), Origin::Here);
+        let (_, mut unkeyed) = wait_for(&mut waiting, None, Origin::Here);
+        let (_, mut forwarded) = wait_for(&mut waiting, Some("p"), Origin::Peer);
+        let lost = group(&mut waiting);
+        assert!(!lost.keyed());
+        waiting.give_back(lost, Failure::PerhapsAppended("lost"));
+        assert_eq!(unkeyed.try_recv(), Ok(Err(Refusal::Unknown("lost"))));
+        assert_eq!(forwarded.try_recv(), Ok(Err(Refusal::Unknown("lost"))), "the other node asks again");
+        let again = group(&mut waiting);
+        assert_eq!(keys(&again), ["k"]);
+        again.answer(vec![reply(1)]);
+        assert_eq!(keyed.try_recv(), Ok(Ok(vec![reply(1)])), "the second attempt finds what the first did");
+    }
+
+    #[test]
+    fn what_was_not_appended_goes_back_in_front_in_order_and_peers_are_turned_away() {
+        let mut waiting = Waiting::default();
+        let (_, _first) = wait_for(&mut waiting, Some("1"), Origin::Here);
+        let (_, mut peer) = wait_for(&mut waiting, Some("2"), Origin::Peer);
+        let (_, _third) = wait_for(&mut waiting, None, Origin::Here);
+        let taken = group(&mut waiting);
+        let (_, _fourth) = wait_for(&mut waiting, Some("4"), Origin::Here);
+        let (_, mut late_peer) = wait_for(&mut waiting, Some("5"), Origin::Peer);
+        waiting.give_back(taken, Failure::NotAppended);
+        waiting.turn_away_peers();
+        for answer in [&mut peer, &mut late_peer] {
+            assert_eq!(answer.try_recv(), Ok(Err(Refusal::NotLeader)));
+        }
+        assert_eq!(keys(&group(&mut waiting)), ["1", "-", "4"]);
+        assert!(waiting.is_empty());
+    }
+
+    #[test]
+    fn who_has_given_up_is_not_offered_and_takes_no_room() {
+        let mut waiting = Waiting::default();
+        let (_, gone) = wait_for(&mut waiting, Some("gone"), Origin::Here);
+        let (id, _answer) = wait_for(&mut waiting, Some("here"), Origin::Here);
+        drop(gone);
+        let taken = group(&mut waiting);
+        assert_eq!(keys(&taken), ["here"]);
+        waiting.give_back(taken, Failure::NotAppended);
+        assert_eq!(waiting.requests, 1);
+        let full = waiting.enqueue(proposal(None), Origin::Here, 1);
+        assert_eq!(full.map(|_| ()), Err(Refusal::Overloaded));
+        assert_eq!(waiting.expire(id), Refusal::Expired);
+        assert_eq!(waiting.requests, 0);
+        waiting.close();
+        let closed = waiting.enqueue(proposal(None), Origin::Here, ROOM);
+        assert_eq!(closed.map(|_| ()), Err(Refusal::Closed));
+    }
+}
