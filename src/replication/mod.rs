@@ -18,6 +18,7 @@ mod checkpoint;
 mod clock;
 mod entry;
 mod error;
+mod heard;
 mod identity;
 mod log;
 mod machine;
