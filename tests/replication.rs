@@ -4,13 +4,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
-use quorate::decision::command::{Admit, Change, Command, Key, PutAccount, Request};
-use quorate::decision::reply::{Outcome, Reply};
+use quorate::decision::command::{
+    Admit, Change, Command, Key, PutAccount, PutGrant, PutPolicy, Request, Source,
+};
+use quorate::decision::reply::{Outcome, Payer, Reply};
 use quorate::replication::{
     Limits, Member, MembershipError, PeerTls, Proposal, ProposeError, ReadError, Replica, Role, Settings,
     StartError, Timing, fingerprint,
 };
-use quorate::units::Span;
+use quorate::units::{Credits, Span};
 use tokio::time::{Instant, timeout};
 
 /// Longer than anything here takes on a busy machine.
@@ -235,6 +237,68 @@ async fn replies_come_back_in_order_however_requests_are_grouped() {
         });
     }
     assert!(waiting.join_all().await.into_iter().all(|own| own));
+}
+
+/// A thousand grants of four wallets, each of which pays a part of every answer.
+async fn with_a_thousand_grants(node: &Replica) {
+    let policy =
+        r#"{"features": {"video.generate": {"units": ["video_seconds"], "price": {"video_seconds": "1"}}}}"#;
+    let put = PutPolicy { document: policy, if_revision: None };
+    propose(node, one(&Command::PutPolicy(put), Some("policy"))).await;
+    propose(node, put_account("a:b:c:d")).await;
+    let mut grants = Proposal::new();
+    for account in ["a", "a:b", "a:b:c", "a:b:c:d"] {
+        for place in 0..250 {
+            let id = format!("{place:x<128}");
+            let command = Command::PutGrant(PutGrant {
+                account,
+                id: &id,
+                source: Source::Purchase,
+                credits: Credits(1_000_000),
+                priority: 50,
+                effective_at: None,
+                expires_at: None,
+            });
+            grants.push(&Request { key: None, command }).expect("it fits");
+        }
+    }
+    let replies = timeout(PATIENCE, node.propose(grants)).await.expect("in time").expect("it is decided");
+    assert!(replies.iter().all(|reply| matches!(reply.outcome, Outcome::GrantPut(_))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_with_a_thousand_payers_each_is_answered_through_a_follower_and_the_leader_stays() {
+    let cluster = Cluster::started(3).await;
+    let leader = cluster.leader().await;
+    let follower = cluster.node(leader % 3 + 1);
+    with_a_thousand_grants(follower).await;
+    let term = follower.cluster().term;
+    let mut batch = Proposal::with_capacity(1_024);
+    for _ in 0..1_024 {
+        let command = Command::Admit(Admit {
+            account: "a:b:c:d",
+            feature: "video.generate",
+            usage: vec![("video_seconds", 1_000)],
+            attributes: vec![],
+            hold_ttl: None,
+            // What pays for one pays for each.
+            dry_run: true,
+            list_limits: true,
+        });
+        batch.push(&Request { key: None, command }).expect("it fits");
+    }
+    let asked = Instant::now();
+    let replies = timeout(PATIENCE, follower.propose(batch)).await.expect("in time").expect("it is decided");
+    println!("answered after {} ms", asked.elapsed().as_millis());
+    assert_eq!(replies.len(), 1_024);
+    for reply in &replies {
+        let Outcome::Admitted(admitted) = &reply.outcome else { panic!("unexpected {reply:?}") };
+        assert_eq!(admitted.paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), admitted.cost.0);
+        let named = admitted.paid_by.iter().filter(|payment| matches!(payment.payer, Payer::Grant { .. }));
+        assert_eq!((named.count(), admitted.paid_by.len()), (16, 20), "{:?}", admitted.paid_by);
+    }
+    let after = follower.cluster();
+    assert_eq!((after.leader, after.term), (Some(leader), term), "there was an election");
 }
 
 #[tokio::test]

@@ -162,6 +162,9 @@ fn view(account: &AccountView) -> String {
     }
     if !account.grants.is_empty() {
         text.push_str(&grants(&account.grants, 2));
+        if account.grants_total > account.grants.len() as u64 {
+            put(&mut text, format_args!("  grants in all: {}\n", account.grants_total));
+        }
     }
     let mut holds = Table::new(&[2]);
     for hold in &account.holds {

@@ -137,6 +137,7 @@ pub(super) fn payments(payments: &[Payment], indent: usize) -> String {
         let who = match &payment.payer {
             Payer::Limit { name, .. } => format!("allowance {name}"),
             Payer::Grant { id, .. } => format!("grant {id}"),
+            Payer::OtherGrants { grants, .. } => format!("{grants} other grants"),
         };
         table.row([who, payment.credits.to_string()]);
     }

@@ -67,6 +67,8 @@ pub enum Payer {
     Limit { level: u8, name: String },
     /// A grant in the wallet of the account at a level.
     Grant { level: u8, id: String },
+    /// Further grants in that wallet, where enough are named: how many.
+    OtherGrants { level: u8, grants: u32 },
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -80,6 +82,7 @@ pub struct Payment {
 struct RawPayment {
     limit: Option<String>,
     grant: Option<String>,
+    other_grants: Option<u32>,
     #[serde(default)]
     level: u8,
     credits: Credits,
@@ -88,11 +91,12 @@ struct RawPayment {
 impl TryFrom<RawPayment> for Payment {
     type Error = &'static str;
     fn try_from(raw: RawPayment) -> Result<Payment, &'static str> {
-        let RawPayment { limit, grant, level, credits } = raw;
-        let payer = match (limit, grant) {
-            (Some(name), None) => Payer::Limit { level, name },
-            (None, Some(id)) => Payer::Grant { level, id },
-            _ => return Err("a payment names either a limit or a grant"),
+        let RawPayment { limit, grant, other_grants, level, credits } = raw;
+        let payer = match (limit, grant, other_grants) {
+            (Some(name), None, None) => Payer::Limit { level, name },
+            (None, Some(id), None) => Payer::Grant { level, id },
+            (None, None, Some(grants)) => Payer::OtherGrants { level, grants },
+            _ => return Err("a payment names a limit, a grant, or how many other grants"),
         };
         Ok(Payment { payer, credits })
     }
@@ -299,7 +303,10 @@ pub struct AccountView {
     pub spending_cap: Option<SpendingCapView>,
     pub limits: Vec<LimitView>,
     pub credits: BalancesView,
+    /// The first of them, and fewer in the answer to a change.
     pub grants: Vec<GrantView>,
+    #[serde(default)]
+    pub grants_total: u64,
     pub holds: Vec<HoldView>,
     #[serde(default)]
     pub holds_total: u64,

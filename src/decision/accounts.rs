@@ -9,7 +9,7 @@ use crate::decision::path;
 use crate::decision::policy::{Document, PlanId, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::refusal::outcome;
-use crate::decision::reply::{Balances, Layer, Outcome, Reason, Refusal};
+use crate::decision::reply::{AccountView, Balances, Layer, Outcome, Reason, Refusal};
 use crate::decision::state::{Due, State};
 use crate::decision::wallet::{Grant, Wallet};
 use crate::units::{Credits, MILLIS_MAX};
@@ -92,7 +92,8 @@ impl State {
         if let Some(state) = put.state {
             account.state = state;
         }
-        let view = self.account(put.account).expect("the account was just put");
+        let listed_max = AccountView::LISTED_IN_REPLY_MAX;
+        let view = self.account_view(place, listed_max, listed_max);
         Ok(Outcome::AccountPut(Box::new(view)))
     }
 

@@ -147,7 +147,7 @@ impl Hold {
             let amount = draw.amount.min(paid.rest);
             paid.rest.0 -= amount.0;
             paid.draws.push(amount);
-            push_payment(&mut paid.payments, Some(draw.payer()), amount);
+            draw.push_payment(&mut paid.payments, amount);
         }
         paid
     }
@@ -156,7 +156,7 @@ impl Hold {
     fn returned(&self, paid: &FromHold) -> Vec<Payment> {
         let mut returned = Vec::new();
         for (draw, paid) in self.draws.iter().zip(&paid.draws).rev() {
-            push_payment(&mut returned, Some(draw.payer()), Credits(draw.amount.0 - paid.0));
+            draw.push_payment(&mut returned, Credits(draw.amount.0 - paid.0));
         }
         let credits = Credits(self.credits_covered.0 - paid.credits.0);
         push_payment(&mut returned, limit_payer(&self.credits_payer), credits);
@@ -177,9 +177,15 @@ impl Hold {
         }
         push_payment(&mut payments, limit_payer(&self.credits_payer), self.credits_covered);
         for draw in &self.draws {
-            push_payment(&mut payments, Some(draw.payer()), draw.amount);
+            draw.push_payment(&mut payments, draw.amount);
         }
         payments
+    }
+
+    /// Whether the hold itself paid from the grant that `draw` draws on.
+    fn drew_from(&self, draw: &Draw, paid: &FromHold) -> bool {
+        let mut drawn = self.draws.iter().zip(&paid.draws);
+        drawn.any(|(own, amount)| own.sequence == draw.sequence && !amount.is_zero())
     }
 
     /// The part of a debit that stays counted.
@@ -335,7 +341,7 @@ impl State {
                 paid.rest.0 -= credits.0;
                 push_payment(&mut paid.payments, limit_payer(&Some(payer)), credits);
             }
-            self.overdraw_wallets(levels, paid);
+            self.overdraw_wallets(hold, levels, paid);
         }
         for look in &looks {
             let counted = match (look.limit.then, look.measure) {
@@ -355,7 +361,7 @@ impl State {
     }
 
     /// Lets wallets pay what is left, as far as they and the spending caps reach.
-    fn overdraw_wallets(&mut self, levels: &Levels, paid: &mut FromHold) {
+    fn overdraw_wallets(&mut self, hold: &Hold, levels: &Levels, paid: &mut FromHold) {
         let caps = self.cap_looks(levels);
         let room = caps.iter().map(|cap| cap.reading.room).min().unwrap_or(u64::MAX);
         let wanted = paid.rest.min(Credits(i64::try_from(room).unwrap_or(i64::MAX)));
@@ -363,7 +369,10 @@ impl State {
         let drawn: i64 = draws.iter().map(|draw| draw.amount.0).sum();
         for draw in &draws {
             self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, false);
-            push_payment(&mut paid.payments, Some(draw.payer()), draw.amount);
+            match hold.drew_from(draw, paid) {
+                true => draw.push_payment_again(&mut paid.payments, draw.amount),
+                false => draw.push_payment(&mut paid.payments, draw.amount),
+            }
         }
         for cap in caps.iter().filter(|_| drawn > 0) {
             let now = self.now;

@@ -15,6 +15,7 @@
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
 //! | `view` | reading |
+//! | `weight` | how large a reply can be, by what was asked |
 
 pub mod command;
 pub mod path;
@@ -37,6 +38,7 @@ mod state;
 mod view;
 mod wallet;
 mod waterfall;
+mod weight;
 
 pub use checkpoint::{Record, Restore, RestoreError, View};
 pub use state::State;

@@ -5,6 +5,11 @@ pub const LEVELS_MAX: usize = 4;
 /// Characters that a segment may have.
 pub const SEGMENT_LEN_MAX: usize = 64;
 
+/// Characters that the id of a grant may have.
+pub(super) const GRANT_ID_LEN_MAX: usize = 128;
+/// Characters that the name of a feature, unit, plan, limit or attribute may have.
+pub(super) const NAME_LEN_MAX: usize = 64;
+
 /// Why a text is not the path of an account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
@@ -43,13 +48,13 @@ pub(super) fn parent(path: &str) -> Option<&str> {
 pub(super) fn is_grant_id(text: &str) -> bool {
     let allowed =
         |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'@' | b'+' | b'-' | b':' | b'/');
-    (1..=128).contains(&text.len()) && text.bytes().all(allowed)
+    (1..=GRANT_ID_LEN_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 /// Whether `text` can name a feature, unit, plan, limit or attribute.
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-    (1..=64).contains(&text.len()) && text.bytes().all(allowed)
+    (1..=NAME_LEN_MAX).contains(&text.len()) && text.bytes().all(allowed)
 }
 
 #[cfg(test)]

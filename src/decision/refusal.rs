@@ -1,4 +1,4 @@
-//! Ways to say no.
+//! Ways to say no. What is said has a bound, whatever names the request came with.
 
 use crate::decision::reply::{Layer, Outcome, Reason, Refusal};
 
@@ -7,7 +7,7 @@ impl Refusal {
         Box::new(Refusal {
             reason,
             layer,
-            detail: detail.into(),
+            detail: clipped(detail.into(), Refusal::DETAIL_BYTES_MAX),
             field: None,
             would_pass_at: None,
             limits: Vec::new(),
@@ -23,8 +23,19 @@ impl Refusal {
         detail: impl Into<String>,
     ) -> Box<Refusal> {
         let refusal = Refusal::new(reason, Layer::Request, detail);
-        Box::new(Refusal { field: Some(field.into()), ..*refusal })
+        let field = clipped(field.into(), Refusal::FIELD_BYTES_MAX);
+        Box::new(Refusal { field: Some(field), ..*refusal })
     }
+}
+
+/// The text, or as much of it as fits, with a mark that something is missing.
+fn clipped(mut text: String, bytes_max: usize) -> String {
+    const MARK: &str = "…";
+    if text.len() > bytes_max {
+        text.truncate(text.floor_char_boundary(bytes_max - MARK.len()));
+        text.push_str(MARK);
+    }
+    text
 }
 
 impl From<Box<Refusal>> for Outcome {

@@ -51,7 +51,8 @@ pub struct Admitted {
     pub id: AdmissionId,
     pub dry_run: bool,
     pub cost: Credits,
-    /// In the order in which they were drawn. Their credits add up to `cost`.
+    /// In the order in which they were drawn, as far as [`Payment::GRANTS_NAMED_MAX`] names them.
+    /// Their credits add up to `cost`.
     pub paid_by: Vec<Payment>,
     /// Every limit that applied, as the decision left it, if they were asked for.
     pub limits: Vec<LimitStatus>,
@@ -75,6 +76,14 @@ pub enum Payer {
     Limit { level: u8, name: Arc<str> },
     /// A grant in the wallet of the account at `level` (0 is the cluster, 1 the root).
     Grant { level: u8, id: Arc<str> },
+    /// Further grants in that wallet: how many, where enough are named.
+    OtherGrants { level: u8, grants: u32 },
+}
+
+impl Payment {
+    /// How many grants a list of payments names. What others pay is one sum for each wallet: however
+    /// many grants there are, an answer has a bound. What is booked is exact all the same.
+    pub const GRANTS_NAMED_MAX: usize = 16;
 }
 
 /// A limit as a decision left it. Amounts of the unit `credits` are in millionths.
@@ -107,9 +116,9 @@ pub struct Settled {
     pub last: bool,
     /// The price of what was used.
     pub cost: Credits,
-    /// Who paid it, in the order in which they were drawn.
+    /// Who paid it, in the order in which they were drawn, and what went back, to the last payer
+    /// first: both as far as [`Payment::GRANTS_NAMED_MAX`] names them.
     pub paid_by: Vec<Payment>,
-    /// What went back, to the last payer first.
     pub returned: Vec<Payment>,
     /// The part of `cost` that nobody covered and the plan's overrun rule let go.
     pub uncovered: Credits,
@@ -135,6 +144,12 @@ pub struct Refusal {
     /// The price of the request and what the wallets had, where that was the matter.
     pub cost: Option<Credits>,
     pub available: Option<Credits>,
+}
+
+impl Refusal {
+    /// A detail quotes names that came with the request; beyond this it is cut.
+    pub const DETAIL_BYTES_MAX: usize = 1_024;
+    pub const FIELD_BYTES_MAX: usize = 256;
 }
 
 /// What kind of refusal it is. The name in snake case is part of the interface.
@@ -209,8 +224,10 @@ pub struct AccountView {
     /// The limits that apply to it, of its own plan and of its ancestors'.
     pub limits: Vec<LimitStatus>,
     pub credits: Balances,
-    /// The grants of its own wallet, in draw order.
+    /// The grants of its own wallet: those that have something left, in draw order, then those that
+    /// ended last; at most [`AccountView::GRANTS_MAX`].
     pub grants: Vec<GrantView>,
+    pub grants_total: u64,
     /// The holds of it and of those beneath it, soonest to expire first; at most
     /// [`AccountView::HOLDS_MAX`].
     pub holds: Vec<HoldView>,
@@ -219,6 +236,11 @@ pub struct AccountView {
 
 impl AccountView {
     pub const HOLDS_MAX: usize = 100;
+    /// All that have something left, and many more.
+    pub const GRANTS_MAX: usize = 1_000;
+    /// How many grants, and how many holds, the reply to a change lists: it travels between nodes and
+    /// is kept under its key. A read lists more.
+    pub const LISTED_IN_REPLY_MAX: usize = 8;
 }
 
 /// The books: `granted = available + held + spent + expired + revoked`, always.

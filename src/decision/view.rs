@@ -47,23 +47,34 @@ impl State {
     /// The account at `path`, with every limit that applies to it.
     pub fn account(&self, path: &str) -> Option<AccountView> {
         let place = *self.account_by_path.get(path)?;
+        Some(self.account_view(place, AccountView::GRANTS_MAX, AccountView::HOLDS_MAX))
+    }
+
+    /// The account at `place`, with so many of its grants and holds at most.
+    pub(super) fn account_view(
+        &self,
+        place: AccountPlace,
+        grants_max: usize,
+        holds_max: usize,
+    ) -> AccountView {
         let account = self.account_at(place);
         let wallet = account.wallet.as_deref();
-        Some(AccountView {
+        AccountView {
             account: account.path.clone(),
             plan: account.plan.map(|id| self.names.plan(id).clone()),
             state: account.state,
             spending_cap: account.spending_cap,
             limits: self.limits_on(place),
             credits: wallet.map_or_else(Balances::default, Wallet::books),
-            grants: wallet.into_iter().flat_map(Wallet::grants).map(Grant::view).collect(),
-            holds: self
-                .holds_of(place)
-                .take(AccountView::HOLDS_MAX)
-                .map(|hold| self.hold_view(hold))
+            grants: wallet
+                .into_iter()
+                .flat_map(|wallet| wallet.latest(grants_max))
+                .map(Grant::view)
                 .collect(),
+            grants_total: wallet.map_or(0, |wallet| wallet.grants().count() as u64),
+            holds: self.holds_of(place).take(holds_max).map(|hold| self.hold_view(hold)).collect(),
             holds_total: self.hold_counts.get(&place).copied().unwrap_or(0),
-        })
+        }
     }
 
     /// The admission `id`, if it is held or among the latest.

@@ -65,6 +65,14 @@ impl Wallet {
         self.live.iter().chain(&self.ended)
     }
 
+    /// At most so many grants: of those that have something left the first, then of those that ended the
+    /// last ones.
+    pub fn latest(&self, grants_max: usize) -> impl Iterator<Item = &Grant> {
+        let live = &self.live[..self.live.len().min(grants_max)];
+        let ended = self.ended.len().min(grants_max - live.len());
+        live.iter().chain(&self.ended[self.ended.len() - ended..])
+    }
+
     pub fn find(&self, id: &str) -> Option<&Grant> {
         self.grants().find(|grant| *grant.id == *id)
     }

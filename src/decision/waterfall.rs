@@ -611,13 +611,14 @@ impl Cover {
 
     /// Who pays, in the order in which they were drawn.
     pub fn payments(&self) -> Vec<Payment> {
-        let mut payments = Vec::with_capacity(1 + self.units.len() + self.draws.len());
+        let grants = self.draws.len().min(Payment::GRANTS_NAMED_MAX + 1);
+        let mut payments = Vec::with_capacity(1 + self.units.len() + grants);
         for unit in &self.units {
             push_payment(&mut payments, Some(unit.payer()), unit.credits);
         }
         push_payment(&mut payments, limit_payer(&self.credits_payer), self.credits);
         for draw in &self.draws {
-            push_payment(&mut payments, Some(draw.payer()), draw.amount);
+            draw.push_payment(&mut payments, draw.amount);
         }
         payments
     }
@@ -630,8 +631,49 @@ impl UnitCover {
 }
 
 impl Draw {
-    pub fn payer(&self) -> Payer {
+    fn payer(&self) -> Payer {
         Payer::Grant { level: self.level, id: self.id.clone() }
+    }
+
+    /// Adds a part that this grant pays to a list in which it has none yet: by name, or to the sum of
+    /// its wallet's others once enough are named.
+    pub fn push_payment(&self, payments: &mut Vec<Payment>, credits: Credits) {
+        if credits.is_zero() {
+            return;
+        }
+        if let Some((grants, sum)) = self.others(payments) {
+            *grants += 1;
+            sum.0 += credits.0;
+            return;
+        }
+        let named = payments.iter().filter(|payment| matches!(payment.payer, Payer::Grant { .. })).count();
+        let payer = match named < Payment::GRANTS_NAMED_MAX {
+            true => self.payer(),
+            false => Payer::OtherGrants { level: self.level, grants: 1 },
+        };
+        payments.push(Payment { payer, credits });
+    }
+
+    /// Adds a part to a list in which this grant has one already, under its name or among the others.
+    pub fn push_payment_again(&self, payments: &mut Vec<Payment>, credits: Credits) {
+        let payer = self.payer();
+        if let Some(payment) = payments.iter_mut().find(|payment| payment.payer == payer) {
+            payment.credits.0 += credits.0;
+        } else if let Some((_, sum)) = self.others(payments) {
+            sum.0 += credits.0;
+        } else {
+            self.push_payment(payments, credits);
+        }
+    }
+
+    /// The sum of the grants of this wallet that are not named. Lists end with it, or soon after.
+    fn others<'p>(&self, payments: &'p mut [Payment]) -> Option<(&'p mut u32, &'p mut Credits)> {
+        payments.iter_mut().rev().find_map(|payment| match &mut payment.payer {
+            Payer::OtherGrants { level, grants } if *level == self.level => {
+                Some((grants, &mut payment.credits))
+            }
+            _ => None,
+        })
     }
 }
 
@@ -639,7 +681,7 @@ pub(super) fn limit_payer(limit: &Option<(u8, Arc<str>)>) -> Option<Payer> {
     limit.as_ref().map(|(level, name)| Payer::Limit { level: *level, name: name.clone() })
 }
 
-/// Adds a part to a list of payments: to its payer's earlier part, where there is one.
+/// Adds a part that a limit pays to a list of payments: to its earlier part, where there is one.
 pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, credits: Credits) {
     let Some(payer) = payer.filter(|_| !credits.is_zero()) else { return };
     match payments.iter_mut().find(|payment| payment.payer == payer) {

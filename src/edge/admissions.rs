@@ -29,7 +29,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     let admissions_max = asked.shared().limits.batch_admissions_max;
     let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max })?;
     if proposal.is_empty() {
-        return Ok(replies::batch(&[]));
+        return Ok(replies::batch(&[]).await);
     }
     let count = proposal.len();
     let replies = asked.replica().propose(proposal).await?;
@@ -39,7 +39,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     for reply in &replies {
         asked.metrics().decided(reply);
     }
-    Ok(replies::batch(&replies))
+    Ok(replies::batch(&replies).await)
 }
 
 pub(crate) async fn settle(mut asked: Asked) -> Result<Answer, Problem> {

@@ -4,7 +4,8 @@
 //! alone in its entry and a crowd shares one. On the leader the requests are proposed; on any other
 //! node they are forwarded, all in one call, and join what waits on the leader.
 //!
-//! What must hold: a request without a key is never offered again once it may have been appended; one
+//! What must hold: what goes together fits one entry, and all replies to it fit one message; a request
+//! without a key is never offered again once it may have been appended; one
 //! with a key that may have been is never said not to have been; nothing waits beyond its deadline;
 //! and the queue has a bound.
 
@@ -98,6 +99,7 @@ struct Part {
     requests: usize,
     /// Of the group's frames.
     bytes: usize,
+    reply_bytes_max: usize,
     keyed: bool,
     perhaps_appended: bool,
     answer: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
@@ -390,14 +392,10 @@ impl Batcher {
     /// As many waiters from the front as fit one entry, with their requests put together.
     fn take_group(&self) -> Option<(Proposal, Vec<Part>)> {
         let mut queue = self.queue();
-        let bytes_max = self.limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX);
         let mut merged: Option<Proposal> = None;
         let mut parts = Vec::new();
         while let Some(next) = queue.waiting.front() {
-            let fits = merged.as_ref().is_none_or(|merged| {
-                merged.bytes() + next.proposal.bytes() <= bytes_max
-                    && merged.len() + next.proposal.len() <= self.limits.entry_requests_max
-            });
+            let fits = merged.as_ref().is_none_or(|merged| merged.fits_with(&next.proposal, &self.limits));
             if !fits {
                 break;
             }
@@ -408,7 +406,17 @@ impl Batcher {
                 continue;
             }
             let (requests, bytes, keyed) = (proposal.len(), proposal.frames().len(), proposal.keyed());
-            parts.push(Part { id, origin, requests, bytes, keyed, perhaps_appended, answer });
+            let reply_bytes_max = proposal.reply_bytes_max();
+            parts.push(Part {
+                id,
+                origin,
+                requests,
+                bytes,
+                reply_bytes_max,
+                keyed,
+                perhaps_appended,
+                answer,
+            });
             match &mut merged {
                 Some(merged) => merged.merge(&proposal),
                 None => merged = Some(proposal),
@@ -453,7 +461,12 @@ impl Batcher {
                 }
                 None => returned.push(Waiter {
                     id: part.id,
-                    proposal: Proposal::from_own_frames(frames, part.requests, part.keyed),
+                    proposal: Proposal::from_own_frames(
+                        frames,
+                        part.requests,
+                        part.reply_bytes_max,
+                        part.keyed,
+                    ),
                     origin: part.origin,
                     perhaps_appended: part.perhaps_appended,
                     answer: part.answer,

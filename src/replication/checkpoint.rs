@@ -19,7 +19,7 @@ use sled::{Db, Tree};
 
 use crate::decision::{Record, Restore, State, View};
 use crate::replication::error::StorageError;
-use crate::replication::log::sled_disk::{guarded, open_database};
+use crate::replication::log::sled_store::{guarded, open_database};
 use crate::replication::record::{self, Kind};
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 

@@ -29,9 +29,14 @@ pub struct Proposal {
     /// A whole batch whose time and count are filled in when it is sealed.
     buffer: Vec<u8>,
     requests: usize,
+    /// How large all replies to them can be.
+    reply_bytes_max: usize,
     /// Whether each request has an idempotency key, so that offering all of them twice is safe.
     keyed: bool,
 }
+
+/// Whatever is asked, its reply fits.
+const _: () = assert!(Command::REPLY_BYTES_MAX <= Limits::REPLIES_BYTES_MAX);
 
 /// The request is larger than a log entry takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -54,6 +59,8 @@ pub enum BatchError {
     Cut,
     #[error("the batch says it has {expected} requests and has {actual}")]
     Count { expected: usize, actual: usize },
+    #[error("{requests} requests and what they are answered are more than an entry takes")]
+    TooMuch { requests: usize },
     #[error("request {position} of the batch cannot be read")]
     Request { position: usize, source: RecordError },
 }
@@ -80,7 +87,7 @@ impl Proposal {
         const REQUEST_BYTES_TYPICAL: usize = 192;
         let mut buffer = Vec::with_capacity(HEADER_BYTES + requests * REQUEST_BYTES_TYPICAL);
         buffer.resize(HEADER_BYTES, 0);
-        Proposal { buffer, requests: 0, keyed: true }
+        Proposal { buffer, requests: 0, reply_bytes_max: 0, keyed: true }
     }
 
     /// Encodes one request behind those already there. Refused, and nothing added, when it is
@@ -98,6 +105,7 @@ impl Proposal {
         }
         self.buffer[start..start + LENGTH_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
         self.requests += 1;
+        self.reply_bytes_max += request.command.reply_bytes_max();
         self.keyed &= request.key.is_some();
         Ok(())
     }
@@ -116,6 +124,18 @@ impl Proposal {
         self.buffer.len()
     }
 
+    /// How large all replies to it can be, in bytes.
+    pub(crate) fn reply_bytes_max(&self) -> usize {
+        self.reply_bytes_max
+    }
+
+    /// Whether it and `other` fit one entry, and their replies one message.
+    pub(crate) fn fits_with(&self, other: &Proposal, limits: &Limits) -> bool {
+        self.buffer.len() + other.frames().len() <= limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX)
+            && self.requests + other.requests <= limits.entry_requests_max
+            && self.reply_bytes_max + other.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
+    }
+
     /// Whether it may be proposed again after an unknown outcome.
     pub(crate) fn keyed(&self) -> bool {
         self.keyed
@@ -130,52 +150,68 @@ impl Proposal {
     pub(crate) fn merge(&mut self, other: &Proposal) {
         self.buffer.extend_from_slice(other.frames());
         self.requests += other.requests;
+        self.reply_bytes_max += other.reply_bytes_max;
         self.keyed &= other.keyed;
     }
 
-    /// Checks and takes what a peer sent: whole frames, each a request that this build can read.
+    /// Checks and takes what a peer sent: whole frames, each a request that this build can read, and not
+    /// more than an entry takes.
     pub(crate) fn from_frames(frames: &[u8]) -> Result<Self, BatchError> {
         let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
         buffer.resize(HEADER_BYTES, 0);
         buffer.extend_from_slice(frames);
-        let (mut requests, mut keyed) = (0, true);
+        let mut proposal = Proposal { buffer, requests: 0, reply_bytes_max: 0, keyed: true };
         for frame in Frames(frames) {
             let request: Request<'_> = record::decode(frame?)
-                .map_err(|source| BatchError::Request { position: requests, source })?;
-            keyed &= request.key.is_some();
-            requests += 1;
+                .map_err(|source| BatchError::Request { position: proposal.requests, source })?;
+            proposal.requests += 1;
+            proposal.reply_bytes_max += request.command.reply_bytes_max();
+            proposal.keyed &= request.key.is_some();
         }
-        Ok(Proposal { buffer, requests, keyed })
+        match proposal.bytes() <= Limits::ENTRY_BYTES_MAX
+            && proposal.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
+        {
+            true => Ok(proposal),
+            false => Err(BatchError::TooMuch { requests: proposal.requests }),
+        }
     }
 
     /// Takes back frames that this node made or checked before.
-    pub(crate) fn from_own_frames(frames: &[u8], requests: usize, keyed: bool) -> Self {
+    pub(crate) fn from_own_frames(
+        frames: &[u8],
+        requests: usize,
+        reply_bytes_max: usize,
+        keyed: bool,
+    ) -> Self {
         let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
         buffer.resize(HEADER_BYTES, 0);
         buffer.extend_from_slice(frames);
-        Proposal { buffer, requests, keyed }
+        Proposal { buffer, requests, reply_bytes_max, keyed }
     }
 
-    /// Cuts it into proposals that each fit an entry, in order.
+    /// Cuts it into proposals that each fit an entry, and their replies one message, in order.
     pub(crate) fn split(self, limits: &Limits) -> Vec<Proposal> {
         let bytes_max = limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX);
-        if self.buffer.len() <= bytes_max && self.requests <= limits.entry_requests_max {
+        if Proposal::new().fits_with(&self, limits) {
             return vec![self];
         }
         let mut parts = Vec::new();
         let mut rest = self.frames();
         while !rest.is_empty() {
-            let (mut used, mut requests) = (0, 0);
+            let (mut used, mut requests, mut reply_bytes) = (0, 0, 0);
             // Our own frames: `push` and `from_frames` made or checked them.
             for frame in Frames(rest).map_while(Result::ok) {
                 let next = used + LENGTH_BYTES + frame.len();
-                let full = HEADER_BYTES + next > bytes_max || requests == limits.entry_requests_max;
+                let reply_next = reply_bytes + reply_bytes_max(frame);
+                let full = HEADER_BYTES + next > bytes_max
+                    || requests == limits.entry_requests_max
+                    || reply_next > Limits::REPLIES_BYTES_MAX;
                 if full && requests > 0 {
                     break;
                 }
-                (used, requests) = (next, requests + 1);
+                (used, requests, reply_bytes) = (next, requests + 1, reply_next);
             }
-            parts.push(Proposal::from_own_frames(&rest[..used], requests, self.keyed));
+            parts.push(Proposal::from_own_frames(&rest[..used], requests, reply_bytes, self.keyed));
             rest = &rest[used..];
         }
         parts
@@ -249,6 +285,12 @@ impl fmt::Display for Batch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
+}
+
+/// How large the reply to an encoded request can be; the largest, if it cannot be read.
+fn reply_bytes_max(frame: &[u8]) -> usize {
+    let request = record::decode::<Request<'_>>(frame);
+    request.map_or(Command::REPLY_BYTES_MAX, |request| request.command.reply_bytes_max())
 }
 
 /// The encoded requests of a batch, in order.

@@ -32,6 +32,8 @@ mod time;
 mod tls;
 mod types;
 mod view;
+#[cfg(test)]
+mod worst_replies;
 
 pub use entry::{BatchError, Proposal, TooLarge, fingerprint};
 pub use error::{

@@ -32,6 +32,7 @@ pub(crate) enum Kind {
     Chunk = 5,
     Manifest = 6,
     Acquaintances = 7,
+    Journal = 8,
 }
 
 /// Why bytes are not the record that was expected.

@@ -26,7 +26,7 @@ use crate::replication::heard::LeaderHeard;
 use crate::replication::identity::{Acquaintances, Identity};
 use crate::replication::log::LogStore;
 use crate::replication::log::disk::Recovered;
-use crate::replication::log::sled_disk::SledDisk;
+use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::machine::{Applied, Machine, Shared};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
@@ -88,7 +88,7 @@ impl Failure {
 /// What the data directory had.
 struct Opened {
     identity: Identity,
-    disk: SledDisk,
+    disk: JournaledDisk,
     recovered: Recovered,
     checkpoints: Arc<CheckpointStore>,
     applied: Applied,
@@ -334,7 +334,7 @@ impl Replica {
     /// The first members agree on who they are, if this is their first start.
     async fn found(&self, recovered: &Recovered) -> Result<(), StartError> {
         let settings = &self.0.settings;
-        if settings.founders.is_empty() || *recovered != Recovered::default() {
+        if settings.founders.is_empty() || !recovered.is_new() {
             return Ok(());
         }
         let members: BTreeMap<u64, Member> =
@@ -465,14 +465,13 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     let directory = &settings.data_dir;
     fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
     let identity_path = directory.join("identity");
-    let (log_path, witness_path) = (directory.join("log"), directory.join("witness"));
     let checkpoints_path = directory.join("checkpoints");
     let acquaintances = Arc::new(Acquaintances::load(&directory.join("known-nodes"))?);
     let node = settings.member.id;
     match Identity::load(&identity_path)? {
         Some(identity) => {
             identity.check(&identity_path, &settings.cluster_id, node)?;
-            let (disk, recovered) = SledDisk::open(&log_path, &witness_path)?;
+            let (disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
             let applied = match newest {
@@ -506,7 +505,7 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
         }
         None => {
             let identity = Identity::draw(&settings.cluster_id, node)?;
-            let disk = SledDisk::create(&log_path, &witness_path)?;
+            let disk = JournaledDisk::create(directory, Sizes::default())?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             // Last: from here on everything else must be there.
             identity.save(&identity_path)?;

@@ -141,6 +141,9 @@ impl Limits {
     pub const ENTRY_BYTES_MAX: usize = 96 * 1024;
     /// The largest message between peers.
     pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+    /// The largest that all replies to one entry can be. They fit one message, with what stands
+    /// around them.
+    pub const REPLIES_BYTES_MAX: usize = Limits::MESSAGE_BYTES_MAX - 1024;
 }
 
 impl Default for Limits {

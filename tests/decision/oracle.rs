@@ -275,6 +275,7 @@ impl Oracle {
                     let account = ancestor(&taken.account, *level);
                     *taken.drawn.entry((account.to_owned(), id.to_string())).or_default() += micros;
                 }
+                Payer::OtherGrants { .. } => unreachable!("no account here has so many grants"),
                 Payer::Limit { level, name } => {
                     let plan = &self.plans[ancestor(&taken.account, *level)];
                     let limits = &self.policy.plans[plan].limits;

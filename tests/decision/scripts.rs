@@ -474,6 +474,9 @@ fn part(payment: &Payment) -> String {
     match &payment.payer {
         Payer::Limit { level, name } => format!("{} {name}@{level}", payment.credits),
         Payer::Grant { level, id } => format!("{} grant {id}@{level}", payment.credits),
+        Payer::OtherGrants { level, grants } => {
+            format!("{} of {grants} other grants@{level}", payment.credits)
+        }
     }
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Account {
 struct Drawn {
     total: i128,
     by_grant: BTreeMap<String, i128>,
+    /// Whether answers summed up grants that they did not name: then only the total is known.
+    summed: bool,
 }
 
 impl Drawn {
@@ -58,6 +60,7 @@ impl Drawn {
         Drawn {
             total: sum(&view.credits),
             by_grant: view.grants.iter().map(|grant| (grant.id.clone(), sum(&grant.credits))).collect(),
+            summed: false,
         }
     }
 }
@@ -78,9 +81,14 @@ impl Account {
         Arc::new(Account { name, level, before: OnceCell::new(), paid: Mutex::default() })
     }
 
-    fn pay(&self, grant: &str, credits: Credits) {
+    /// Notes what its grant paid, or where no grant is named, several of them.
+    fn pay(&self, grant: Option<&str>, credits: Credits) {
         let mut paid = locked(&self.paid);
         paid.total += i128::from(credits.0);
+        let Some(grant) = grant else {
+            paid.summed = true;
+            return;
+        };
         match paid.by_grant.get_mut(grant) {
             Some(sum) => *sum += i128::from(credits.0),
             None => _ = paid.by_grant.insert(grant.to_owned(), credits.0.into()),
@@ -108,7 +116,7 @@ impl Account {
                 shown(now.total - before.total)
             ));
         }
-        for (grant, drawn) in &now.by_grant {
+        for (grant, drawn) in now.by_grant.iter().filter(|_| !paid.summed) {
             let drawn = drawn - before.by_grant.get(grant).unwrap_or(&0);
             let told = *paid.by_grant.get(grant).unwrap_or(&0);
             if drawn != told {
@@ -155,7 +163,11 @@ impl Books {
     async fn open_account(&self, client: &Client, name: &str) -> Result<Drawn, ClientError> {
         let update =
             AccountUpdate { plan: self.opening.plan.as_deref().map(Some), ..AccountUpdate::default() };
-        let view = client.put_account(None, name, &update).await?.value;
+        let mut view = client.put_account(None, name, &update).await?.value;
+        if view.grants_total > view.grants.len() as u64 {
+            // The answer to a change lists only the first grants.
+            view = client.account(name).await?.value;
+        }
         if let Some(credits) = self.opening.grant {
             let grant = GrantRequest {
                 id: &self.opening.run,
@@ -173,11 +185,14 @@ impl Books {
     /// Notes what an answer said. Only what grants paid is in wallets.
     pub fn note(&self, account: &Account, payments: &[Payment]) {
         for payment in payments {
-            let Payer::Grant { level, id } = &payment.payer else { continue };
-            let level = usize::from(*level);
+            let (level, grant) = match &payment.payer {
+                Payer::Limit { .. } => continue,
+                Payer::Grant { level, id } => (usize::from(*level), Some(id.as_str())),
+                Payer::OtherGrants { level, .. } => (usize::from(*level), None),
+            };
             match self.ancestors.get(level.wrapping_sub(1)) {
-                Some(ancestor) if level < account.level => ancestor.pay(id, payment.credits),
-                _ => account.pay(id, payment.credits),
+                Some(ancestor) if level < account.level => ancestor.pay(grant, payment.credits),
+                _ => account.pay(grant, payment.credits),
             }
         }
     }
@@ -230,20 +245,31 @@ mod tests {
     #[tokio::test]
     async fn books_that_agree_are_in_order() {
         let account = account(&wallet("100", "90", "10", "0")).await;
-        account.pay("g", Credits(5_000_000));
+        account.pay(Some("g"), Credits(5_000_000));
         assert_eq!(account.compare(&wallet("100", "85", "15", "10")), Vec::<String>::new());
     }
 
     #[tokio::test]
     async fn a_payment_that_the_wallet_does_not_know_is_named() {
         let account = account(&wallet("100", "90", "10", "0")).await;
-        account.pay("g", Credits(5_000_000));
+        account.pay(Some("g"), Credits(5_000_000));
         assert_eq!(
             account.compare(&wallet("100", "90", "10", "0")),
             [
                 "a:b: answers said that its grants paid 5, its wallet says 0",
                 "a:b: answers said that grant g paid 5, it says 0"
             ]
+        );
+    }
+
+    #[tokio::test]
+    async fn grants_that_an_answer_does_not_name_count_in_the_total() {
+        let account = account(&wallet("100", "90", "10", "0")).await;
+        account.pay(None, Credits(5_000_000));
+        assert_eq!(account.compare(&wallet("100", "85", "15", "10")), Vec::<String>::new());
+        assert_eq!(
+            account.compare(&wallet("100", "84", "16", "10")),
+            ["a:b: answers said that its grants paid 5, its wallet says 6"]
         );
     }
 

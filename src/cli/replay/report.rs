@@ -88,7 +88,7 @@ impl Tally {
         for payment in payments {
             let credits = i128::from(payment.credits.0);
             match &payment.payer {
-                Payer::Grant { .. } => self.paid_by_grants += credits,
+                Payer::Grant { .. } | Payer::OtherGrants { .. } => self.paid_by_grants += credits,
                 Payer::Limit { name, .. } => match self.paid_by_limits.get_mut(name) {
                     Some(sum) => *sum += credits,
                     None => _ = self.paid_by_limits.insert(name.clone(), credits),

@@ -117,6 +117,7 @@ impl WriteJson for AccountAnswer<'_> {
             "limits": Limits(&view.limits),
             "credits": view.credits,
             "grants": Grants(&view.grants),
+            "grants_total": view.grants_total,
             "holds": Holds(&view.holds),
             "holds_total": view.holds_total,
             "receipt"?: self.receipt,

@@ -25,7 +25,7 @@ impl WriteJson for Receipt<'_> {
     }
 }
 
-/// Who paid, in the order in which they were drawn.
+/// Who paid, in the order in which they were drawn; grants beyond those that are named, as one sum.
 pub(crate) struct Payments<'a>(pub(crate) &'a [Payment]);
 
 impl WriteJson for Payments<'_> {
@@ -43,6 +43,9 @@ impl WriteJson for Payment {
             }
             Payer::Grant { level, id } => {
                 write_object!(out, { "grant": **id, "level": *level, "credits": credits, });
+            }
+            Payer::OtherGrants { level, grants } => {
+                write_object!(out, { "other_grants": *grants, "level": *level, "credits": credits, });
             }
         }
     }

@@ -17,26 +17,40 @@ pub(crate) struct Group {
     pub(crate) purge: Option<Position>,
     /// Rides along with entries; not worth a write of its own.
     pub(crate) committed: Option<Position>,
-    /// Write even when there is nothing to say but that it was written.
-    pub(crate) forced: bool,
+}
+
+impl Group {
+    /// Whether there is nothing in it that is worth a write.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.truncate_after.is_none()
+            && self.entries.is_empty()
+            && self.ballot.is_none()
+            && self.purge.is_none()
+    }
 }
 
 /// What a disk had when it was opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Recovered {
+    /// How many writes were made in all. Never goes back, whatever they wrote.
+    pub(crate) generation: u64,
     pub(crate) ballot: Option<Ballot>,
     pub(crate) purged: Option<Position>,
     pub(crate) last: Option<Position>,
     pub(crate) committed: Option<Position>,
 }
 
+impl Recovered {
+    /// Whether nothing was ever written but the log itself: not a vote, not an entry.
+    pub(crate) fn is_new(&self) -> bool {
+        self.ballot.is_none() && self.purged.is_none() && self.last.is_none()
+    }
+}
+
 /// Used by the writer thread alone.
 pub(crate) trait Disk: Send + 'static {
     /// On return the group is durable.
     fn commit(&mut self, group: &Group) -> Result<(), StorageError>;
-
-    /// Removes a few purged entries. True while there is more to remove.
-    fn sweep(&mut self) -> Result<bool, StorageError>;
 
     fn reader(&self) -> Arc<dyn EntryReader>;
 }

@@ -3,13 +3,16 @@
 //! - [`stored`]: an entry as bytes
 //! - [`tail`]: bounds and newest entries, in memory; serves readers
 //! - [`writer`]: the one thread that makes things durable, in groups
-//! - [`disk`]: what it asks of a disk; [`sled_disk`]: sled behind that; [`witness`]: what sled must not forget
+//! - [`disk`]: what it asks of a disk; [`journaled`]: the one there is
+//! - [`journal`], [`sled_store`], [`witness`]: what that one is made of
 //!
 //! It must never tell anybody that something is durable before it is, never reorder two writes, and
 //! never read damage as an older or shorter log.
 
 pub(crate) mod disk;
-pub(crate) mod sled_disk;
+pub(crate) mod journal;
+pub(crate) mod journaled;
+pub(crate) mod sled_store;
 pub(crate) mod stored;
 pub(crate) mod tail;
 pub(crate) mod witness;

@@ -14,8 +14,6 @@ const VERSION: u8 = 1;
 /// What stands in front of the payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Header {
-    /// The write to the log that this entry was part of; 0 between nodes.
-    pub(crate) generation: u64,
     /// What this node knew to be committed when it wrote the entry.
     pub(crate) committed: Option<Position>,
     pub(crate) position: Position,
@@ -42,7 +40,6 @@ pub enum StoredError {
 /// Appends the entry to `buffer` as one sealed record.
 pub(crate) fn write(
     entry: &Entry,
-    generation: u64,
     committed: Option<Position>,
     buffer: &mut Vec<u8>,
 ) -> Result<(), StoredError> {
@@ -52,7 +49,7 @@ pub(crate) fn write(
         EntryPayload::Normal(_) => Payload::Batch,
         EntryPayload::Membership(_) => Payload::Roster,
     };
-    record::encode_into(&Header { generation, committed, position: entry.log_id().into(), payload }, buffer)?;
+    record::encode_into(&Header { committed, position: entry.log_id().into(), payload }, buffer)?;
     match &entry.payload {
         EntryPayload::Blank => {}
         EntryPayload::Normal(batch) => buffer.extend_from_slice(batch.as_bytes()),

@@ -6,7 +6,7 @@
 //! with that error, and the node ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::storage::IOFlushed;
@@ -50,7 +50,7 @@ impl<D: Disk> Writer<D> {
     /// Runs until the last sender is gone.
     pub(crate) fn run(mut self) {
         let mut carried = None;
-        while let Some(first) = carried.take().or_else(|| self.next()) {
+        while let Some(first) = carried.take().or_else(|| self.queue.recv().ok()) {
             let (group, waiters, next) = self.gather(first);
             carried = next;
             let written = self.commit(&group);
@@ -70,25 +70,6 @@ impl<D: Disk> Writer<D> {
         catch_unwind(AssertUnwindSafe(|| self.disk.commit(group))).unwrap_or_else(|panic| {
             Err(StorageError::Panicked { path: "log".into(), detail: panic_text(&*panic) })
         })
-    }
-
-    /// The next thing to do; while there is none, old entries are swept out in small steps.
-    fn next(&mut self) -> Option<Work> {
-        loop {
-            match self.queue.try_recv() {
-                Ok(work) => return Some(work),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => match self.disk.sweep() {
-                    Ok(true) => {}
-                    Ok(false) => return self.queue.recv().ok(),
-                    Err(error) => {
-                        self.report(&error);
-                        self.refuse(None);
-                        return None;
-                    }
-                },
-            }
-        }
     }
 
     /// Takes all that waits and goes together. What does not is handed back, to be next.

@@ -60,7 +60,7 @@ pub(crate) fn write_append(request: &AppendEntriesRequest<TypeConfig>) -> Result
     };
     record::encode_into(&head, &mut buffer)?;
     for entry in &request.entries {
-        stored::write(entry, 0, None, &mut buffer)?;
+        stored::write(entry, None, &mut buffer)?;
     }
     Ok(buffer.into())
 }
