@@ -151,3 +151,22 @@ fn view(cluster: &ClusterView) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(last_index: Option<u64>) -> String {
+        let member =
+            serde_json::json!({"id": 1, "role": "follower", "last_index": last_index, "applied_index": 7});
+        let cluster = serde_json::json!({"node": 1, "leader": null, "term": 2, "members": [member]});
+        view(&serde_json::from_value(cluster).expect("a cluster"))
+    }
+
+    #[test]
+    fn a_dash_is_explained_where_there_is_one() {
+        const EXPLAINED: &str = "-: nobody who answered knows\n";
+        assert!(told(None).ends_with(EXPLAINED), "{}", told(None));
+        assert!(!told(Some(7)).contains(EXPLAINED), "{}", told(Some(7)));
+    }
+}

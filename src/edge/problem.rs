@@ -200,6 +200,14 @@ mod tests {
     }
 
     #[test]
+    fn a_transfer_that_ended_with_another_leader_is_a_conflict() {
+        let answer = Problem::from(MembershipError::LedByAnother { leader: 3, wanted: 2 }).into_answer();
+        let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("json");
+        assert_eq!((answer.status.as_u16(), &body["reason"]), (409, &"membership_conflict".into()));
+        assert_eq!(body["detail"], "node 3 leads now, and not node 2; say it again");
+    }
+
+    #[test]
     fn the_type_has_dashes_where_the_reason_has_underscores() {
         let answer = Problem::new(Kind::NoQuorum, "x").into_answer();
         let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("json");
