@@ -126,6 +126,11 @@ impl<'a> Call<'a> {
         }
     }
 
+    /// Whether anything is different once it was carried out.
+    fn changes(&self) -> bool {
+        self.method != Method::GET
+    }
+
     fn change(
         method: Method,
         path: String,
@@ -356,7 +361,7 @@ impl Client {
                         SendError::unavailable(node.url(), problem)
                     }
                     Err(error) => {
-                        maybe_sent |= error.maybe_sent;
+                        maybe_sent |= error.maybe_sent && call.changes();
                         error
                     }
                 };

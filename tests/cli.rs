@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 fn bad_arguments_fail_with_two_and_say_what_is_wrong() {
     for arguments in [
         &["admit"][..],
-        &["admit", "a", "f"],
+        &["admit", "a"],
         &["admit", "a", "f", "--usage", "requests=-1"],
         &["admit", "a", "f", "--usage", "requests=1", "--hold", "ten minutes"],
         &["grant", "add", "a", "g", "1.1234567"],

@@ -16,10 +16,15 @@ const NO_QUORUM: &str =
     r#"{"type":"https://quorate.dev/problems/no-quorum","title":"no quorum","status":503}"#;
 const UNKNOWN: &str = r#"{"type":"https://quorate.dev/problems/outcome-unknown","title":"?","status":503}"#;
 
+/// What a TLS server says to a request in plain text: a fatal alert, protocol_version.
+const TLS_ALERT: &[u8] = &[0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x46];
+
 /// What a node does with a request.
 #[derive(Clone, Copy)]
 enum Does {
     Answers(u16, &'static str),
+    /// Wants TLS, and is asked in plain text.
+    Alerts,
     /// Takes the request and closes the connection.
     Vanishes,
 }
@@ -72,6 +77,7 @@ async fn serve(mut stream: TcpStream, does: Does, heard: Heard) -> std::io::Resu
         heard.lock().expect("heard").push(text);
         match does {
             Does::Vanishes => return Ok(()),
+            Does::Alerts => return stream.write_all(TLS_ALERT).await,
             Does::Answers(status, body) => {
                 let answer = format!("HTTP/1.1 {status} X\r\ncontent-length: {}\r\n\r\n{body}", body.len());
                 stream.write_all(answer.as_bytes()).await?;
@@ -133,6 +139,21 @@ async fn makes_a_new_key_for_each_change_that_has_none() {
     let keys = keys(&heard);
     assert_eq!(keys.len(), 2);
     assert_ne!(keys[0], keys[1]);
+}
+
+#[tokio::test]
+async fn a_look_that_nobody_answered_has_no_outcome_that_could_be_unknown() {
+    let (vanishing, _) = node(Does::Vanishes).await;
+    let error = client(&[&vanishing]).account("a").await.expect_err("nobody answers");
+    assert!(matches!(error, ClientError::Unavailable { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_node_that_wants_tls_is_recognised() {
+    let (secured, _) = node(Does::Alerts).await;
+    let error = client(&[&secured]).account("a").await.expect_err("no HTTP");
+    let ClientError::Unavailable { source, .. } = &error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("https://"), "{source}");
 }
 
 #[tokio::test]

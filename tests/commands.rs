@@ -54,6 +54,17 @@ fn one_request_is_paid_by_an_allowance_and_two_grants_and_the_next_is_refused() 
 }
 
 #[test]
+fn a_request_that_names_no_usage_counts_as_one() {
+    let nodes = with_account();
+    let (code, answer) = nodes.json(&["admit", ACCOUNT, "code.task"]);
+    assert_eq!((code, &answer["cost"]), (0, &json!("0")));
+    let limits = answer["limits"].as_array().expect("limits");
+    let hourly =
+        limits.iter().find(|limit| limit["name"] == "requests_per_hour").expect("a limit of requests");
+    assert_eq!(hourly["used"], "1");
+}
+
+#[test]
 fn people_are_told_who_paid_what_is_left_and_why_not() {
     let nodes = with_account();
     let output = nodes.quorate(&admit(&["requests=1,video_seconds=65"]));

@@ -28,7 +28,7 @@ pub(super) enum AccountCommand {
         /// Take its spending cap away
         #[arg(long, conflicts_with = "cap")]
         no_cap: bool,
-        /// A closed account refuses admissions and keeps its books
+        /// Open it or close it: a closed account refuses admissions and keeps its books
         #[arg(long, value_enum)]
         state: Option<StateArgument>,
         /// The idempotency key; a random one when absent
@@ -36,7 +36,10 @@ pub(super) enum AccountCommand {
         key: Option<String>,
     },
     /// Show an account: its plan, limits, balances, grants and holds
-    Show { account: String },
+    Show {
+        /// Such as acme:video:u17
+        account: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -77,14 +80,16 @@ impl From<SourceArgument> for GrantSource {
 pub(super) enum GrantCommand {
     /// Add credits; the same id with the same content adds nothing more
     Add {
+        /// Whose wallet it goes into, such as acme:video:u17
         account: String,
         /// Names the grant in its wallet for ever, such as purchase-81
         id: String,
         /// A decimal, such as 100 or 12.5
         credits: Credits,
+        /// Where the credits come from; noted in the books, and no matter for the order of drawing
         #[arg(long, value_enum, default_value = "purchase")]
         source: SourceArgument,
-        /// Drawn from the lowest number up
+        /// Grants are drawn from the lowest number up; 100 when absent
         #[arg(long)]
         priority: Option<u32>,
         /// When it can first be drawn, such as 2027-11-22T00:00:00Z; at once when absent

@@ -14,8 +14,9 @@ pub(super) struct AdmitArgs {
     account: String,
     /// What is asked for, such as video.generate
     feature: String,
-    /// How much of each unit, by repetition or with commas: requests=1,video_seconds=20
-    #[arg(long, value_name = "UNIT=N", value_delimiter = ',', required = true)]
+    /// How much of each unit, by repetition or with commas: video_seconds=20. A unit that is not named
+    /// counts 0, except requests, which counts 1
+    #[arg(long, value_name = "UNIT=N", value_delimiter = ',')]
     usage: Vec<UnitAmount>,
     /// What is said of the request, such as resolution=1080p
     #[arg(long = "attribute", value_name = "NAME=VALUE")]
@@ -54,6 +55,7 @@ pub(super) enum AdmissionCommand {
     Extend {
         /// Such as adm_2f
         id: String,
+        /// How long from now, such as 10m; a hold that lasts longer already is left as it is
         #[arg(long, value_name = "TIME")]
         ttl: Span,
         /// The idempotency key; a random one when absent

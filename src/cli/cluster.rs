@@ -18,12 +18,17 @@ const VIEW_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Subcommand)]
 pub(super) enum ClusterCommand {
     /// Show who leads and who lags
+    ///
+    /// What is shown is what the leader sees: `last` is the last entry of a node's log, as far as the leader
+    /// knows it, and `applied` is how far the node says that it has applied the log. A dash stands for what
+    /// nobody who was asked could say: that node, or the leader, did not answer.
     Status,
     /// Add a node as a learner: it is sent everything and has no vote yet
     Join {
         /// Its id, never used before in this cluster
         #[arg(long)]
         id: u64,
+        /// Where it stands: a name for people, shown by `status`
         #[arg(long)]
         region: String,
         /// Where the other nodes reach it, such as 10.0.0.4:7200
@@ -34,11 +39,20 @@ pub(super) enum ClusterCommand {
         client_address: String,
     },
     /// Give a learner that has caught up a vote
-    Promote { id: u64 },
+    Promote {
+        /// The id of the learner
+        id: u64,
+    },
     /// Take a node out of the cluster
-    Leave { id: u64 },
+    Leave {
+        /// The id of the node, which is used up by this
+        id: u64,
+    },
     /// Hand the leadership to a node
-    Transfer { id: u64 },
+    Transfer {
+        /// The id of the node that is to lead
+        id: u64,
+    },
 }
 
 pub(super) async fn run(command: ClusterCommand, global: &Global) -> Result<Done, CliError> {
@@ -132,5 +146,27 @@ fn view(cluster: &ClusterView) -> String {
         ]);
     }
     text.push_str(&table.lines(2));
+    if cluster.members.iter().any(|member| member.last_index.is_none() || member.applied_index.is_none()) {
+        text.push_str("  -: nobody who answered knows\n");
+    }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(last_index: Option<u64>) -> String {
+        let member =
+            serde_json::json!({"id": 1, "role": "follower", "last_index": last_index, "applied_index": 7});
+        let cluster = serde_json::json!({"node": 1, "leader": null, "term": 2, "members": [member]});
+        view(&serde_json::from_value(cluster).expect("a cluster"))
+    }
+
+    #[test]
+    fn a_dash_is_explained_where_there_is_one() {
+        const EXPLAINED: &str = "-: nobody who answered knows\n";
+        assert!(told(None).ends_with(EXPLAINED), "{}", told(None));
+        assert!(!told(Some(7)).contains(EXPLAINED), "{}", told(Some(7)));
+    }
 }

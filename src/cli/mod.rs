@@ -20,7 +20,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::{Client, ClientError, NodeUrl, Options};
 use crate::telemetry;
@@ -32,9 +32,17 @@ const REFUSED: u8 = 1;
 /// The exit code for everything that could not be done. Clap uses the same for bad arguments.
 const FAILED: u8 = 2;
 
+/// Where the help lists how to reach the cluster.
+const CLUSTER_HEADING: &str = "Cluster";
+
+const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
+
+/// The commands that ask no node.
+const LOCAL_COMMANDS: [&[&str]; 3] = [&["serve"], &["token"], &["policy", "check"]];
+
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
-#[command(name = "quorate", version, max_term_width = 100)]
+#[command(name = "quorate", version, max_term_width = 100, after_help = EXIT_CODES)]
 struct Cli {
     #[command(flatten)]
     global: Global,
@@ -53,17 +61,17 @@ pub struct Global {
         env = "QUORATE_NODES",
         value_delimiter = ',',
         default_value = "http://127.0.0.1:7101,http://127.0.0.1:7102,http://127.0.0.1:7103",
-        help_heading = "Cluster"
+        help_heading = CLUSTER_HEADING
     )]
     pub nodes: Vec<NodeUrl>,
     /// The access token, where the cluster wants one
-    #[arg(long, global = true, env = "QUORATE_TOKEN", hide_env_values = true, help_heading = "Cluster")]
+    #[arg(long, global = true, env = "QUORATE_TOKEN", hide_env_values = true, help_heading = CLUSTER_HEADING)]
     pub token: Option<String>,
     /// The certificate authority of the cluster (PEM), for https
-    #[arg(long, value_name = "FILE", global = true, env = "QUORATE_CA", help_heading = "Cluster")]
+    #[arg(long, value_name = "FILE", global = true, env = "QUORATE_CA", help_heading = CLUSTER_HEADING)]
     pub ca: Option<PathBuf>,
     /// Print JSON, for scripts
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub json: bool,
 }
 
@@ -120,9 +128,34 @@ impl Done {
     }
 }
 
+/// The command line as it is parsed and explained.
+fn command() -> clap::Command {
+    let mut command = Cli::command();
+    // Global arguments are in the subcommands only after this.
+    command.build();
+    for path in LOCAL_COMMANDS {
+        command = without_cluster(command, path);
+    }
+    command
+}
+
+/// Leaves out of the help of the command at `path` how to reach the cluster.
+fn without_cluster(command: clap::Command, path: &[&str]) -> clap::Command {
+    match path {
+        [] => command.mut_args(|argument| match argument.get_help_heading() {
+            Some(CLUSTER_HEADING) => argument.hide(true),
+            _ => argument,
+        }),
+        [name, rest @ ..] => command.mut_subcommand(name, |command| without_cluster(command, rest)),
+    }
+}
+
 /// Parses the arguments, carries them out, and shows what came of it.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::from_arg_matches(&command().get_matches()) {
+        Ok(cli) => cli,
+        Err(error) => error.exit(),
+    };
     let json = cli.global.json;
     match run(cli) {
         Ok(done) => show(done),
@@ -181,10 +214,64 @@ fn fail(error: &CliError) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use super::*;
 
     #[test]
     fn the_arguments_are_consistent() {
-        super::Cli::command().debug_assert();
+        Cli::command().debug_assert();
+    }
+
+    /// Calls `look` with every command and its name, from the root down.
+    fn walk(command: &clap::Command, name: &str, look: &mut impl FnMut(&str, &clap::Command)) {
+        look(name, command);
+        for inner in command.get_subcommands().filter(|inner| inner.get_name() != "help") {
+            walk(inner, &format!("{name} {}", inner.get_name()), look);
+        }
+    }
+
+    #[test]
+    fn every_command_and_argument_is_explained() {
+        let mut silent = Vec::new();
+        walk(&command(), "quorate", &mut |name, command| {
+            if command.get_about().is_none() {
+                silent.push(name.to_owned());
+            }
+            for argument in command.get_arguments() {
+                let helps = [argument.get_help(), argument.get_long_help()];
+                if helps.into_iter().flatten().all(|help| help.to_string().is_empty()) {
+                    silent.push(format!("{name}: {}", argument.get_id()));
+                }
+            }
+        });
+        assert!(silent.is_empty(), "without help: {silent:#?}");
+    }
+
+    #[test]
+    fn only_what_asks_a_cluster_says_how_to_reach_it() {
+        let mut local = Vec::new();
+        walk(&command(), "quorate", &mut |name, command| {
+            let mut arguments = command.get_arguments();
+            let shown =
+                arguments.any(|one| one.get_help_heading() == Some(CLUSTER_HEADING) && !one.is_hide_set());
+            if !shown {
+                local.push(name.to_owned());
+            }
+        });
+        local.sort();
+        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate token"]);
+    }
+
+    #[test]
+    fn how_to_reach_the_cluster_may_stand_before_and_after_the_command() {
+        for arguments in [
+            ["quorate", "--node", "http://127.0.0.1:1", "policy", "show"],
+            ["quorate", "policy", "--node", "http://127.0.0.1:1", "show"],
+            ["quorate", "policy", "show", "--node", "http://127.0.0.1:1"],
+        ] {
+            let matches = command().try_get_matches_from(arguments).expect("they are understood");
+            let cli = Cli::from_arg_matches(&matches).expect("they are complete");
+            let nodes: Vec<String> = cli.global.nodes.iter().map(ToString::to_string).collect();
+            assert_eq!(nodes, ["http://127.0.0.1:1"], "{arguments:?}");
+        }
     }
 }

@@ -56,6 +56,14 @@ impl Table {
     }
 }
 
+/// A count with its noun: `1 plan`, `4 plans`.
+pub(super) fn number_of(count: usize, noun: &str) -> String {
+    match count {
+        1 => format!("1 {noun}"),
+        _ => format!("{count} {noun}s"),
+    }
+}
+
 /// Appends to a text, which cannot fail.
 pub(super) fn put(text: &mut String, what: std::fmt::Arguments<'_>) {
     _ = text.write_fmt(what);

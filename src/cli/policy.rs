@@ -12,8 +12,9 @@ use crate::decision::policy::{Document, Policy};
 pub(super) enum PolicyCommand {
     /// Show the policy in force, as TOML
     Show,
-    /// Replace the policy by a TOML file
+    /// Replace the policy by a file, which is checked first
     Put {
+        /// The whole policy, in TOML (in JSON it can be put over HTTP)
         file: PathBuf,
         /// Only if this is still the revision in force
         #[arg(long, value_name = "REVISION")]
@@ -22,8 +23,11 @@ pub(super) enum PolicyCommand {
         #[arg(long)]
         key: Option<String>,
     },
-    /// Check a TOML file without asking any node
-    Check { file: PathBuf },
+    /// Check a file without asking any node
+    Check {
+        /// The whole policy, in TOML
+        file: PathBuf,
+    },
 }
 
 pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done, CliError> {
@@ -54,7 +58,12 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
                 true => {
                     format!("{}\n", serde_json::json!({"valid": true, "features": features, "plans": plans}))
                 }
-                false => format!("{} is a policy: {features} features, {plans} plans\n", file.display()),
+                false => format!(
+                    "{} is a policy: {}, {}\n",
+                    file.display(),
+                    output::number_of(features, "feature"),
+                    output::number_of(plans, "plan")
+                ),
             }))
         }
     }

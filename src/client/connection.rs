@@ -231,7 +231,12 @@ impl Node {
                     Some(unsent) => request = unsent,
                     None => {
                         let error = error.into_error();
-                        return Err(failed(true, "broke off", Some(error.into())));
+                        let what = match (error.is_parse(), &self.tls) {
+                            (true, None) => "answers something else than HTTP (TLS takes https:// here)",
+                            (true, Some(_)) => "answers something else than HTTP",
+                            (false, _) => "broke off",
+                        };
+                        return Err(failed(true, what, Some(error.into())));
                     }
                 },
                 Err(_) => return Err(failed(true, "does not answer in time", None)),

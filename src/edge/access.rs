@@ -11,7 +11,8 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
 use crate::edge::calls::Needs;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::kind::Kind;
+use crate::edge::problem::Problem;
 
 /// What a token allows. Each role may do what the ones before it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]

@@ -2,9 +2,11 @@
 
 use axum::http::StatusCode;
 
+use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::body;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::kind::Kind;
+use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
 use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody};
@@ -19,8 +21,9 @@ pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
     let view = asked.replica().read(|state| state.account(&account)).await?;
-    let view =
-        view.ok_or_else(|| Problem::new(Kind::AccountUnknown, format!("there is no account {account:?}")))?;
+    let view = view.ok_or_else(|| {
+        Problem::new(Kind::Refused(Reason::AccountUnknown), format!("there is no account {account:?}"))
+    })?;
     Ok(Answer::json(StatusCode::OK, &AccountAnswer { view: &view, receipt: None }))
 }
 

@@ -3,9 +3,11 @@
 use axum::http::StatusCode;
 
 use crate::decision::command::{Command, Extend, Release};
+use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::body;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::kind::Kind;
+use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
 use crate::edge::wire::admission::{AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody};
@@ -67,7 +69,10 @@ pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let admission = asked.admission().await?;
     let view = asked.replica().read(|state| state.admission(admission)).await?;
     let view = view.ok_or_else(|| {
-        Problem::new(Kind::AdmissionUnknown, format!("there is no admission {admission}, or not any more"))
+        Problem::new(
+            Kind::Refused(Reason::AdmissionUnknown),
+            format!("there is no admission {admission}, or not any more"),
+        )
     })?;
     Ok(Answer::json(StatusCode::OK, &view))
 }

@@ -14,8 +14,9 @@ use http_body_util::BodyExt;
 use serde::de::{Deserialize, DeserializeSeed, Deserializer, Visitor};
 use serde_json::error::Category;
 
+use crate::edge::kind::Kind;
 use crate::edge::limits::DISCARD_FACTOR;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 
 /// Takes the whole body, or says why not.
 pub(crate) async fn collect(headers: &HeaderMap, body: Body, bytes_max: usize) -> Result<Bytes, Problem> {

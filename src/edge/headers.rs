@@ -6,8 +6,9 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use sfv::{BareItemFromInput, KeyRef, ListSerializer, Parser, StringRef, key_ref};
 
 use crate::decision::reply::LimitStatus;
+use crate::edge::kind::Kind;
 use crate::edge::limits::{KEY_BYTES_MAX, RATE_LIMIT_ITEMS_MAX, RETRY_AFTER_DEFAULT_S};
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 use crate::units::{MICROS, Millis};
 
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");

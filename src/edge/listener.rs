@@ -21,12 +21,13 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tower::Service;
 
+use crate::edge::kind::Kind;
 use crate::edge::limits::{
     ACCEPT_BACKOFF, CONNECTION_BUFFER_BYTES_MIN, REFUSAL_TIMEOUT, REFUSALS_AT_ONCE_MAX, duration,
 };
 use crate::edge::metrics::count;
 use crate::edge::pace::{Pace, Paced};
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 use crate::edge::router::router;
 use crate::edge::tls::{TlsError, acceptor};
 use crate::edge::{Settings, Shared};

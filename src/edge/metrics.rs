@@ -11,7 +11,7 @@ use axum::http::StatusCode;
 
 use crate::decision::reply::{Outcome, Reason, Reply};
 use crate::edge::calls::Call;
-use crate::edge::problem::refusal_words;
+use crate::edge::kind::Kind;
 use crate::replication::ClusterView;
 
 const CALLS: usize = Call::ALL.len();
@@ -166,7 +166,7 @@ impl Metrics {
         for (reason, counter) in REASONS.into_iter().zip(&self.refused) {
             let refused = read(counter);
             if refused > 0 {
-                let (_, name, _) = refusal_words(reason);
+                let name = Kind::Refused(reason).words().reason;
                 writeln!(text, "quorate_decisions_total{{outcome=\"refused\",reason=\"{name}\"}} {refused}")?;
             }
         }
@@ -193,7 +193,13 @@ impl Metrics {
         let is_leader = u64::from(cluster.leader == Some(cluster.node));
         single(text, "quorate_raft_is_leader", "gauge", "Whether this node leads.", is_leader)?;
         let has_leader = u64::from(cluster.leader.is_some());
-        single(text, "quorate_raft_has_leader", "gauge", "Whether this node knows a leader.", has_leader)?;
+        single(
+            text,
+            "quorate_raft_has_leader",
+            "gauge",
+            "Whether this node follows or is a leader that a majority follows.",
+            has_leader,
+        )?;
         if let Some(own) = cluster.members.iter().find(|member| member.id == cluster.node) {
             let last = own.last_index.unwrap_or(0);
             single(text, "quorate_raft_last_index", "gauge", "The last entry of this node's log.", last)?;

@@ -10,7 +10,7 @@
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
 //! - `admissions`, `accounts`, `policy`, `cluster`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `replies` writes it
-//! - `problem`, `headers`, `access`, `metrics`, `limits`
+//! - `problem` and `kind`, `headers`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;
@@ -20,6 +20,7 @@ mod body;
 mod calls;
 mod cluster;
 mod headers;
+mod kind;
 mod limits;
 mod listener;
 mod metrics;

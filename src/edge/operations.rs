@@ -3,8 +3,9 @@
 use axum::http::{HeaderValue, StatusCode};
 
 use crate::edge::answer::Answer;
+use crate::edge::kind::Kind;
 use crate::edge::limits::READY_TIMEOUT;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
 use crate::edge::wire::json::{WriteJson, write_object};
 

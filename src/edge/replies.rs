@@ -6,7 +6,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use crate::decision::reply::{AdmissionId, Outcome, Refusal, Reply};
 use crate::edge::answer::Answer;
 use crate::edge::headers::{IDEMPOTENCY_REPLAYED, insert_rate_limits, insert_retry_after, revision_tag};
-use crate::edge::problem::{refusal_words, status_code};
+use crate::edge::kind::Kind;
 use crate::edge::wire::account::{AccountAnswer, GrantAnswer};
 use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, RefusalAnswer, SettledAnswer};
 use crate::edge::wire::evidence::{HoldEnd, Receipt};
@@ -35,7 +35,7 @@ fn insert_replayed(headers: &mut HeaderMap, reply: &Reply) {
 }
 
 fn insert_refusal(headers: &mut HeaderMap, now: Millis, refusal: &Refusal) {
-    if refusal_words(refusal.reason).0 == 429 || refusal.would_pass_at.is_some() {
+    if Kind::Refused(refusal.reason).words().status == 429 || refusal.would_pass_at.is_some() {
         insert_retry_after(headers, now, refusal.would_pass_at);
     }
     insert_rate_limits(headers, now, &refusal.limits);
@@ -53,9 +53,8 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             answer
         }
         Outcome::Refused(refusal) => {
-            let (status, _, _) = refusal_words(refusal.reason);
             let body = RefusalAnswer { refusal, entry: Entry::default(), receipt };
-            let mut answer = Answer::problem(status_code(status), &body);
+            let mut answer = Answer::problem(Kind::Refused(refusal.reason).words().status_code(), &body);
             insert_refusal(&mut answer.headers, now, refusal);
             answer
         }

@@ -8,10 +8,11 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 
 use crate::decision::command::{Command, Key, Request};
-use crate::decision::reply::{AdmissionId, Reply};
+use crate::decision::reply::{AdmissionId, Reason, Reply};
 use crate::edge::headers::idempotency_key;
+use crate::edge::kind::Kind;
 use crate::edge::metrics::Metrics;
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 use crate::edge::{Shared, body};
 use crate::replication::{Proposal, Replica, fingerprint};
 
@@ -68,7 +69,7 @@ impl Asked {
     pub(crate) async fn admission(&mut self) -> Result<AdmissionId, Problem> {
         let text = self.segment("admission").await?;
         text.parse().map_err(|error: crate::decision::reply::ParseAdmissionIdError| {
-            Problem::new(Kind::AdmissionUnknown, error.to_string()).at_field("admission")
+            Problem::new(Kind::Refused(Reason::AdmissionUnknown), error.to_string()).at_field("admission")
         })
     }
 

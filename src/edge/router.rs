@@ -8,15 +8,15 @@ use std::time::Instant;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::HeaderMap;
-use axum::http::request::Parts;
+use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use axum::routing::{MethodFilter, MethodRouter, on};
 
 use crate::edge::answer::Answer;
 use crate::edge::calls::Call;
+use crate::edge::kind::Kind;
 use crate::edge::limits::{Limits, duration};
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
 use crate::edge::{Shared, accounts, admissions, body, cluster, operations, policy};
 
@@ -57,8 +57,12 @@ where
 
 fn unrouted(shared: &Shared, kind: Kind, request: &Request) -> Response {
     shared.metrics.unrouted();
-    let detail = format!("{} {}", request.method(), request.uri().path());
-    Problem::new(kind, detail).into_answer().into_response()
+    let (method, target) = (request.method(), request.uri());
+    let problem = match check_headers(&shared.limits, request.headers(), target) {
+        Ok(()) => Problem::new(kind, format!("{method} {}", target.path())),
+        Err(problem) => problem,
+    };
+    problem.into_answer().into_response()
 }
 
 async fn answer(shared: Arc<Shared>, call: Call, request: Request) -> Response {
@@ -73,7 +77,7 @@ async fn answer(shared: Arc<Shared>, call: Call, request: Request) -> Response {
 
 async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Answer, Problem> {
     let (parts, body) = request.into_parts();
-    check_headers(&shared.limits, &parts)?;
+    check_headers(&shared.limits, &parts.headers, &parts.uri)?;
     shared.access.check(call.needs(), &parts.headers)?;
     let timeout = duration(shared.limits.request_timeout);
     let mut arrived = false;
@@ -92,18 +96,19 @@ async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Ans
     }
 }
 
-fn check_headers(limits: &Limits, parts: &Parts) -> Result<(), Problem> {
+fn check_headers(limits: &Limits, headers: &HeaderMap, target: &Uri) -> Result<(), Problem> {
     let too_large = |detail: String| {
         let mut problem = Problem::new(Kind::HeadersTooLarge, detail);
         problem.close();
         Err(problem)
     };
-    if parts.headers.len() > limits.headers_max {
+    if headers.len() > limits.headers_max {
         return too_large(format!("the request has more than {} headers", limits.headers_max));
     }
-    let target = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    if header_bytes(&parts.headers) + target > limits.header_bytes_max {
-        return too_large(format!("the headers have more than {} bytes", limits.header_bytes_max));
+    let target_bytes = target.path_and_query().map_or(0, |target| target.as_str().len());
+    if header_bytes(headers) + target_bytes > limits.header_bytes_max {
+        let detail = format!("the request line and headers have more than {} bytes", limits.header_bytes_max);
+        return too_large(detail);
     }
     Ok(())
 }

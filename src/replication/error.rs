@@ -170,6 +170,8 @@ pub enum MembershipError {
     ShuttingDown,
     #[error("the node has failed: {0}")]
     Fatal(String),
+    #[error("node {leader} leads now, and not node {wanted}; say it again")]
+    LedByAnother { leader: u64, wanted: u64 },
 }
 
 /// Why a node did not stop cleanly. It is safe all the same: it is as after a power cut.

@@ -154,7 +154,7 @@ impl Changes {
             match metrics.borrow_and_update().current_leader {
                 Some(leader) if leader == id => return ChangeAnswer::Done,
                 Some(leader) if leader != self.node => {
-                    return failed(MembershipError::Invalid(format!("node {leader} leads instead")));
+                    return failed(MembershipError::LedByAnother { leader, wanted: id });
                 }
                 _ => {}
             }

@@ -19,6 +19,7 @@ mod checkpoint;
 mod clock;
 mod entry;
 mod error;
+mod heard;
 mod identity;
 mod log;
 mod machine;

@@ -23,6 +23,7 @@ use crate::replication::entry::Proposal;
 use crate::replication::error::{
     FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError, full_text,
 };
+use crate::replication::heard::LeaderHeard;
 use crate::replication::identity::Identity;
 use crate::replication::log::LogStore;
 use crate::replication::log::disk::{Recovered, WriteCount};
@@ -39,7 +40,7 @@ use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
 use crate::replication::upgrade;
-use crate::replication::view::{self, ClusterView};
+use crate::replication::view::{self, ClusterView, Outlook};
 use crate::replication::waiting::{Origin, Refusal};
 
 #[cfg(test)]
@@ -52,6 +53,7 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     settings: Settings,
     raft: Raft,
+    heard: Arc<LeaderHeard>,
     shared: Shared,
     batcher: Arc<Batcher>,
     reads: Arc<Reads>,
@@ -162,10 +164,12 @@ impl Replica {
             raft: raft.clone(),
             peers,
         });
+        let heard = Arc::new(LeaderHeard::new(Instant::now()));
         let desk = Arc::new(Desk {
             passport,
             timing,
             raft: raft.clone(),
+            heard: heard.clone(),
             shared: shared.clone(),
             batcher: batcher.clone(),
             reads: reads.clone(),
@@ -200,6 +204,7 @@ impl Replica {
         let replica = Replica(Arc::new(Inner {
             settings,
             raft,
+            heard,
             shared,
             batcher: batcher.clone(),
             reads: reads.clone(),
@@ -267,7 +272,16 @@ impl Replica {
 
     /// The cluster as this node sees it.
     pub fn cluster(&self) -> ClusterView {
-        view::look(&self.0.raft, &self.0.settings.cluster_id, self.0.settings.member.id)
+        let settings = &self.0.settings;
+        let timing = &settings.timing;
+        view::look(&Outlook {
+            raft: &self.0.raft,
+            heard: &self.0.heard,
+            cluster_id: &settings.cluster_id,
+            node: settings.member.id,
+            // After so long, no follower believes in its leader any more.
+            silence_max: duration(timing.election_max) + duration(timing.election_min),
+        })
     }
 
     /// Lets a node in, as a learner. From any node; done when the leader has it on a majority.

@@ -1,9 +1,13 @@
 //! The cluster as one node sees it, for people and scripts.
 
+use std::time::Duration;
+
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
 use serde::Serialize;
+use tokio::time::Instant;
 
+use crate::replication::heard::LeaderHeard;
 use crate::replication::types::Raft;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -11,6 +15,8 @@ pub struct ClusterView {
     pub cluster_id: String,
     /// The node that looks.
     pub node: u64,
+    /// Who leads: known to this node by what it heard lately, from the leader or, if it leads itself, from a
+    /// majority. `None` where there was silence.
     pub leader: Option<u64>,
     pub term: u64,
     pub members: Vec<MemberView>,
@@ -45,12 +51,31 @@ pub enum Role {
     Unknown,
 }
 
-/// What `raft` knows now. The leader knows the others' logs; the others know their own.
-pub(crate) fn look(raft: &Raft, cluster_id: &str, node: u64) -> ClusterView {
+/// What is to be looked at.
+pub(crate) struct Outlook<'a> {
+    pub(crate) raft: &'a Raft,
+    pub(crate) heard: &'a LeaderHeard,
+    pub(crate) cluster_id: &'a str,
+    pub(crate) node: u64,
+    /// After how long without a word a leader is none.
+    pub(crate) silence_max: Duration,
+}
+
+/// What is known now. The leader knows the others' logs; the others know their own.
+pub(crate) fn look(outlook: &Outlook<'_>) -> ClusterView {
+    let &Outlook { raft, heard, cluster_id, node, silence_max } = outlook;
     let metrics = raft.metrics();
     let metrics = metrics.borrow_watched();
     let membership = metrics.membership_config.membership();
     let voters: Vec<u64> = membership.voter_ids().collect();
+    let leader = metrics.current_leader.filter(|leader| match *leader == node {
+        // A single voter is a majority, and hears of nobody.
+        true => {
+            let acknowledged = metrics.last_quorum_acked.map(|at| openraft::Instant::elapsed(&*at));
+            voters == [node] || acknowledged.is_some_and(|silence| silence < silence_max)
+        }
+        false => heard.within(silence_max, Instant::now()),
+    });
     let members = membership
         .nodes()
         .map(|(id, member)| {
@@ -59,9 +84,10 @@ pub(crate) fn look(raft: &Raft, cluster_id: &str, node: u64) -> ClusterView {
             let voter = voters.contains(&id);
             let role = match metrics.state {
                 ServerState::Candidate if itself => Role::Candidate,
-                _ if metrics.current_leader == Some(id) => Role::Leader,
+                _ if leader == Some(id) => Role::Leader,
                 _ if !voter => Role::Learner,
-                _ if itself || metrics.current_leader.is_some() => Role::Follower,
+                ServerState::Follower if itself => Role::Follower,
+                _ if leader.is_some() => Role::Follower,
                 _ => Role::Unknown,
             };
             let replicated = metrics.replication.as_ref().and_then(|all| all.get(&id).copied().flatten());
@@ -84,11 +110,5 @@ pub(crate) fn look(raft: &Raft, cluster_id: &str, node: u64) -> ClusterView {
             }
         })
         .collect();
-    ClusterView {
-        cluster_id: cluster_id.to_owned(),
-        node,
-        leader: metrics.current_leader,
-        term: metrics.current_term,
-        members,
-    }
+    ClusterView { cluster_id: cluster_id.to_owned(), node, leader, term: metrics.current_term, members }
 }

@@ -38,6 +38,10 @@ fn is_left_alone(cluster: &Cluster, alone: usize, name: &str) -> Vec<String> {
     cluster.nodes.wait_until("the node that is alone is not ready", |_| {
         cluster.ask(alone, "GET", "/readyz", None, "").status == 503
     });
+    cluster.nodes.wait_until("the node that is alone names no leader", |_| {
+        let view = cluster.ask(alone, "GET", "/v1/cluster", None, "").body;
+        view["node"] == alone && view["leader"].is_null()
+    });
     unknown
 }
 

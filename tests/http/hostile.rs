@@ -356,6 +356,13 @@ async fn what_is_too_large_is_turned_away() {
     let mut client = node.connect().await;
     let path = format!("/v1/accounts/{long}");
     client.get(&path).await.problem(431, "headers_too_large");
+    assert!(client.is_closed().await);
+    // The same where there is no such call, or not with this method.
+    for (method, path) in [("GET", format!("/{long}")), ("DELETE", path)] {
+        let mut client = node.connect().await;
+        client.request(method, &path, &[], b"").await.problem(431, "headers_too_large");
+        assert!(client.is_closed().await);
+    }
     let mut client = node.connect().await;
     let many: Vec<(String, &str)> = (0..20).map(|n| (format!("x-{n}"), "v")).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(name, value)| (name.as_str(), *value)).collect();

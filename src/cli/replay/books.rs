@@ -197,6 +197,11 @@ impl Books {
         }
     }
 
+    /// How many accounts are above all others.
+    pub fn ancestors(&self) -> usize {
+        self.ancestors.len()
+    }
+
     /// Everything to be compared at the end.
     pub fn all(&self) -> Vec<Arc<Account>> {
         let mut all: Vec<_> = locked(&self.accounts).values().cloned().collect();

@@ -28,7 +28,7 @@ use crate::units::{Credits, Span};
 
 use books::{Account, Books, Opening};
 use feed::{Due, Feed, Speed};
-use report::{Report, Tally};
+use report::{Refused, Report, Tally};
 use trace::{Format, Reading, UsageRule};
 
 pub use trace::TraceError;
@@ -164,6 +164,7 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
     let begun = Instant::now();
     let (tally, failure) = replay.drive(&args.account_prefix, args.connections, args.limit).await;
     let duration = begun.elapsed();
+    let ancestors = replay.books.ancestors();
     let (accounts, mismatches, unread) = replay.verify(args.connections).await;
     let report = Report {
         trace: args.trace.display().to_string(),
@@ -173,7 +174,8 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
         run,
         tally,
         duration,
-        accounts,
+        accounts: accounts - ancestors,
+        ancestors,
         failure: failure.or(unread),
         mismatches,
     };
@@ -345,7 +347,7 @@ impl Replay {
     }
 
     fn count_refusal(&self, problem: &Problem, tally: &mut Tally) {
-        tally.refuse(problem.reason_or_status());
+        tally.refuse(Refused::by(problem));
         self.decided.fetch_add(1, Ordering::Relaxed);
         self.refused.fetch_add(1, Ordering::Relaxed);
     }

@@ -7,7 +7,7 @@ use hdrhistogram::Histogram;
 use serde_json::json;
 
 use crate::cli::output::{Table, put};
-use crate::client::{Payer, Payment};
+use crate::client::{Payer, Payment, Problem};
 use crate::units::Credits;
 
 /// The longest latency that is told apart, and with how many digits.
@@ -19,11 +19,35 @@ const MISMATCHES_SHOWN_MAX: usize = 20;
 const QUANTILES: [(&str, f64); 5] =
     [("p50", 0.50), ("p90", 0.90), ("p99", 0.99), ("p99.9", 0.999), ("max", 1.0)];
 
+/// Why requests were refused: the reason, and the limit or capacity where one was the matter.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Refused {
+    reason: String,
+    limit: Option<String>,
+}
+
+impl Refused {
+    pub fn by(problem: &Problem) -> Refused {
+        let limit = problem.layer.as_ref().and_then(|layer| layer.name.clone());
+        Refused { reason: problem.reason_or_status(), limit }
+    }
+}
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Refused { reason, limit } = self;
+        match limit {
+            Some(limit) => write!(f, "{reason} {limit}"),
+            None => f.write_str(reason),
+        }
+    }
+}
+
 /// What one sender counted. Tallies add up.
 #[derive(Debug)]
 pub(super) struct Tally {
     pub admitted: u64,
-    pub refused: BTreeMap<String, u64>,
+    pub refused: BTreeMap<Refused, u64>,
     /// Decisions that the cluster had made before this answer of it came through.
     pub replayed: u64,
     /// Calls that took more than one attempt, and all attempts.
@@ -73,8 +97,8 @@ impl Tally {
         }
     }
 
-    pub fn refuse(&mut self, reason: String) {
-        *self.refused.entry(reason).or_default() += 1;
+    pub fn refuse(&mut self, refused: Refused) {
+        *self.refused.entry(refused).or_default() += 1;
     }
 
     pub fn answered(&mut self, after: Duration, attempts: u32) {
@@ -92,8 +116,8 @@ impl Tally {
         self.attempts += other.attempts;
         self.paid_by_grants += other.paid_by_grants;
         self.late_us_max = self.late_us_max.max(other.late_us_max);
-        for (reason, count) in other.refused {
-            *self.refused.entry(reason).or_default() += count;
+        for (refused, count) in other.refused {
+            *self.refused.entry(refused).or_default() += count;
         }
         for (name, credits) in other.paid_by_limits {
             *self.paid_by_limits.entry(name).or_default() += credits;
@@ -115,7 +139,10 @@ pub(super) struct Report {
     pub run: String,
     pub tally: Tally,
     pub duration: Duration,
+    /// Those that the trace names.
     pub accounts: usize,
+    /// Those above them, which the prefix names.
+    pub ancestors: usize,
     /// Why it ended before the trace did, where that was a failure.
     pub failure: Option<String>,
     pub mismatches: Vec<String>,
@@ -146,6 +173,13 @@ impl Report {
             .collect();
         let limits: BTreeMap<&str, String> =
             tally.paid_by_limits.iter().map(|(name, sum)| (name.as_str(), credits(*sum))).collect();
+        let (mut reasons, mut refused_by) = (BTreeMap::<&str, u64>::new(), BTreeMap::<&str, u64>::new());
+        for (refused, count) in &tally.refused {
+            *reasons.entry(&refused.reason).or_default() += count;
+            if let Some(limit) = &refused.limit {
+                *refused_by.entry(limit).or_default() += count;
+            }
+        }
         let value = json!({
             "trace": self.trace,
             "format": self.format,
@@ -154,7 +188,8 @@ impl Report {
             "run": self.run,
             "decisions": tally.decisions(),
             "admitted": tally.admitted,
-            "refused": tally.refused,
+            "refused": reasons,
+            "refused_by": {"limits": refused_by},
             "calls": tally.calls,
             "calls_retried": tally.calls_retried,
             "attempts": tally.attempts,
@@ -165,6 +200,7 @@ impl Report {
             "duration_s": self.duration.as_secs_f64(),
             "decisions_per_second": self.per_second(),
             "accounts": self.accounts,
+            "ancestors": self.ancestors,
             "failure": self.failure,
             "books": {"balanced": self.is_good(), "mismatches": self.mismatches},
         });
@@ -247,7 +283,10 @@ impl Report {
     fn books(&self) -> String {
         match (self.mismatches.len(), &self.failure) {
             (0, None) => {
-                format!("balanced: every credit that was paid is accounted for in {} accounts", self.accounts)
+                format!(
+                    "balanced: every credit that was paid is accounted for in {} accounts and the {} above them",
+                    self.accounts, self.ancestors
+                )
             }
             (0, Some(_)) => "no mismatch was found, but not every outcome is known".into(),
             (1, _) => "1 mismatch".into(),
@@ -268,7 +307,7 @@ mod tests {
     fn tallies_add_up() {
         let mut one = Tally::new();
         one.admit(&[payment(Payer::Limit { level: 1, name: "week".into() }, 3)]);
-        one.refuse("credits_short".into());
+        one.refuse(Refused { reason: "credits_short".into(), limit: None });
         one.answered(Duration::from_millis(5), 1);
         let mut other = Tally::new();
         other.admit(&[
@@ -282,20 +321,40 @@ mod tests {
         assert_eq!(one.latency_us.len(), 2);
     }
 
-    #[test]
-    fn a_report_says_what_does_not_balance() {
-        let report = Report {
+    fn report(tally: Tally, mismatches: Vec<String>) -> Report {
+        Report {
             trace: "t.csv".into(),
             format: "plain",
             rules: vec![],
             speed: "max".into(),
             run: "r".into(),
-            tally: Tally::new(),
+            tally,
             duration: Duration::from_secs(1),
             accounts: 1,
+            ancestors: 1,
             failure: None,
-            mismatches: vec!["a:b: limit week was exceeded: 11 of 10".into()],
-        };
+            mismatches,
+        }
+    }
+
+    #[test]
+    fn a_report_names_the_limit_that_refused() {
+        let mut tally = Tally::new();
+        for limit in [Some("per_minute"), Some("per_minute"), Some("at_once"), None] {
+            let reason = if limit.is_some() { "limit_reached" } else { "credits_short" };
+            tally.refuse(Refused { reason: reason.into(), limit: limit.map(str::to_owned) });
+        }
+        let report = report(tally, vec![]);
+        let told = "refused    4: limit_reached per_minute 2, credits_short 1, limit_reached at_once 1\n";
+        assert!(report.text().contains(told), "{}", report.text());
+        let json: serde_json::Value = serde_json::from_str(&report.json()).expect("JSON");
+        assert_eq!(json["refused"], serde_json::json!({"limit_reached": 3, "credits_short": 1}));
+        assert_eq!(json["refused_by"]["limits"], serde_json::json!({"per_minute": 2, "at_once": 1}));
+    }
+
+    #[test]
+    fn a_report_says_what_does_not_balance() {
+        let report = report(Tally::new(), vec!["a:b: limit week was exceeded: 11 of 10".into()]);
         assert!(!report.is_good());
         assert!(report.text().contains("1 mismatch\n    a:b: limit week"), "{}", report.text());
         let json: serde_json::Value = serde_json::from_str(&report.json()).expect("JSON");

@@ -9,7 +9,8 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use crate::decision::command::{Admit, Command, Key, Request, Settle};
 use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusal, Settled};
 use crate::edge::body::{Object, Whole};
-use crate::edge::problem::{Type, refusal_words};
+use crate::edge::kind::{Kind, Words};
+use crate::edge::problem::Type;
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_object};
 use crate::edge::wire::quantity::AsText;
@@ -267,7 +268,7 @@ pub(crate) struct RefusalAnswer<'a> {
 impl WriteJson for RefusalAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let refusal = self.refusal;
-        let (status, reason, title) = refusal_words(refusal.reason);
+        let Words { status, reason, title } = Kind::Refused(refusal.reason).words();
         write_object!(out, {
             "type": Type(reason),
             "title": title,

@@ -8,7 +8,8 @@ use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 use crate::decision::policy::Document;
 use crate::edge::body::{self, MediaType};
-use crate::edge::problem::{Kind, Problem};
+use crate::edge::kind::Kind;
+use crate::edge::problem::Problem;
 use crate::edge::wire::evidence::Receipt;
 use crate::edge::wire::json::{Derived, WriteJson, write_object};
 

@@ -23,6 +23,7 @@ use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{MembershipError, full_text};
+use crate::replication::heard::LeaderHeard;
 use crate::replication::machine::{Checkpoint, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::duration;
@@ -46,6 +47,7 @@ pub(crate) struct Desk {
     pub(crate) passport: Passport,
     pub(crate) timing: Timing,
     pub(crate) raft: Raft,
+    pub(crate) heard: Arc<LeaderHeard>,
     pub(crate) shared: Shared,
     pub(crate) batcher: Arc<Batcher>,
     pub(crate) reads: Arc<Reads>,
@@ -136,10 +138,12 @@ impl Desk {
                 }
             }
         });
-        let passport = self.passport.clone();
+        let (passport, heard) = (self.passport.clone(), self.heard.clone());
         let answers = self.raft.stream_append(appends).map(move |answer| {
             let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
-            encode(&AppendAnswer { writes: passport.writes(), appended: answer.into() })
+            let appended = Appended::from(answer);
+            note_leader(&heard, &appended);
+            encode(&AppendAnswer { writes: passport.writes(), appended })
         });
         Ok(self.signed(Box::pin(answers) as Answers))
     }
@@ -194,6 +198,7 @@ impl Desk {
             (AppendEntriesResponse::Conflict, None) => Appended::Matched(None),
             (AppendEntriesResponse::HigherVote(vote), _) => Appended::HigherVote(vote.into()),
         };
+        note_leader(&self.heard, &answer);
         encode(&answer)
     }
 
@@ -257,6 +262,13 @@ impl Desk {
             .await
             .map_err(|fatal| Status::unavailable(fatal.to_string()))?;
         Ok(self.signed(encode(&Ballot::from(answer.vote))?))
+    }
+}
+
+/// An append was from the leader that this node follows, unless the answer is that it knows a later vote.
+fn note_leader(heard: &LeaderHeard, answer: &Appended) {
+    if !matches!(answer, Appended::HigherVote(_)) {
+        heard.note(Instant::now());
     }
 }
 
