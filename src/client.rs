@@ -24,14 +24,14 @@ use serde::de::DeserializeOwned;
 
 pub use answers::{
     AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
-    ClusterView, Extended, GrantView, HoldExpiry, HoldView, LimitView, MemberView, Payer, Payment, PolicyPut,
-    PolicyView, Receipt, SettledView, WalletView,
+    ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitView, MemberView, Payer,
+    Payment, PolicyPut, PolicyView, Receipt, SettledView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use error::{ClientError, Problem};
 pub use requests::{
     AccountState, AccountUpdate, Admission, BatchAdmission, GrantRequest, GrantSource, MemberRequest,
-    MembersChange, SettleRequest, SpendingCap,
+    MembersChange, RevokeRequest, SettleRequest, SpendingCap,
 };
 
 use connection::{Node, SendError, Sent};
@@ -271,6 +271,18 @@ impl Client {
         grant: &GrantRequest<'_>,
     ) -> Result<Answer<GrantView>, ClientError> {
         self.change(Method::POST, format!("/v1/accounts/{}/grants", segment(account)), key, grant).await
+    }
+
+    /// Takes credits of a grant back.
+    pub async fn revoke_grant(
+        &self,
+        key: Option<&str>,
+        account: &str,
+        grant: &str,
+        revoke: &RevokeRequest<'_>,
+    ) -> Result<Answer<GrantRevoked>, ClientError> {
+        let path = format!("/v1/accounts/{}/grants/{}/revoke", segment(account), segment(grant));
+        self.change(Method::POST, path, key, revoke).await
     }
 
     // --- policy and cluster ---------------------------------------------------------------------

@@ -98,6 +98,8 @@ const ADMISSION: Admission<'_> = Admission {
     attributes: &[],
     hold: None,
     dry_run: false,
+    endpoint: None,
+    region: None,
 };
 
 fn keys(heard: &Heard) -> Vec<String> {

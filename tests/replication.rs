@@ -161,6 +161,8 @@ fn admit(account: &str, key: Option<&str>) -> Proposal {
         hold_ttl: None,
         dry_run: false,
         list_limits: true,
+        endpoint: None,
+        region: None,
     });
     one(&command, key)
 }

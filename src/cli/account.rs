@@ -6,7 +6,8 @@ use crate::cli::arguments::CreditsPerPeriod;
 use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
 use crate::client::{
-    AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView, SpendingCap,
+    AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView,
+    RevokeRequest, SpendingCap,
 };
 use crate::units::{Credits, Millis};
 
@@ -98,6 +99,24 @@ pub(super) enum GrantCommand {
         /// When what is left of it is lost; never when absent
         #[arg(long, value_name = "MOMENT")]
         expires_at: Option<Millis>,
+        /// Why, for the record
+        #[arg(long)]
+        reason: Option<String>,
+        /// The idempotency key; a random one when absent
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Take credits of a grant back; what holds keep of it follows as it comes back
+    Revoke {
+        account: String,
+        /// The id of the grant
+        id: String,
+        /// So many, such as 12.5; all that is left when absent
+        #[arg(long)]
+        credits: Option<Credits>,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
         /// The idempotency key; a random one when absent
         #[arg(long)]
         key: Option<String>,
@@ -134,18 +153,43 @@ fn change<T>(set: Option<T>, clear: bool) -> Option<Option<T>> {
 }
 
 pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<Done, CliError> {
-    let GrantCommand::Add { account, id, credits, source, priority, effective_at, expires_at, key } = command;
-    let grant = GrantRequest { id: &id, source: source.into(), credits, priority, effective_at, expires_at };
-    let answer = global.client()?.add_grant(key.as_deref(), &account, &grant).await?;
-    Ok(Done::ok(match global.json {
-        true => output::json(&answer.body),
-        false => {
+    let client = global.client()?;
+    let (body, text) = match command {
+        GrantCommand::Add {
+            account,
+            id,
+            credits,
+            source,
+            priority,
+            effective_at,
+            expires_at,
+            reason,
+            key,
+        } => {
+            let (id, source, reason) = (id.as_str(), source.into(), reason.as_deref());
+            let grant = GrantRequest { id, source, credits, priority, effective_at, expires_at, reason };
+            let answer = client.add_grant(key.as_deref(), &account, &grant).await?;
             let again = if answer.replayed { " (it was there already)" } else { "" };
             let mut text = format!("granted: {} credits to {account}{again}\n", answer.value.credits.granted);
             text.push_str(&grants(std::slice::from_ref(&answer.value), 2));
-            text
+            (answer.body, text)
         }
-    }))
+        GrantCommand::Revoke { account, id, credits, reason, key } => {
+            let revoke = RevokeRequest { credits, reason: &reason };
+            let answer = client.revoke_grant(key.as_deref(), &account, &id, &revoke).await?;
+            let again = if answer.replayed { " (the first answer to this key, again)" } else { "" };
+            let mut text = format!("revoked: {} credits of {id}{again}\n", answer.value.revoked);
+            if answer.value.awaited > Credits::ZERO {
+                put(
+                    &mut text,
+                    format_args!("  and {} that holds keep, as they come back\n", answer.value.awaited),
+                );
+            }
+            text.push_str(&grants(std::slice::from_ref(&answer.value.grant), 2));
+            (answer.body, text)
+        }
+    };
+    Ok(Done::ok(if global.json { output::json(&body) } else { text }))
 }
 
 fn view(account: &AccountView) -> String {

@@ -27,6 +27,12 @@ pub(super) struct AdmitArgs {
     /// Decide and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// What does the work, for the record
+    #[arg(long)]
+    endpoint: Option<String>,
+    /// Where the work is done, for the record
+    #[arg(long)]
+    region: Option<String>,
     /// The idempotency key; a random one when absent
     #[arg(long)]
     key: Option<String>,
@@ -44,6 +50,9 @@ pub(super) enum AdmissionCommand {
         /// The computing time that it took, in milliseconds
         #[arg(long, value_name = "MS")]
         compute_ms: Option<u64>,
+        /// How long it took, in milliseconds
+        #[arg(long, value_name = "MS")]
+        duration_ms: Option<u64>,
         /// The work goes on: note the usage and keep the hold
         #[arg(long)]
         partial: bool,
@@ -85,6 +94,8 @@ pub(super) async fn admit(args: AdmitArgs, global: &Global) -> Result<Done, CliE
         attributes: &arguments::attributes(&args.attributes),
         hold: args.hold,
         dry_run: args.dry_run,
+        endpoint: args.endpoint.as_deref(),
+        region: args.region.as_deref(),
     };
     let answer = global.client()?.admit(args.key.as_deref(), &admission).await?;
     Ok(Done::ok(match global.json {
@@ -96,9 +107,9 @@ pub(super) async fn admit(args: AdmitArgs, global: &Global) -> Result<Done, CliE
 pub(super) async fn run(command: AdmissionCommand, global: &Global) -> Result<Done, CliError> {
     let client = global.client()?;
     let (body, text) = match command {
-        AdmissionCommand::Settle { id, usage, compute_ms, partial, key } => {
+        AdmissionCommand::Settle { id, usage, compute_ms, duration_ms, partial, key } => {
             let usage = arguments::usage(&usage);
-            let request = SettleRequest { usage: &usage, compute_ms, last: !partial };
+            let request = SettleRequest { usage: &usage, compute_ms, duration_ms, last: !partial };
             let answer = client.settle(key.as_deref(), &id, &request).await?;
             (answer.body, settled("settled", &answer.value, answer.replayed))
         }

@@ -276,6 +276,16 @@ pub struct GrantView {
     pub credits: BalancesView,
 }
 
+/// What was taken back of a grant.
+#[derive(Clone, Debug, Deserialize)]
+pub struct GrantRevoked {
+    pub grant: GrantView,
+    /// What was available, and is revoked.
+    pub revoked: Credits,
+    /// What holds keep, and is revoked as far as it comes back.
+    pub awaited: Credits,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct HoldView {
     pub admission: String,

@@ -35,6 +35,11 @@ pub struct Admission<'a> {
     pub hold: Option<Span>,
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
+    /// What does the work and where, for the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub region: Option<&'a str>,
 }
 
 /// One admission of a batch.
@@ -52,6 +57,8 @@ pub struct SettleRequest<'a> {
     pub usage: &'a [(&'a str, u64)],
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compute_ms: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duration_ms: Option<u64>,
     /// Whether the work is over.
     #[serde(rename = "final")]
     pub last: bool,
@@ -94,6 +101,17 @@ pub struct GrantRequest<'a> {
     pub effective_at: Option<Millis>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Millis>,
+    /// Why, for the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+}
+
+/// Takes credits of a grant back: all that is left, or so many.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct RevokeRequest<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credits: Option<Credits>,
+    pub reason: &'a str,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -136,11 +154,13 @@ mod tests {
             attributes: &[("resolution", "1080p")],
             hold: Some(Span(600_000)),
             dry_run: false,
+            endpoint: None,
+            region: Some("eu-north"),
         };
         let written = serde_json::to_string(&BatchAdmission { key: "k", admission }).expect("JSON");
         assert_eq!(
             written,
-            r#"{"key":"k","account":"acme:video:u17","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000}}"#
+            r#"{"key":"k","account":"acme:video:u17","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000},"region":"eu-north"}"#
         );
     }
 

@@ -1,18 +1,18 @@
-//! Commands that set things up: policies, accounts, grants.
+//! Commands that set things up: policies and accounts.
 
 use std::sync::Arc;
 
 use crate::decision::account::{Account, AccountPlace};
-use crate::decision::command::{Change, PutAccount, PutGrant, PutPolicy};
+use crate::decision::command::{Change, PutAccount, PutPolicy};
+use crate::decision::facts::{self, Fact};
 use crate::decision::meter::Rule;
 use crate::decision::path;
 use crate::decision::policy::{Document, PlanId, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::refusal::outcome;
-use crate::decision::reply::{AccountView, Balances, Layer, Outcome, Reason, Refusal};
-use crate::decision::state::{Due, State};
-use crate::decision::wallet::{Grant, Wallet};
-use crate::units::{Credits, MILLIS_MAX};
+use crate::decision::reply::{AccountView, Layer, Outcome, Reason, Refusal};
+use crate::decision::state::State;
+use crate::units::Credits;
 
 impl State {
     /// Accounts that a cluster can have.
@@ -47,6 +47,9 @@ impl State {
         self.names = names;
         self.keep_recent(policy.document().settings.admissions_kept);
         self.policy = Arc::new(policy);
+        self.note(|| {
+            Fact::PolicyPut(facts::PolicyPut { revision: revision + 1, document: put.document.into() })
+        });
         Ok(Outcome::PolicyPut { revision: revision + 1 })
     }
 
@@ -150,77 +153,9 @@ impl State {
         let path: Arc<str> = path.into();
         let place = self.accounts.push(Account::new(path.clone(), parent, level));
         let place = AccountPlace(u32::try_from(place).expect("bounded by ACCOUNTS_MAX"));
-        self.account_by_path.insert(path, place);
+        self.account_by_path.insert(path.clone(), place);
+        self.begin_trail();
+        self.note(|| Fact::AccountMade(facts::AccountMade { account: place.0, path }));
         place
-    }
-
-    /// The outcome, and whether the grant was already there just so.
-    pub(super) fn put_grant(&mut self, put: &PutGrant<'_>) -> (Outcome, bool) {
-        match self.try_put_grant(put) {
-            Ok((outcome, repeated)) => (outcome, repeated),
-            Err(refusal) => (refusal.into(), false),
-        }
-    }
-
-    fn try_put_grant(&mut self, put: &PutGrant<'_>) -> Result<(Outcome, bool), Box<Refusal>> {
-        let place = self.find_account(put.account)?;
-        let invalid = |field: &str, detail: &str| Refusal::of_field(Reason::GrantInvalid, field, detail);
-        if !path::is_grant_id(put.id) {
-            return Err(invalid("id", "the id of a grant is 1 to 128 of A-Z a-z 0-9 . _ @ + - : /"));
-        }
-        let wallet = self.account_at(place).wallet.as_deref();
-        if let Some(grant) = wallet.and_then(|wallet| wallet.find(put.id)) {
-            if !grant.is_of(put) {
-                let detail = format!("{} already has another grant {}", put.account, put.id);
-                return Err(Refusal::of_field(Reason::GrantExists, "id", detail));
-            }
-            return Ok((Outcome::GrantPut(Box::new(grant.view())), true));
-        }
-        if put.credits <= Credits::ZERO {
-            return Err(invalid("credits", "a grant is of more than nothing"));
-        }
-        let effective_at = put.effective_at.map_or(self.now, |at| at.max(self.now));
-        if put.expires_at.is_some_and(|at| at <= effective_at) {
-            return Err(invalid("expires_at", "a grant expires after it takes effect, and not in the past"));
-        }
-        if put.expires_at.is_some_and(|at| at > MILLIS_MAX) || effective_at > MILLIS_MAX {
-            return Err(invalid("expires_at", "the time is too far away"));
-        }
-        if wallet.is_some_and(|wallet| wallet.live().len() >= Wallet::LIVE_MAX) {
-            let detail = format!("a wallet has at most {} grants with something left", Wallet::LIVE_MAX);
-            return Err(Refusal::of_field(Reason::TooMany, "id", detail));
-        }
-        let grant = Grant {
-            id: put.id.into(),
-            source: put.source,
-            priority: put.priority,
-            sequence: self.next_grant,
-            created_at: self.now,
-            asked_effective_at: put.effective_at,
-            effective_at,
-            expires_at: put.expires_at,
-            books: Balances { granted: put.credits, available: put.credits, ..Balances::default() },
-        };
-        let view = grant.view();
-        let (sequence, expires_at) = (grant.sequence, grant.expires_at);
-        self.wallet_mut(place)
-            .add(grant)
-            .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;
-        self.next_grant += 1;
-        if let Some(at) = expires_at {
-            self.deadlines.insert((at, Due::GrantExpires { account: place, sequence }));
-        }
-        Ok((Outcome::GrantPut(Box::new(view)), false))
-    }
-}
-
-impl Grant {
-    /// Whether `put` asks for just this grant.
-    fn is_of(&self, put: &PutGrant<'_>) -> bool {
-        self.source == put.source
-            && self.books.granted == put.credits
-            && self.priority == put.priority
-            && self.asked_effective_at == put.effective_at
-            && self.expires_at == put.expires_at
     }
 }

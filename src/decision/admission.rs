@@ -3,22 +3,36 @@
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{Admit, Stamp};
+use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
+use crate::decision::facts::{Bucket, Charge, Covered, Multiplier, Usage, UsageOutcome, Why};
 use crate::decision::hold::{Debit, Hold, Line};
+use crate::decision::ledger::{self, ChargeLink, Transfer, push_covered};
+use crate::decision::path;
 use crate::decision::policy::{Feature, Measure, MeterKey, Policy, Then};
 use crate::decision::recent::Resolved;
 use crate::decision::refusal::outcome;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Outcome, Payment, Reason, Refusal};
 use crate::decision::state::State;
-use crate::decision::waterfall::{Cover, Levels, Priced, Verdict, limit_status, priced, saturating_credits};
-use crate::units::{Credits, Millis, Span};
+use crate::decision::waterfall::{
+    Cover, Draw, Levels, Priced, Verdict, limit_status, priced, saturating_credits,
+};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 impl State {
     pub(super) fn admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Outcome {
-        outcome(self.try_admit(stamp, admit))
+        let decided = self.try_admit(stamp, admit);
+        if let Err(refusal) = &decided
+            && !admit.dry_run
+        {
+            self.note_refusal(admit, refusal.reason);
+        }
+        outcome(decided)
     }
 
     fn try_admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Result<Outcome, Box<Refusal>> {
+        for (text, field) in [(admit.endpoint, "endpoint"), (admit.region, "region")] {
+            text.map_or(Ok(()), |text| path::check_text(text, field, ORIGIN_BYTES_MAX))?;
+        }
         let policy = Arc::clone(&self.policy);
         let account = self.find_account(admit.account)?;
         let (feature_place, feature) = policy.feature(admit.feature).ok_or_else(|| {
@@ -41,7 +55,10 @@ impl State {
 
         let id = AdmissionId(self.next_admission);
         self.next_admission += 1;
-        let debits = self.debit(&verdict, &priced, hold_expires_at.is_some());
+        let hold = hold_expires_at.is_some();
+        let asked = Asked { id, account, feature, admit, priced: &priced, cover: &verdict.cover };
+        let charge = self.note_admission(&asked);
+        let debits = self.debit(&verdict, &priced, hold, charge);
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| self.status(look)).collect();
         match hold_expires_at {
@@ -57,6 +74,9 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    endpoint: admit.endpoint.map(Arc::from),
+                    region: admit.region.map(Arc::from),
+                    multipliers: multipliers(feature, &admit.attributes),
                     lines: lines(feature, &priced, &verdict.cover),
                     cost: priced.cost,
                     credits_covered: verdict.cover.credits,
@@ -64,6 +84,8 @@ impl State {
                     draws: verdict.cover.draws,
                     debits,
                     reported: None,
+                    compute_ms: None,
+                    duration_ms: None,
                     expires_at,
                     overrun,
                 });
@@ -103,8 +125,46 @@ impl State {
         Ok(self.now.saturating_add(ttl))
     }
 
+    /// Records an admission and its price, before it is debited.
+    fn note_admission(&mut self, asked: &Asked<'_>) -> ChargeLink {
+        let (now, policy, cost) = (self.now, self.policy.revision, asked.priced.cost);
+        let Asked { feature, admit, priced, cover, .. } = asked;
+        let usage = self.note_usage(asked.account, || Usage {
+            number: 0,
+            previous: 0,
+            admission: asked.id,
+            account: Some(asked.account.0),
+            feature: feature.name.clone(),
+            units: ledger::units(feature.units.iter().map(|unit| &unit.name), &priced.quantities),
+            compute_ms: None,
+            duration_ms: None,
+            region: admit.region.map(Arc::from),
+            endpoint: admit.endpoint.map(Arc::from),
+            admitted_at: now,
+            outcome: if admit.hold_ttl.is_some() { UsageOutcome::Held } else { UsageOutcome::Settled },
+            charged: cost > Credits::ZERO,
+        });
+        self.note_charge(usage, || Charge {
+            number: 0,
+            usage: 0,
+            policy,
+            lines: ledger::charge_lines(&priced.quantities, priced.rates.iter().copied()),
+            multipliers: multipliers(feature, &admit.attributes),
+            amount: cost,
+            covered: covered(cover),
+            drawn: cover.drawn(),
+            uncovered: Credits::ZERO,
+        })
+    }
+
     /// Debits everything that the verdict says. Nothing here can fail.
-    fn debit(&mut self, verdict: &Verdict<'_>, priced: &Priced, hold: bool) -> Vec<Debit> {
+    fn debit(
+        &mut self,
+        verdict: &Verdict<'_>,
+        priced: &Priced,
+        hold: bool,
+        charge: ChargeLink,
+    ) -> Vec<Debit> {
         let now = self.now;
         let mut debits = Vec::new();
         for look in &verdict.looks {
@@ -131,7 +191,8 @@ impl State {
             }
         }
         for draw in &verdict.cover.draws {
-            self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, hold);
+            let (to, why) = if hold { (Bucket::Held, Why::Held) } else { (Bucket::Spent, Why::Drawn) };
+            self.post(draw.transfer(draw.amount, Bucket::Available, to, why), charge);
         }
         debits
     }
@@ -179,6 +240,47 @@ impl State {
             Refusal::of_field(Reason::AccountUnknown, "account", detail)
         })
     }
+}
+
+/// A request that is admitted, for the record.
+struct Asked<'a> {
+    id: AdmissionId,
+    account: AccountPlace,
+    feature: &'a Feature,
+    admit: &'a Admit<'a>,
+    priced: &'a Priced,
+    cover: &'a Cover,
+}
+
+impl Draw {
+    /// Moves `amount` of what is drawn.
+    pub(super) fn transfer(&self, amount: Credits, from: Bucket, to: Bucket, why: Why) -> Transfer {
+        Transfer { account: self.account, grant: self.sequence, amount, from, to, why }
+    }
+}
+
+/// What allowances cover, by allowance.
+fn covered(cover: &Cover) -> Vec<Covered> {
+    let mut covered = Vec::new();
+    for unit in &cover.units {
+        push_covered(&mut covered, Some(&unit.payer), unit.credits);
+    }
+    push_covered(&mut covered, cover.credits_payer.as_ref(), cover.credits);
+    covered
+}
+
+/// What a request's attributes multiply the price with: those that it names, and the defaults that
+/// change the price.
+fn multipliers(feature: &Feature, attributes: &[(&str, &str)]) -> Vec<Multiplier> {
+    let mut multipliers = Vec::new();
+    for rule in &feature.attributes {
+        let named = attributes.iter().any(|(name, _)| **name == *rule.name);
+        if let Some((value, ppm)) = rule.chosen(attributes).filter(|(_, ppm)| named || *ppm != Ppm::ONE.0) {
+            let (attribute, value) = (rule.name.clone(), value.clone());
+            multipliers.push(Multiplier { attribute, value, ppm: Ppm(*ppm) });
+        }
+    }
+    multipliers
 }
 
 /// What a hold keeps of each unit.

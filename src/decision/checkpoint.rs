@@ -22,6 +22,7 @@ pub struct View {
     holds: Slab<Hold>,
     keys: KeysView,
     recent: Recent,
+    trail: Pages<u64>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -36,7 +37,12 @@ enum Kind {
     Hold(Box<Hold>),
     Answer(Box<KeptAnswer>),
     Resolved(Box<Resolved>),
+    /// A piece of the trail, by the places of the accounts.
+    Trail(Vec<u64>),
 }
+
+/// Accounts whose trail is in one record.
+const TRAIL_LEN_MAX: usize = 1_024;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
@@ -87,6 +93,7 @@ impl State {
             holds: self.holds.clone(),
             keys: self.keys.view(),
             recent: self.recent.clone(),
+            trail: self.trail.clone(),
         }
     }
 }
@@ -103,7 +110,21 @@ impl View {
         let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
         let answers = self.keys.iter().map(|answer| Kind::Answer(Box::new(answer.clone())));
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
-        head.chain(accounts).chain(holds).chain(answers).chain(recent).map(Record)
+        let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
+        let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
+        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
+    }
+
+    fn trail_from(&self, first: usize) -> Vec<u64> {
+        (first..first + TRAIL_LEN_MAX).map_while(|place| self.trail.get(place).copied()).collect()
+    }
+}
+
+impl Record {
+    /// Whether it only says where the latest facts of accounts are: the one part of the state that a
+    /// refusal changes.
+    pub fn is_trail(&self) -> bool {
+        matches!(self.0, Kind::Trail(_))
     }
 }
 
@@ -149,6 +170,7 @@ impl Restore {
             ("accounts", promised.accounts, state.accounts.len()),
             ("holds", promised.holds, state.holds.len()),
             ("answers", promised.answers, state.keys.len()),
+            ("trails", promised.accounts, state.trail.len()),
         ];
         for (what, promised, found) in counts {
             if promised != found as u64 {
@@ -178,6 +200,7 @@ impl UnderWay {
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
             accounts: Pages::default(),
+            trail: Pages::default(),
             ..State::new()
         };
         Ok(UnderWay { state, promised: head, records: 1 })
@@ -205,6 +228,9 @@ impl UnderWay {
                 check(resolved.account)?;
                 self.state.recent.keep(*resolved);
             }
+            Kind::Trail(trail) => trail.into_iter().for_each(|index| {
+                self.state.trail.push(index);
+            }),
         }
         Ok(())
     }

@@ -50,6 +50,7 @@ pub enum Command<'a> {
     Settle(Settle<'a>),
     Extend(Extend),
     Release(Release),
+    Revoke(Revoke<'a>),
 }
 
 /// Replaces the policy, if its revision is still the expected one.
@@ -120,7 +121,26 @@ pub struct PutGrant<'a> {
     pub effective_at: Option<Millis>,
     /// When what is left of it is lost; never when absent.
     pub expires_at: Option<Millis>,
+    /// Why, for the record: 1 to [`REASON_BYTES_MAX`] bytes. Not part of what the grant is.
+    pub reason: Option<&'a str>,
 }
+
+/// Takes credits of a grant back. What holds keep of it is revoked as far as it comes back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Revoke<'a> {
+    pub account: &'a str,
+    /// The id of the grant.
+    pub grant: &'a str,
+    /// How much, first of what is available; all that is left when absent.
+    pub credits: Option<Credits>,
+    /// Why, for the record: 1 to [`REASON_BYTES_MAX`] bytes.
+    pub reason: &'a str,
+}
+
+/// The most bytes that the reason for a change may have.
+pub const REASON_BYTES_MAX: usize = 256;
+/// The most bytes that an endpoint or a region may have.
+pub const ORIGIN_BYTES_MAX: usize = 64;
 
 /// Where the credits of a grant come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,6 +168,10 @@ pub struct Admit<'a> {
     pub dry_run: bool,
     /// Whether the answer lists every limit that was looked at.
     pub list_limits: bool,
+    /// What does the work and where, in the caller's words, for the record: 1 to
+    /// [`ORIGIN_BYTES_MAX`] bytes.
+    pub endpoint: Option<&'a str>,
+    pub region: Option<&'a str>,
 }
 
 /// Tells what an admission really used, in all since it was admitted.
@@ -157,6 +181,7 @@ pub struct Settle<'a> {
     #[serde(borrow)]
     pub usage: Vec<(&'a str, u64)>,
     pub compute_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
     /// Whether the work is over. If not, the usage is noted and the hold goes on.
     pub last: bool,
 }

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Extend, Release, Settle, Stamp};
+use crate::decision::facts::{Bucket, Charge, Covered, Multiplier, Usage, UsageOutcome, Why};
+use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
 use crate::decision::price::Rate;
@@ -20,7 +22,7 @@ use crate::decision::reply::{
     AdmissionId, AdmissionStatus, Layer, Outcome, Payment, Reason, Refusal, Settled,
 };
 use crate::decision::state::{Due, State};
-use crate::decision::wallet::{HeldTo, Wallet};
+use crate::decision::wallet::Wallet;
 use crate::decision::waterfall::{
     ByUnit, Draw, Levels, Look, amount_too_large, cost, least_room, limit_payer, push_payment, quantities,
 };
@@ -33,6 +35,11 @@ pub(super) struct Hold {
     pub feature: Arc<str>,
     pub stamp: Stamp,
     pub policy: u64,
+    /// What does the work and where, in the caller's words.
+    pub endpoint: Option<Arc<str>>,
+    pub region: Option<Arc<str>>,
+    /// What the rates were multiplied with.
+    pub multipliers: Vec<Multiplier>,
     /// The units of the feature as they were when it was admitted.
     pub lines: Vec<Line>,
     pub cost: Credits,
@@ -45,6 +52,9 @@ pub(super) struct Hold {
     pub debits: Vec<Debit>,
     /// The use that was reported so far, by line.
     pub reported: Option<Vec<u64>>,
+    /// The longest that was reported so far.
+    pub compute_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
     pub expires_at: Millis,
     pub overrun: Overrun,
 }
@@ -84,6 +94,8 @@ struct FromHold {
     /// By the place of a draw.
     draws: Vec<Credits>,
     payments: Vec<Payment>,
+    /// What allowances cover, with what overruns the hold.
+    covered: Vec<Covered>,
     rest: Credits,
 }
 
@@ -131,6 +143,7 @@ impl Hold {
             credits: Credits::ZERO,
             draws: Vec::with_capacity(self.draws.len()),
             payments: Vec::new(),
+            covered: Vec::new(),
             rest: actual.cost,
         };
         for (place, line) in self.lines.iter().enumerate() {
@@ -139,10 +152,12 @@ impl Hold {
             let credits = line.last_units_price(quantity, paid.units[place]);
             paid.rest.0 -= credits.0;
             push_payment(&mut paid.payments, limit_payer(&line.payer), credits);
+            push_covered(&mut paid.covered, line.payer.as_ref(), credits);
         }
         paid.credits = self.credits_covered.min(paid.rest);
         paid.rest.0 -= paid.credits.0;
         push_payment(&mut paid.payments, limit_payer(&self.credits_payer), paid.credits);
+        push_covered(&mut paid.covered, self.credits_payer.as_ref(), paid.credits);
         for draw in &self.draws {
             let amount = draw.amount.min(paid.rest);
             paid.rest.0 -= amount.0;
@@ -223,13 +238,16 @@ impl State {
             *quantity = reported.max(*quantity);
         }
         let actual = hold.actual(quantities)?;
+        let hold = self.hold_mut(settle.admission);
+        hold.compute_ms = hold.compute_ms.max(settle.compute_ms);
+        hold.duration_ms = hold.duration_ms.max(settle.duration_ms);
         if settle.last {
             let settled = self.end_hold(settle.admission, actual, AdmissionStatus::Settled);
             return Ok(Outcome::Settled(Box::new(settled)));
         }
-        let (account, paid) = (hold.account, hold.pay(&actual));
-        let (lines, expires_at) = (hold.lines.len(), hold.expires_at);
-        self.hold_mut(settle.admission).reported = Some(quantities[..lines].to_vec());
+        hold.reported = Some(quantities[..hold.lines.len()].to_vec());
+        let (account, paid, expires_at) = (hold.account, hold.pay(&actual), hold.expires_at);
+        self.note_report(settle.admission, &actual);
         let levels = self.levels(account);
         Ok(Outcome::Settled(Box::new(Settled {
             id: settle.admission,
@@ -277,23 +295,25 @@ impl State {
         let levels = self.levels(hold.account);
         let mut paid = hold.pay(&actual);
         let returned = hold.returned(&paid);
+        let charge = self.note_end(&hold, &actual, status);
         for debit in &hold.debits {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
             account.give_back(debit.key, unused, hold.stamp.at, debit.mark);
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
-            let now = self.now;
-            let wallet = self.wallet_mut(draw.account);
-            if *spent > Credits::ZERO {
-                wallet.unhold(draw.sequence, *spent, HeldTo::Spent, now);
+            self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
+            let unused = Credits(draw.amount.0 - spent.0);
+            if unused.is_zero() {
+                continue;
             }
-            if *spent < draw.amount {
-                let left = Credits(draw.amount.0 - spent.0);
-                wallet.unhold(draw.sequence, left, HeldTo::Available, now);
+            let now = self.now;
+            for (to, amount) in self.wallet_mut(draw.account).returns(draw.sequence, unused, now) {
+                self.post(draw.transfer(amount, Bucket::Held, to, Why::Returned), charge);
             }
         }
-        self.overrun(&hold, &levels, &actual, &mut paid);
+        self.overrun(&hold, &levels, &actual, &mut paid, charge);
+        self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
         self.recent.keep(Resolved {
             id,
             account: hold.account,
@@ -321,7 +341,14 @@ impl State {
 
     /// Counts and pays what was used beyond the hold. Guards count it even beyond their quota, since
     /// it has happened; allowances, wallets and spending caps give what they have and no more.
-    fn overrun(&mut self, hold: &Hold, levels: &Levels, actual: &Actual, paid: &mut FromHold) {
+    fn overrun(
+        &mut self,
+        hold: &Hold,
+        levels: &Levels,
+        actual: &Actual,
+        paid: &mut FromHold,
+        charge: ChargeLink,
+    ) {
         let policy = Arc::clone(&self.policy);
         let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
         let mut units = [0; Policy::FEATURE_UNITS_MAX];
@@ -334,14 +361,16 @@ impl State {
                 units[place] = room.min(beyond);
                 let price = line.last_units_price(actual.quantities[place], units[place]).min(paid.rest);
                 paid.rest.0 -= price.0;
+                push_covered(&mut paid.covered, Some(&payer), price);
                 push_payment(&mut paid.payments, limit_payer(&Some(payer)), price);
             }
             if let Some((room, payer)) = least_room(&looks, Measure::Cost) {
                 credits = paid.rest.min(Credits(i64::try_from(room).unwrap_or(i64::MAX)));
                 paid.rest.0 -= credits.0;
+                push_covered(&mut paid.covered, Some(&payer), credits);
                 push_payment(&mut paid.payments, limit_payer(&Some(payer)), credits);
             }
-            self.overdraw_wallets(hold, levels, paid);
+            self.overdraw_wallets(hold, levels, paid, charge);
         }
         for look in &looks {
             let counted = match (look.limit.then, look.measure) {
@@ -361,14 +390,14 @@ impl State {
     }
 
     /// Lets wallets pay what is left, as far as they and the spending caps reach.
-    fn overdraw_wallets(&mut self, hold: &Hold, levels: &Levels, paid: &mut FromHold) {
+    fn overdraw_wallets(&mut self, hold: &Hold, levels: &Levels, paid: &mut FromHold, charge: ChargeLink) {
         let caps = self.cap_looks(levels);
         let room = caps.iter().map(|cap| cap.reading.room).min().unwrap_or(u64::MAX);
         let wanted = paid.rest.min(Credits(i64::try_from(room).unwrap_or(i64::MAX)));
         let draws = self.draws(levels, wanted);
         let drawn: i64 = draws.iter().map(|draw| draw.amount.0).sum();
         for draw in &draws {
-            self.wallet_mut(draw.account).draw(draw.sequence, draw.amount, false);
+            self.post(draw.transfer(draw.amount, Bucket::Available, Bucket::Spent, Why::Overran), charge);
             match hold.drew_from(draw, paid) {
                 true => draw.push_payment_again(&mut paid.payments, draw.amount),
                 false => draw.push_payment(&mut paid.payments, draw.amount),
@@ -387,6 +416,41 @@ impl State {
         let (_, feature) = self.policy.feature(&hold.feature)?;
         let today = feature.units.iter().position(|unit| unit.name == hold.lines[place].unit)?;
         least_room(looks, Measure::Unit(today as u8))
+    }
+
+    // --- recording ------------------------------------------------------------------------------
+
+    /// Records what was reported of a hold that goes on.
+    fn note_report(&mut self, id: AdmissionId, actual: &Actual) {
+        let account = self.hold(id).expect("only a hold that was found is reported on").account;
+        let previous = self.trace(account);
+        if self.keeps_facts() {
+            let hold = self.hold(id).expect("only a hold that was found is reported on");
+            let usage = hold.usage(actual, UsageOutcome::PartlySettled);
+            self.push_usage(Usage { previous, charged: false, ..usage });
+        }
+    }
+
+    /// Records the end of a hold and its price. Who carries it is completed later.
+    fn note_end(&mut self, hold: &Hold, actual: &Actual, status: AdmissionStatus) -> ChargeLink {
+        let outcome = match status {
+            AdmissionStatus::Held => UsageOutcome::Held,
+            AdmissionStatus::Settled => UsageOutcome::Settled,
+            AdmissionStatus::Released => UsageOutcome::Released,
+            AdmissionStatus::Expired => UsageOutcome::Expired,
+        };
+        let usage = self.note_usage(hold.account, || hold.usage(actual, outcome));
+        self.note_charge(usage, || Charge {
+            number: 0,
+            usage: 0,
+            policy: hold.policy,
+            lines: ledger::charge_lines(&actual.quantities, hold.lines.iter().map(|line| line.rate)),
+            multipliers: hold.multipliers.clone(),
+            amount: actual.cost,
+            covered: Vec::new(),
+            drawn: Credits::ZERO,
+            uncovered: Credits::ZERO,
+        })
     }
 
     // --- where holds are ------------------------------------------------------------------------
@@ -487,6 +551,25 @@ impl State {
 }
 
 impl Hold {
+    /// An event of this hold, for the record.
+    fn usage(&self, actual: &Actual, outcome: UsageOutcome) -> Usage {
+        Usage {
+            number: 0,
+            previous: 0,
+            admission: self.id,
+            account: Some(self.account.0),
+            feature: self.feature.clone(),
+            units: ledger::units(self.lines.iter().map(|line| &line.unit), &actual.quantities),
+            compute_ms: self.compute_ms,
+            duration_ms: self.duration_ms,
+            region: self.region.clone(),
+            endpoint: self.endpoint.clone(),
+            admitted_at: self.stamp.at,
+            outcome,
+            charged: actual.cost > Credits::ZERO,
+        }
+    }
+
     /// The place among this hold's lines of the unit that a limit counts today.
     fn place_of(&self, policy: &Policy, look: &Look<'_>) -> Option<usize> {
         let Measure::Unit(today) = look.measure else { return None };

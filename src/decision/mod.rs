@@ -7,17 +7,21 @@
 //! | module | subject |
 //! |---|---|
 //! | [`command`], [`reply`] | what can be asked, and what is answered |
+//! | [`facts`], [`audit`] | what is recorded of it, and proving the books from that alone |
 //! | [`policy`] | what people write, and what it compiles into |
 //! | `state` | the state, time and deadlines |
 //! | `waterfall` | looking: what everything says of a request, and who would pay |
 //! | `admission`, `hold` | debiting: what the look found; reserving, settling, giving back |
-//! | `accounts` | policies, accounts and grants |
+//! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
+//! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
 //! | `view` | reading |
 //! | `weight` | how large a reply can be, by what was asked |
 
+pub mod audit;
 pub mod command;
+pub mod facts;
 pub mod path;
 pub mod policy;
 pub mod reply;
@@ -27,8 +31,10 @@ mod accounts;
 mod admission;
 mod calendar;
 mod checkpoint;
+mod grants;
 mod hold;
 mod keys;
+mod ledger;
 mod meter;
 mod pages;
 mod price;

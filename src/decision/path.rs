@@ -1,5 +1,7 @@
 //! Account paths: `acme:video:u17` is under `acme:video`, under `acme`.
 
+use crate::decision::reply::{Reason, Refusal};
+
 /// Levels that a path may have.
 pub const LEVELS_MAX: usize = 4;
 /// Characters that a segment may have.
@@ -55,6 +57,15 @@ pub(super) fn is_grant_id(text: &str) -> bool {
 pub(super) fn is_name(text: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
     (1..=NAME_LEN_MAX).contains(&text.len()) && text.bytes().all(allowed)
+}
+
+/// Checks words that are kept for the record: something, not too long, without control characters.
+pub(super) fn check_text(text: &str, field: &str, bytes_max: usize) -> Result<(), Box<Refusal>> {
+    if (1..=bytes_max).contains(&text.len()) && !text.chars().any(char::is_control) {
+        return Ok(());
+    }
+    let detail = format!("expected 1 to {bytes_max} bytes of text without control characters");
+    Err(Refusal::of_field(Reason::TextInvalid, field, detail))
 }
 
 #[cfg(test)]

@@ -6,14 +6,14 @@ use crate::units::{Credits, Ppm};
 
 /// A price as an exact ratio: `micros` millionths of a credit for `per` of a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Rate {
+pub struct Rate {
     pub micros: u128,
     pub per: u128,
 }
 
 /// The price does not fit into an amount of credits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct TooLarge;
+pub struct TooLarge;
 
 impl Rate {
     pub const FREE: Rate = Rate { micros: 0, per: 1 };

@@ -39,6 +39,7 @@ pub enum Outcome {
     },
     Released(Box<Settled>),
     Refused(Box<Refusal>),
+    GrantRevoked(Box<GrantRevoked>),
 }
 
 /// Names an admission: its place in the sequence of all admissions of the cluster.
@@ -189,6 +190,12 @@ pub enum Reason {
     PolicyInvalid,
     /// A bound on what is kept has been met, such as the number of grants in a wallet.
     TooMany,
+    // Appended. Not there: 404.
+    GrantUnknown,
+    /// Less is left of a grant than is to be revoked: 409.
+    GrantShort,
+    /// Words for the record that cannot be kept: 422.
+    TextInvalid,
 }
 
 /// Which layer of the waterfall refused.
@@ -263,6 +270,17 @@ pub struct GrantView {
     pub effective_at: Millis,
     pub expires_at: Option<Millis>,
     pub credits: Balances,
+}
+
+/// What was taken back of a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRevoked {
+    /// The grant as that left it.
+    pub grant: GrantView,
+    /// What was available, and is revoked.
+    pub revoked: Credits,
+    /// What holds keep, and is revoked as far as it comes back.
+    pub awaited: Credits,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

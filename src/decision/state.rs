@@ -9,6 +9,7 @@ use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Command, Request, Stamp};
 use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
+use crate::decision::ledger::Recorder;
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::Recent;
@@ -19,7 +20,7 @@ use crate::units::Millis;
 /// hold, the holds, the answers kept under keys.
 ///
 /// The first block of fields is the state; what a checkpoint keeps. The second is derived from it,
-/// for finding things fast, and is made again when a checkpoint is restored.
+/// for finding things fast, and is made again when a checkpoint is restored. The third decides nothing.
 #[derive(Debug)]
 pub struct State {
     /// The agreed time. Never goes back.
@@ -35,6 +36,9 @@ pub struct State {
     pub(super) holds: Slab<Hold>,
     pub(super) keys: Keys,
     pub(super) recent: Recent,
+    /// By [`AccountPlace`]: the index of the entry with the account's latest fact. Apart from the
+    /// accounts, so that a refusal, which changes nothing else, does not copy pages of them.
+    pub(super) trail: Pages<u64>,
 
     pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
@@ -45,6 +49,9 @@ pub struct State {
     pub(super) deadlines: BTreeSet<(Millis, Due)>,
     /// By the number of a plan: how many accounts have it.
     pub(super) plan_users: Vec<u64>,
+
+    /// Not part of the state: what this node keeps of what happens to it.
+    pub(super) recorder: Recorder,
 }
 
 /// What falls due at a deadline.
@@ -66,6 +73,8 @@ impl State {
         let policy = Arc::new(Policy::compile(&Document::default()).expect("an empty policy is valid"));
         let mut accounts = Pages::default();
         accounts.push(Account::new("".into(), AccountPlace::CLUSTER, 0));
+        let mut trail = Pages::default();
+        trail.push(0);
         State {
             now: Millis(0),
             next_admission: 1,
@@ -76,21 +85,24 @@ impl State {
             accounts,
             holds: Slab::default(),
             keys: Keys::default(),
+            trail,
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
             hold_counts: HashMap::new(),
             deadlines: BTreeSet::new(),
             plan_users: Vec::new(),
+            recorder: Recorder::default(),
         }
     }
 
     /// Carries out one command: the only way to change the state.
     ///
     /// Never fails: what is wrong with a request is a refusal, the same on every node, and a refused
-    /// command changes nothing but the time. Effects are as durable as the log that `request`
-    /// came from.
+    /// command changes nothing but the time and, because a refusal is a fact too, the account's trail.
+    /// Effects are as durable as the log that `request` came from.
     pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Reply {
+        self.recorder.begin(stamp);
         self.move_time(stamp.at);
         let stamp = Stamp { at: self.now, ..stamp };
         let key = request.key.filter(|_| !request.command.is_dry_run());
@@ -106,6 +118,7 @@ impl State {
             Command::Settle(settle) => (self.settle(settle), false),
             Command::Extend(extend) => (self.extend(extend), false),
             Command::Release(release) => (self.release(release), false),
+            Command::Revoke(revoke) => (self.revoke(revoke), false),
         };
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
         match key {
@@ -131,11 +144,7 @@ impl State {
             self.now = self.now.max(due_at);
             match due {
                 Due::HoldExpires(id) => self.expire_hold(id),
-                Due::GrantExpires { account, sequence } => {
-                    if let Some(wallet) = &mut self.account_mut(account).wallet {
-                        wallet.expire(sequence);
-                    }
-                }
+                Due::GrantExpires { account, sequence } => self.expire_grant(account, sequence),
             }
         }
         self.now = self.now.max(at);

@@ -77,6 +77,29 @@ impl State {
         }
     }
 
+    /// The index of the entry with the latest fact of the account at `path`: where its history begins
+    /// when it is walked backwards.
+    pub fn latest_fact(&self, path: &str) -> Option<u64> {
+        let place = self.account_by_path.get(path)?;
+        self.trail.get(place.0 as usize).copied()
+    }
+
+    /// The number by which facts name the account at `path`.
+    pub fn account_number(&self, path: &str) -> Option<u32> {
+        self.account_by_path.get(path).map(|place| place.0)
+    }
+
+    /// The path of the account that facts name by `number`.
+    pub fn account_path(&self, number: u32) -> Option<&Arc<str>> {
+        self.accounts.get(number as usize).map(|account| &account.path)
+    }
+
+    /// The id of the grant that facts name by `number`, in the wallet of the account that they name.
+    pub fn grant_id(&self, account: u32, number: u64) -> Option<&Arc<str>> {
+        let wallet = self.accounts.get(account as usize)?.wallet.as_deref()?;
+        wallet.grants().find(|grant| grant.sequence == number).map(|grant| &grant.id)
+    }
+
     /// The admission `id`, if it is held or among the latest.
     pub fn admission(&self, id: AdmissionId) -> Option<AdmissionView> {
         if let Some(hold) = self.hold(id) {
@@ -191,6 +214,7 @@ impl State {
         }
         let with_plan = self.accounts.iter().filter(|account| account.plan.is_some()).count() as u64;
         require(self.plan_users.iter().sum::<u64>() == with_plan, "the users of plans are not counted")?;
+        require(self.trail.len() == self.accounts.len(), "the trails are not the accounts")?;
         require(self.account_by_path.len() + 1 == self.accounts.len(), "the paths are not the accounts")
     }
 

@@ -1,13 +1,15 @@
 //! Wallets: grants in the order in which they are drawn, and the books over them.
 //!
 //! Invariant, for each grant and for the wallet: `granted = available + held + spent + expired +
-//! revoked`, after every method.
+//! revoked`, after every method. There is one way to change a balance, [`Wallet::post`], and it moves
+//! credits from one bucket to another; its one caller records what it moves.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Source;
+use crate::decision::facts::Bucket;
 use crate::decision::reply::{Balances, GrantView};
 use crate::units::{Credits, Millis};
 
@@ -35,18 +37,14 @@ pub(super) struct Grant {
     pub effective_at: Millis,
     pub expires_at: Option<Millis>,
     pub books: Balances,
+    /// What was revoked while holds kept it: it leaves the grant as far as it comes back. Never more
+    /// than what is held.
+    pub awaited: Credits,
 }
 
 /// An amount could not be added because the sum would not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Overflow;
-
-/// Where credits go when they leave a hold.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum HeldTo {
-    Spent,
-    Available,
-}
 
 impl Wallet {
     /// Grants in a wallet that have something left, at most.
@@ -77,13 +75,14 @@ impl Wallet {
         self.grants().find(|grant| *grant.id == *id)
     }
 
-    /// Puts a grant, all of it available, into its place in the draw order.
-    pub fn add(&mut self, grant: Grant) -> Result<(), Overflow> {
-        debug_assert_eq!(grant.books.granted, grant.books.available);
-        let granted = self.books.granted.checked_add(grant.books.granted).ok_or(Overflow)?;
+    /// Puts a grant that has nothing yet into its place in the draw order.
+    ///
+    /// # Errors
+    /// The wallet's sum with the `credits` that the grant is to get would not fit.
+    pub fn add(&mut self, grant: Grant, credits: Credits) -> Result<(), Overflow> {
+        debug_assert_eq!(grant.books, Balances::default());
         // No other sum can overflow: they are all parts of what was granted.
-        self.books.granted = granted;
-        self.books.available.0 += grant.books.available.0;
+        self.books.granted.checked_add(credits).ok_or(Overflow)?;
         let place = self.live.partition_point(|other| other.draw_order() < grant.draw_order());
         self.live.insert(place, grant);
         Ok(())
@@ -94,46 +93,54 @@ impl Wallet {
         Credits(self.live.iter().map(|grant| grant.drawable(at).0).sum())
     }
 
-    /// Takes `amount`, which must be drawable, out of the grant with `sequence`.
-    pub fn draw(&mut self, sequence: u64, amount: Credits, hold: bool) {
-        let place = self.place(sequence).expect("a grant that was just looked at is live");
-        self.post(place, |books| {
-            books.available.0 -= amount.0;
-            let to = if hold { &mut books.held } else { &mut books.spent };
-            to.0 += amount.0;
-        });
+    /// Moves `amount` of a live grant from one bucket to another, in its books and in the wallet's, and
+    /// ends the grant when that was all of it.
+    pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) {
+        let place = self.place(sequence).expect("only what is left of a live grant moves");
+        let grant = &mut self.live[place];
+        grant.books.move_credits(amount, from, to);
+        grant.awaited = grant.awaited.min(grant.books.held);
+        self.books.move_credits(amount, from, to);
+        let grant = &self.live[place];
+        debug_assert!(
+            grant.books.is_balanced() && self.books.is_balanced(),
+            "{amount} from {from:?} to {to:?}"
+        );
+        if grant.books.available.is_zero() && grant.books.held.is_zero() {
+            let grant = self.live.remove(place);
+            self.ended.push(grant);
+        }
     }
 
-    /// Ends the hold on `amount` of a grant. What comes back to one that has expired is expired.
-    pub fn unhold(&mut self, sequence: u64, amount: Credits, to: HeldTo, at: Millis) {
+    /// Where `amount`, which a hold kept of a grant, goes when it comes back at `at`: to what was revoked
+    /// meanwhile first; the rest is available, or expired with its grant.
+    pub fn returns(&self, sequence: u64, amount: Credits, at: Millis) -> [(Bucket, Credits); 2] {
         let place = self.place(sequence).expect("a grant with something held is live");
-        let expired = self.live[place].expires_at.is_some_and(|expires_at| expires_at <= at);
-        self.post(place, |books| {
-            books.held.0 -= amount.0;
-            let to = match to {
-                HeldTo::Spent => &mut books.spent,
-                HeldTo::Available if expired => &mut books.expired,
-                HeldTo::Available => &mut books.available,
-            };
-            to.0 += amount.0;
-        });
+        let grant = &self.live[place];
+        let revoked = amount.min(grant.awaited);
+        let rest = if grant.has_expired(at) { Bucket::Expired } else { Bucket::Available };
+        [(Bucket::Revoked, revoked), (rest, Credits(amount.0 - revoked.0))]
     }
 
-    /// Takes what is left of a grant out of use. One that has ended has nothing left.
-    pub fn expire(&mut self, sequence: u64) {
-        let Some(place) = self.place(sequence) else { return };
-        let left = self.live[place].books.available;
-        self.post(place, |books| {
-            books.available.0 -= left.0;
-            books.expired.0 += left.0;
-        });
+    /// What is left of a grant to draw. One that has ended has nothing left.
+    pub fn available(&self, sequence: u64) -> Credits {
+        self.place(sequence).map_or(Credits::ZERO, |place| self.live[place].books.available)
+    }
+
+    /// Has `amount` of what holds keep of a live grant revoked as far as it comes back.
+    pub fn await_back(&mut self, sequence: u64, amount: Credits) {
+        let place = self.place(sequence).expect("a grant with something held is live");
+        let grant = &mut self.live[place];
+        debug_assert!(grant.awaited <= amount && amount <= grant.books.held, "awaited is part of held");
+        grant.awaited = amount;
     }
 
     /// Whether the books are in order: each grant's, and their sum.
     pub fn is_balanced(&self) -> bool {
         let mut sum = Balances::default();
         for grant in self.grants() {
-            if !grant.books.is_balanced() {
+            if !grant.books.is_balanced() || grant.awaited < Credits::ZERO || grant.awaited > grant.books.held
+            {
                 return false;
             }
             for (total, part) in sum.parts_mut().into_iter().zip(grant.books.parts()) {
@@ -146,24 +153,16 @@ impl Wallet {
     fn place(&self, sequence: u64) -> Option<usize> {
         self.live.iter().position(|grant| grant.sequence == sequence)
     }
-
-    /// Changes the books of a live grant and of the wallet alike, and ends the grant if that was all.
-    fn post(&mut self, place: usize, change: impl Fn(&mut Balances)) {
-        let books = &mut self.live[place].books;
-        change(books);
-        let over = books.available.is_zero() && books.held.is_zero();
-        change(&mut self.books);
-        if over {
-            let grant = self.live.remove(place);
-            self.ended.push(grant);
-        }
-    }
 }
 
 impl Grant {
     pub fn drawable(&self, at: Millis) -> Credits {
-        let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
-        if self.effective_at <= at && !expired { self.books.available } else { Credits::ZERO }
+        let drawable = self.effective_at <= at && !self.has_expired(at);
+        if drawable { self.books.available } else { Credits::ZERO }
+    }
+
+    fn has_expired(&self, at: Millis) -> bool {
+        self.expires_at.is_some_and(|expires_at| expires_at <= at)
     }
 
     pub fn view(&self) -> GrantView {
@@ -190,6 +189,27 @@ impl Balances {
         let [granted, parts @ ..] = self.parts();
         let sum: i128 = parts.iter().map(|part| i128::from(part.0)).sum();
         i128::from(granted.0) == sum && self.parts().iter().all(|part| part.0 >= 0)
+    }
+
+    /// Moves credits from one bucket to another. What comes from outside is granted, and nothing that
+    /// was granted goes back there.
+    pub(super) fn move_credits(&mut self, amount: Credits, from: Bucket, to: Bucket) {
+        match from {
+            Bucket::Outside => self.granted.0 += amount.0,
+            inside => self.bucket(inside).0 -= amount.0,
+        }
+        self.bucket(to).0 += amount.0;
+    }
+
+    fn bucket(&mut self, bucket: Bucket) -> &mut Credits {
+        match bucket {
+            Bucket::Outside => &mut self.granted,
+            Bucket::Available => &mut self.available,
+            Bucket::Held => &mut self.held,
+            Bucket::Spent => &mut self.spent,
+            Bucket::Expired => &mut self.expired,
+            Bucket::Revoked => &mut self.revoked,
+        }
     }
 
     fn parts(&self) -> [Credits; 6] {

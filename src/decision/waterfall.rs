@@ -163,23 +163,14 @@ fn multiply(
         }
     }
     for rule in &feature.attributes {
-        let given = attributes.iter().find(|(name, _)| **name == *rule.name).map(|(_, value)| *value);
-        let ppm = match given {
-            Some(value) => rule
-                .multipliers
-                .binary_search_by(|(known, _)| (**known).cmp(value))
-                .ok()
-                .map(|place| rule.multipliers[place].1),
-            None => rule.default_ppm,
-        };
-        let Some(ppm) = ppm else {
+        let Some((_, ppm)) = rule.chosen(attributes) else {
             let known: Vec<&str> = rule.multipliers.iter().map(|(value, _)| &**value).collect();
             let detail = format!("{} is one of {}", rule.name, known.join(", "));
             let field = format!("attributes.{}", rule.name);
             return Err(Refusal::of_field(Reason::AttributeValueUnknown, field, detail));
         };
         for rate in rates.iter_mut() {
-            *rate = rate.times(ppm).map_err(|_| amount_too_large(""))?;
+            *rate = rate.times(*ppm).map_err(|_| amount_too_large(""))?;
         }
     }
     Ok(())

@@ -70,6 +70,7 @@ impl Command<'_> {
             Command::Settle(_) | Command::Release(_) => larger(SETTLED, REFUSED),
             Command::PutAccount(_) => larger(ACCOUNT, REFUSED),
             Command::PutGrant(_) => larger(AROUND + GRANT, REFUSED),
+            Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
             Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
             Command::Tick => AROUND,
         }

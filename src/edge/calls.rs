@@ -52,6 +52,7 @@ calls! {
     GetAccount    GET  "/v1/accounts/{account}"           READ;
     PutAccount    PUT  "/v1/accounts/{account}"           OPERATE;
     PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
+    RevokeGrant   POST "/v1/accounts/{account}/grants/{grant}/revoke" OPERATE;
     GetPolicy     GET  "/v1/policy"                       READ;
     PutPolicy     PUT  "/v1/policy"                       OPERATE;
     GetCluster    GET  "/v1/cluster"                      READ;

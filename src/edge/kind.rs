@@ -63,6 +63,7 @@ impl Kind {
             Kind::RouteUnknown => (404, "route_unknown", "There is nothing at this path"),
             Refused(Reason::AccountUnknown) => (404, "account_unknown", "There is no such account"),
             Refused(Reason::AdmissionUnknown) => (404, "admission_unknown", "There is no such admission"),
+            Refused(Reason::GrantUnknown) => (404, "grant_unknown", "There is no such grant"),
             Refused(Reason::FeatureUnknown) => (404, "feature_unknown", "There is no such feature"),
             Kind::MethodNotAllowed => (405, "method_not_allowed", "The path does not take this method"),
             Kind::RequestTimeout => (408, "request_timeout", "The request took too long to arrive"),
@@ -70,6 +71,7 @@ impl Kind {
                 (409, "membership_conflict", "The cluster cannot change like this now")
             }
             Refused(Reason::HoldResolved) => (409, "hold_resolved", "The hold is already over"),
+            Refused(Reason::GrantShort) => (409, "grant_short", "Less is left of the grant than that"),
             Refused(Reason::GrantExists) => (409, "grant_exists", "The grant exists with other content"),
             Refused(Reason::RevisionStale) => (412, "revision_stale", "The policy has another revision"),
             Kind::BodyTooLarge => (413, "body_too_large", "The body is too large"),
@@ -93,6 +95,7 @@ impl Kind {
             Refused(Reason::PlanUnknown) => (422, "plan_unknown", "There is no such plan"),
             Refused(Reason::AccountInvalid) => (422, "account_invalid", "This cannot be an account"),
             Refused(Reason::GrantInvalid) => (422, "grant_invalid", "This cannot be a grant"),
+            Refused(Reason::TextInvalid) => (422, "text_invalid", "These words cannot be kept"),
             Refused(Reason::HoldTooLong) => {
                 (422, "hold_too_long", "The hold is longer than the policy allows")
             }

@@ -24,7 +24,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 25] = [
+const REASONS: [Reason; 28] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -50,6 +50,9 @@ const REASONS: [Reason; 25] = [
     Reason::HoldTooLong,
     Reason::PolicyInvalid,
     Reason::TooMany,
+    Reason::GrantUnknown,
+    Reason::GrantShort,
+    Reason::TextInvalid,
 ];
 
 #[derive(Default)]

@@ -7,7 +7,7 @@ use crate::decision::reply::{AdmissionId, Outcome, Refusal, Reply};
 use crate::edge::answer::Answer;
 use crate::edge::headers::{IDEMPOTENCY_REPLAYED, insert_rate_limits, insert_retry_after, revision_tag};
 use crate::edge::kind::Kind;
-use crate::edge::wire::account::{AccountAnswer, GrantAnswer};
+use crate::edge::wire::account::{AccountAnswer, GrantAnswer, GrantRevokedAnswer};
 use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, RefusalAnswer, SettledAnswer};
 use crate::edge::wire::evidence::{HoldEnd, Receipt};
 use crate::edge::wire::json::{WriteJson, write_object};
@@ -71,6 +71,9 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
         Outcome::GrantPut(grant) => {
             let status = if reply.replayed { StatusCode::OK } else { StatusCode::CREATED };
             Answer::json(status, &GrantAnswer { grant, receipt: Some(receipt) })
+        }
+        Outcome::GrantRevoked(revoked) => {
+            Answer::json(StatusCode::OK, &GrantRevokedAnswer { revoked, receipt })
         }
         Outcome::PolicyPut { revision } => {
             let body = PolicyPutAnswer { revision: *revision, receipt };

@@ -65,6 +65,14 @@ impl Asked {
         self.segment("account").await
     }
 
+    /// The account and the grant in the path, unescaped.
+    pub(crate) async fn account_and_grant(&mut self) -> Result<(String, String), Problem> {
+        let Path(texts) = Path::<(String, String)>::from_request_parts(&mut self.parts, &())
+            .await
+            .map_err(|rejection| Problem::new(Kind::Malformed, rejection.body_text()).at_field("grant"))?;
+        Ok(texts)
+    }
+
     /// The admission in the path. What cannot be an id is no admission: 404.
     pub(crate) async fn admission(&mut self) -> Result<AdmissionId, Problem> {
         let text = self.segment("admission").await?;

@@ -389,6 +389,8 @@ mod tests {
                 hold_ttl: None,
                 dry_run: false,
                 list_limits: true,
+                endpoint: None,
+                region: None,
             }),
         }
     }

@@ -82,6 +82,7 @@ impl Worst {
                     priority: u32::MAX,
                     effective_at: None,
                     expires_at: Some(Millis(1 << 46)),
+                    reason: None,
                 }));
                 assert!(matches!(reply.outcome, Outcome::GrantPut(_)), "{reply:?}");
             }
@@ -110,6 +111,8 @@ impl Worst {
             hold_ttl,
             dry_run,
             list_limits: true,
+            endpoint: None,
+            region: None,
         }))
     }
 }
@@ -131,8 +134,13 @@ fn no_reply_is_larger_than_what_was_asked_lets_it_be() {
     worst.put_account(1);
     let unit = name("u0");
     for (last, quantity) in [(false, 900), (true, 1_010)] {
-        let settle =
-            Settle { admission: AdmissionId(9), usage: vec![(&unit, quantity)], compute_ms: None, last };
+        let settle = Settle {
+            admission: AdmissionId(9),
+            usage: vec![(&unit, quantity)],
+            compute_ms: None,
+            duration_ms: None,
+            last,
+        };
         let (reply, ..) = worst.apply(Command::Settle(settle));
         assert!(matches!(reply.outcome, Outcome::Settled(_)), "{reply:?}");
     }
@@ -156,6 +164,8 @@ fn a_refusal_quotes_no_more_than_a_part_of_a_long_name() {
             hold_ttl: None,
             dry_run: false,
             list_limits: false,
+            endpoint: None,
+            region: None,
         }));
         assert!(matches!(reply.outcome, Outcome::Refused(_)), "{reply:?}");
         let document = format!(r#"{{"plans": {{"{long}": {{}}}}}}"#);
@@ -175,6 +185,8 @@ fn as_many_admissions_as_an_entry_takes_have_replies_that_fit_one_message() {
             hold_ttl: None,
             dry_run: false,
             list_limits,
+            endpoint: None,
+            region: None,
         };
         Command::Admit(admit).reply_bytes_max()
     };

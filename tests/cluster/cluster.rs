@@ -60,6 +60,7 @@ impl Cluster {
             priority: None,
             effective_at: None,
             expires_at: None,
+            reason: None,
         };
         self.wait(client.add_grant(None, account, &grant)).expect("a grant");
     }

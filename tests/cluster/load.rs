@@ -23,6 +23,8 @@ pub fn admission(account: &str) -> Admission<'_> {
         attributes: &[],
         hold: None,
         dry_run: false,
+        endpoint: None,
+        region: None,
     }
 }
 

@@ -73,7 +73,7 @@ fn restarted_nodes_remember_keys_and_holds_and_let_holds_expire() {
     let books = cluster.agreed_account(&[1, 2, 3], "holder").credits;
     let amounts = [books.available, books.held, books.spent].map(|credits| credits.to_string());
     assert_eq!(amounts, ["99", "1", "0"], "the long hold is still there, the short one was given back");
-    let settle = SettleRequest { usage: &[("requests", 1)], compute_ms: None, last: true };
+    let settle = SettleRequest { usage: &[("requests", 1)], compute_ms: None, duration_ms: None, last: true };
     cluster.wait(cluster.client(&[3]).settle(Some("end"), &long, &settle)).expect("settled");
     let books = cluster.agreed_account(&[1, 2, 3], "holder").credits;
     assert_eq!((books.held.0, books.spent.to_string()), (0, "1".to_owned()));

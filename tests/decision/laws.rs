@@ -3,14 +3,22 @@
 //! A [`Lawful`] state answers like the state within it, and checks at each command that
 //! 1. what must always hold holds after it ([`State::check`]);
 //! 2. a state restored from a checkpoint taken just before answers the same and becomes the same;
-//! 3. a refused command, and a dry run, changed nothing that time alone would not have changed;
+//! 3. a refused command, and a dry run, changed nothing that time alone would not have changed, but for
+//!    the trail of the account whose refusal is a fact;
 //! 4. a dry run says what the real request then answers;
 //! 5. a command sent again with its key gets the first answer, marked as replayed, and changes nothing;
 //! 6. who pays adds up to what it costs;
 //! 7. a request refused until a moment passes its layers at that moment, if nothing else happens, and
-//!    where one guard refused, not a millisecond before.
+//!    where one guard refused, not a millisecond before;
+//! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and one
+//!    usage for a refused admission;
+//! 9. an audit of all facts so far finds nothing, and gives the balances that the state shows.
 
+use std::collections::BTreeSet;
+
+use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::{Admit, Command, Request, Stamp};
+use quorate::decision::facts::{Fact, UsageOutcome, with_moments};
 use quorate::decision::reply::{Admitted, Layer, Outcome, Payment, Reason, Refusal, Reply};
 use quorate::decision::{Record, Restore, State};
 use quorate::units::{Credits, Millis};
@@ -18,11 +26,20 @@ use quorate::units::{Credits, Millis};
 /// A state that is watched.
 pub struct Lawful {
     state: State,
+    /// All facts so far, with the entry that left each.
+    facts: Vec<(u64, Fact)>,
+    audit: Audit,
 }
 
 impl Lawful {
     pub fn new() -> Lawful {
-        Lawful { state: State::new() }
+        let mut state = State::new();
+        state.keep_facts(true);
+        Lawful { state, facts: Vec::new(), audit: Audit::new() }
+    }
+
+    pub fn facts(&self) -> &[(u64, Fact)] {
+        &self.facts
     }
 
     pub fn state(&self) -> &State {
@@ -38,18 +55,28 @@ impl Lawful {
         let reply = self.state.apply(stamp, request);
         self.state.check()?;
         let after = records(&self.state);
+        let facts = self.state.take_facts();
 
         let mut restored = restore(before.clone())?;
+        restored.keep_facts(true);
         same("a restored state answers the same", &restored.apply(stamp, request), &reply)?;
         same("a restored state becomes the same", &records(&restored), &after)?;
+        same("a restored state leaves the same facts", &restored.take_facts(), &facts)?;
 
         let mut idle = restore(before.clone())?;
+        idle.keep_facts(true);
         idle.apply(stamp, &plain(Command::Tick));
         let refused = matches!(reply.outcome, Outcome::Refused(_));
         let dry_run = matches!(&request.command, Command::Admit(admit) if admit.dry_run);
         if refused || dry_run || reply.replayed {
-            same("what is refused, tried or replayed changes nothing", &records(&idle), &after)?;
+            let law = "what is refused, tried or replayed changes nothing";
+            same(law, &without_trail(records(&idle)), &without_trail(after.clone()))?;
+            leaves_at_most_a_refusal(&reply, request, idle.facts(), &facts)?;
         }
+        if dry_run || reply.replayed {
+            same("what is tried or replayed leaves no trail", &records(&idle), &after)?;
+        }
+        self.audit(stamp, facts)?;
         if let (Outcome::Admitted(admitted), Command::Admit(admit), true) =
             (&reply.outcome, &request.command, dry_run)
         {
@@ -66,12 +93,36 @@ impl Lawful {
             let again = self.state.apply(stamp, request);
             same("a key gets the first answer again", &again, &Reply { replayed: true, ..reply.clone() })?;
             same("a key replayed changes nothing", &records(&self.state), &after)?;
+            same("a key replayed leaves no facts", &self.state.take_facts(), &Vec::new())?;
         }
         adds_up(&reply.outcome)?;
         if let (Outcome::Refused(refusal), Command::Admit(admit)) = (&reply.outcome, &request.command) {
             self.passes_when_it_says(&before, stamp, refusal, admit)?;
         }
         Ok(reply)
+    }
+
+    /// Audits the facts of one more command, and compares every account.
+    fn audit(&mut self, stamp: Stamp, facts: Vec<Fact>) -> Result<(), String> {
+        for fact in &facts {
+            self.audit.take(stamp.index, fact);
+            if let Fact::AccountMade(made) = fact {
+                same(
+                    "an account has its number",
+                    &self.state.account_number(&made.path),
+                    &Some(made.account),
+                )?;
+            }
+        }
+        self.facts.extend(facts.into_iter().map(|fact| (stamp.index, fact)));
+        self.audit.finish();
+        let accounts: BTreeSet<String> = self.audit.balances().map(|(path, ..)| path.to_string()).collect();
+        for account in accounts {
+            let view = self.state.account(&account).ok_or("an audited account is not there")?;
+            self.audit.compare(&account, view.grants.iter().map(|grant| (&*grant.id, grant.credits)));
+        }
+        let found: Vec<String> = self.audit.findings().iter().map(Finding::to_string).collect();
+        if found.is_empty() { Ok(()) } else { Err(format!("the audit finds {}", found.join("; "))) }
     }
 
     fn passes_when_it_says(
@@ -117,6 +168,38 @@ impl Lawful {
 
 fn of_wallets(refusal: &Refusal) -> bool {
     matches!(refusal.layer, Layer::Credits | Layer::SpendingCap { .. })
+}
+
+/// A refused admission is recorded once; other refusals, dry runs and replays are not.
+fn leaves_at_most_a_refusal(
+    reply: &Reply,
+    request: &Request<'_>,
+    of_time: &[Fact],
+    facts: &[Fact],
+) -> Result<(), String> {
+    let law = "a refused admission leaves one usage more than time does";
+    let dated = |facts: &[Fact]| with_moments(facts).map(|(_, fact)| fact.clone()).collect::<Vec<_>>();
+    let (mut facts, of_time) = (dated(facts), dated(of_time));
+    let decided = match (&reply.outcome, &request.command) {
+        (Outcome::Refused(refusal), Command::Admit(admit)) => {
+            !admit.dry_run && refusal.reason != Reason::KeyMismatch
+        }
+        _ => false,
+    };
+    if decided {
+        match (facts.pop(), &reply.outcome) {
+            (Some(Fact::Usage(usage)), Outcome::Refused(refusal)) => {
+                same(law, &usage.outcome, &UsageOutcome::Refused(refusal.reason))?;
+            }
+            (other, _) => return Err(format!("{law}: {other:?}")),
+        }
+    }
+    same(law, &facts, &of_time)
+}
+
+fn without_trail(mut records: Vec<Record>) -> Vec<Record> {
+    records.retain(|record| !record.is_trail());
+    records
 }
 
 /// A request without a key.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `scripts` | golden scripts: one scenario a file in `tests/decision/scripts`, readable as a story |
 //! | `properties` | the promises, for policies and commands that nobody thought of |
+//! | `story` | facts told line by line |
 //! | `laws` | what holds for every command whatever it is, checked under both |
 //!
 //! The output of the scripts is made anew with `UPDATE_GOLDENFILES=1 cargo test --test decision`, to be
@@ -13,3 +14,4 @@ mod laws;
 mod oracle;
 mod properties;
 mod scripts;
+mod story;

@@ -10,7 +10,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Settle, Source, SpendingCap, Stamp,
+    Request, Revoke, Settle, Source, SpendingCap, Stamp,
 };
 use quorate::decision::policy::{
     Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
@@ -68,6 +68,11 @@ enum Act {
     },
     Release {
         nth: u64,
+    },
+    Revoke {
+        account: &'static str,
+        id: usize,
+        credits: Option<i64>,
     },
 }
 
@@ -235,6 +240,15 @@ fn grants() -> impl Strategy<Value = Act> {
     )
 }
 
+fn revokes() -> impl Strategy<Value = Act> {
+    let credits = prop::option::weighted(0.6, prop_oneof![6 => 1_i64..40_000_000, 1 => Just(0)]);
+    (select(ACCOUNTS.to_vec()), 0..8_usize, credits).prop_map(|(account, id, credits)| Act::Revoke {
+        account,
+        id,
+        credits,
+    })
+}
+
 fn caps() -> impl Strategy<Value = SpendingCap> {
     (prop_oneof![Just(0), 0_i64..80_000_000, Just(i64::MAX)], periods())
         .prop_map(|(credits, period)| SpendingCap { credits: Credits(credits), period })
@@ -249,6 +263,7 @@ fn steady_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => settles(),
         1 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        1 => revokes(),
     ];
     steps(act.boxed(), count)
 }
@@ -271,6 +286,7 @@ fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         6 => settles(),
         2 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        2 => revokes(),
     ];
     steps(act.boxed(), count)
 }
@@ -340,6 +356,7 @@ impl Performer {
                     priority: *priority,
                     effective_at,
                     expires_at: lasts.map(|lasts| Millis(effective_at.unwrap_or(self.at).0 + lasts)),
+                    reason: None,
                 })
             }
             Act::Admit { account, video, usage, doubled, hold, dry_run } => Command::Admit(Admit {
@@ -350,15 +367,24 @@ impl Performer {
                 hold_ttl: *hold,
                 dry_run: *dry_run,
                 list_limits: true,
+                endpoint: Some("render-7"),
+                region: None,
             }),
             Act::Settle { nth, usage, last } => Command::Settle(Settle {
                 admission: self.held(*nth),
                 usage: usage.clone(),
-                compute_ms: None,
+                compute_ms: Some(*nth),
+                duration_ms: None,
                 last: *last,
             }),
             Act::Extend { nth, ttl } => Command::Extend(Extend { admission: self.held(*nth), ttl: *ttl }),
             Act::Release { nth } => Command::Release(Release { admission: self.held(*nth) }),
+            Act::Revoke { account, id, credits } => Command::Revoke(Revoke {
+                account,
+                grant: &names.grants[*id],
+                credits: credits.map(Credits),
+                reason: "disputed",
+            }),
         }
     }
 

@@ -14,11 +14,13 @@
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
-//! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=]` | adds a grant |
-//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run]` | asks; `max` is the largest number |
-//! | `settle ID [UNIT=N]… [partial]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
+//! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
+//! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
+//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
+//! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `tick` | moves time on to the stamp |
 //! | `show PATH`, `show ID`, `show policy` | looks |
+//! | `facts` | the facts since they were last shown |
 //!
 //! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
 //! [`crate::laws`]; a law that is broken fails the script.
@@ -29,7 +31,7 @@ use std::path::Path;
 
 use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Settle, Source, SpendingCap, Stamp,
+    Request, Revoke, Settle, Source, SpendingCap, Stamp,
 };
 use quorate::decision::reply::{
     AdmissionId, Balances, Layer, LimitStatus, Outcome, Payer, Payment, Reply, Settled,
@@ -43,6 +45,8 @@ type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 struct Scenario {
     lawful: Lawful,
+    /// How many of the facts were shown.
+    shown: usize,
     at: Millis,
     index: u64,
     draft: Value,
@@ -145,6 +149,7 @@ impl Scenario {
     fn new() -> Scenario {
         Scenario {
             lawful: Lawful::new(),
+            shown: 0,
             at: "2027-01-01T00:00:00Z".parse().expect("a time"),
             index: 0,
             draft: json!({ "settings": {}, "features": {}, "plans": {} }),
@@ -320,6 +325,7 @@ impl goldenscript::Runner for Scenario {
             }
             "grant" => {
                 let (account, id) = (arguments.next("an account")?, arguments.next("an id")?);
+                let reason = arguments.named("reason");
                 let put = PutGrant {
                     account: &account,
                     id: &id,
@@ -328,13 +334,22 @@ impl goldenscript::Runner for Scenario {
                     priority: arguments.parsed("priority")?.unwrap_or(100),
                     effective_at: arguments.parsed("effective")?,
                     expires_at: arguments.parsed("expires")?,
+                    reason: reason.as_deref(),
                 };
                 self.apply(Command::PutGrant(put), key)?
+            }
+            "revoke" => {
+                let (account, grant) = (arguments.next("an account")?, arguments.next("an id")?);
+                let reason = arguments.named("reason").ok_or("expected a reason")?;
+                let credits = arguments.parsed("credits")?;
+                let revoke = Revoke { account: &account, grant: &grant, credits, reason: &reason };
+                self.apply(Command::Revoke(revoke), key)?
             }
             "admit" => {
                 let (account, feature) = (arguments.next("an account")?, arguments.next("a feature")?);
                 let dry_run = arguments.flag("dry_run");
                 let hold_ttl: Option<Span> = arguments.parsed("hold")?;
+                let (endpoint, region) = (arguments.named("endpoint"), arguments.named("region"));
                 let named = std::mem::take(&mut arguments.named);
                 let admit = Admit {
                     account: &account,
@@ -348,18 +363,22 @@ impl goldenscript::Runner for Scenario {
                     hold_ttl,
                     dry_run,
                     list_limits: true,
+                    endpoint: endpoint.as_deref(),
+                    region: region.as_deref(),
                 };
                 self.apply(Command::Admit(admit), key)?
             }
             "settle" => {
                 let admission = arguments.next("an admission")?.parse()?;
                 let last = !arguments.flag("partial");
+                let (compute_ms, duration_ms) =
+                    (arguments.parsed("compute_ms")?, arguments.parsed("duration_ms")?);
                 let named = std::mem::take(&mut arguments.named);
                 let usage = named
                     .iter()
                     .map(|(unit, text)| Ok((&**unit, amount(text).ok_or("expected an amount")?)))
                     .collect::<Result<_>>()?;
-                self.apply(Command::Settle(Settle { admission, usage, compute_ms: None, last }), key)?
+                self.apply(Command::Settle(Settle { admission, usage, compute_ms, duration_ms, last }), key)?
             }
             "extend" => {
                 let admission = arguments.next("an admission")?.parse()?;
@@ -369,6 +388,10 @@ impl goldenscript::Runner for Scenario {
             "release" => {
                 let admission = arguments.next("an admission")?.parse()?;
                 self.apply(Command::Release(Release { admission }), key)?
+            }
+            "facts" => {
+                let facts = self.lawful.facts();
+                crate::story::told(facts, std::mem::replace(&mut self.shown, facts.len()))
             }
             "show" => self.show(&arguments.next("what to show")?)?,
             other => return Err(format!("no such command: {other}").into()),
@@ -404,6 +427,14 @@ fn told(reply: &Reply) -> String {
         ),
         Outcome::GrantPut(view) => {
             line(&mut text, format!("grant {} put: {}{replayed}", view.id, books(&view.credits)))
+        }
+        Outcome::GrantRevoked(revoked) => {
+            let awaited = match revoked.awaited.is_zero() {
+                true => String::new(),
+                false => format!(", {} when it comes back", revoked.awaited),
+            };
+            let how = format!("grant {} revoked: {}{awaited}{replayed}", revoked.grant.id, revoked.revoked);
+            line(&mut text, format!("{how}: {}", books(&revoked.grant.credits)));
         }
         Outcome::Extended { expires_at } => line(&mut text, format!("extended until {expires_at}{replayed}")),
         Outcome::Admitted(admitted) => {

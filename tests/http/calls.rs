@@ -204,6 +204,32 @@ async fn the_same_key_gives_the_first_answer_again() {
 }
 
 #[tokio::test]
+async fn a_grant_is_revoked_in_part_and_then_whole() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    client.json("PUT", "/v1/accounts/acme", "{}").await.expect(200);
+    let grant = r#"{"id":"gift/1","source":"adjustment","credits":"10","reason":"an outage"}"#;
+    client.post("/v1/accounts/acme/grants", grant).await.expect(201);
+
+    let path = "/v1/accounts/acme/grants/gift%2F1/revoke";
+    let revoked = client.post(path, r#"{"credits":"2.5","reason":"too much"}"#).await.expect(200);
+    assert_receipt(&revoked);
+    assert_eq!((&revoked["revoked"], &revoked["awaited"]), (&json!("2.5"), &json!("0")));
+    assert_eq!(revoked["grant"]["credits"]["available"], "7.5");
+    client.post(path, r#"{"credits":"8","reason":"more"}"#).await.problem(409, "grant_short");
+    let long = format!(r#"{{"reason":"{}"}}"#, "x".repeat(257));
+    client.post(path, &long).await.problem(422, "text_invalid");
+    client.post(path, r#"{"credits":"1"}"#).await.problem(422, "invalid");
+    client.post(&path.replace("gift", "no"), r#"{"reason":"x"}"#).await.problem(404, "grant_unknown");
+
+    let revoked = client.post(path, r#"{"reason":"disputed"}"#).await.expect(200);
+    assert_eq!(revoked["revoked"], "7.5");
+    assert_eq!(revoked["grant"]["credits"]["revoked"], "10");
+    client.post(path, r#"{"reason":"disputed"}"#).await.problem(409, "grant_short");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_decides_each_on_its_own_and_in_order() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;

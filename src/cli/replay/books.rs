@@ -176,6 +176,7 @@ impl Books {
                 priority: Some(GRANT_PRIORITY),
                 effective_at: None,
                 expires_at: None,
+                reason: None,
             };
             client.add_grant(None, name, &grant).await?;
         }

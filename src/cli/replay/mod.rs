@@ -289,6 +289,8 @@ impl Replay {
                     attributes: &attributes,
                     hold: None,
                     dry_run: false,
+                    endpoint: None,
+                    region: None,
                 };
                 Some((account, BatchAdmission { key, admission }))
             })

@@ -170,16 +170,16 @@ fn compile_attributes(
             check_name(value, &path)?;
             require(ppm.0 <= MULTIPLIER_PPM_MAX, &path, "a multiplier is at most 1000000")?;
         }
-        let default_ppm = match &attribute.default {
+        let default = match &attribute.default {
             None => None,
-            Some(value) => match attribute.multipliers.get(value) {
+            Some(value) => match attribute.multipliers.keys().position(|known| known == value) {
                 None => return wrong(format!("{path}.default"), "it is not among the multipliers"),
-                Some(ppm) => Some(ppm.0),
+                place => place,
             },
         };
         let multipliers =
             attribute.multipliers.iter().map(|(value, ppm)| (value.as_str().into(), ppm.0)).collect();
-        rules.push(AttributeRule { name: name.as_str().into(), default_ppm, multipliers });
+        rules.push(AttributeRule { name: name.as_str().into(), default, multipliers });
     }
     Ok(rules)
 }

@@ -52,8 +52,9 @@ pub(super) struct Unit {
 #[derive(Debug)]
 pub(super) struct AttributeRule {
     pub name: Arc<str>,
-    /// The multiplier that stands for a request that does not name the attribute.
-    pub default_ppm: Option<u64>,
+    /// The place among the multipliers of the one that stands for a request that does not name the
+    /// attribute.
+    pub default: Option<usize>,
     /// By value, sorted.
     pub multipliers: Vec<(Arc<str>, u64)>,
 }
@@ -95,6 +96,17 @@ pub(super) struct Limit {
     pub unit: Arc<str>,
     pub rule: Rule,
     pub then: Then,
+}
+
+impl AttributeRule {
+    /// The value that a request with these attributes has, by name or by default, and its multiplier.
+    pub fn chosen(&self, attributes: &[(&str, &str)]) -> Option<&(Arc<str>, u64)> {
+        let place = match attributes.iter().find(|(name, _)| **name == *self.name) {
+            Some((_, value)) => self.multipliers.binary_search_by(|(known, _)| (**known).cmp(value)).ok(),
+            None => self.default,
+        };
+        self.multipliers.get(place?)
+    }
 }
 
 impl Policy {

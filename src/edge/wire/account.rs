@@ -3,9 +3,9 @@
 use serde::{Deserialize, Deserializer};
 
 use crate::decision::command::{
-    AccountState, Change, Command, Period, PutAccount, PutGrant, Source, SpendingCap,
+    AccountState, Change, Command, Period, PutAccount, PutGrant, Revoke, Source, SpendingCap,
 };
-use crate::decision::reply::{AccountView, GrantView, HoldView};
+use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView};
 use crate::edge::body::Object;
 use crate::edge::wire::evidence::{Limits, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
@@ -78,6 +78,9 @@ pub(crate) struct GrantBody<'a> {
     effective_at: Option<Millis>,
     #[serde(default)]
     expires_at: Option<Millis>,
+    /// Why, for the record.
+    #[serde(borrow, default)]
+    reason: Option<Text<'a>>,
 }
 
 fn priority_usual() -> u32 {
@@ -94,7 +97,26 @@ impl GrantBody<'_> {
             priority: self.priority,
             effective_at: self.effective_at,
             expires_at: self.expires_at,
+            reason: self.reason.as_ref().map(Text::as_str),
         })
+    }
+}
+
+/// `POST /v1/accounts/{account}/grants/{grant}/revoke`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct RevokeBody<'a> {
+    /// All that is left when absent.
+    #[serde(default)]
+    credits: Option<Credits>,
+    /// Why, for the record.
+    #[serde(borrow)]
+    reason: Text<'a>,
+}
+
+impl RevokeBody<'_> {
+    pub(crate) fn command<'c>(&'c self, account: &'c str, grant: &'c str) -> Command<'c> {
+        Command::Revoke(Revoke { account, grant, credits: self.credits, reason: self.reason.as_str() })
     }
 }
 
@@ -157,6 +179,24 @@ impl WriteJson for GrantAnswer<'_> {
             "expires_at"?: grant.expires_at.map(AsText),
             "credits": grant.credits,
             "receipt"?: self.receipt,
+        });
+    }
+}
+
+/// What was taken back of a grant.
+pub(crate) struct GrantRevokedAnswer<'a> {
+    pub(crate) revoked: &'a GrantRevoked,
+    pub(crate) receipt: Receipt<'a>,
+}
+
+impl WriteJson for GrantRevokedAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let revoked = self.revoked;
+        write_object!(out, {
+            "grant": GrantAnswer { grant: &revoked.grant, receipt: None },
+            "revoked": AsText(revoked.revoked),
+            "awaited": AsText(revoked.awaited),
+            "receipt": self.receipt,
         });
     }
 }

@@ -42,6 +42,11 @@ pub(crate) struct AdmissionBody<'a> {
     hold: Option<Object<Hold>>,
     #[serde(default)]
     dry_run: bool,
+    /// What does the work and where, for the record.
+    #[serde(borrow, default)]
+    endpoint: Option<Text<'a>>,
+    #[serde(borrow, default)]
+    region: Option<Text<'a>>,
     /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
     #[serde(default)]
     limits: Option<bool>,
@@ -64,6 +69,8 @@ impl AdmissionBody<'_> {
             hold_ttl: self.hold.as_ref().map(|hold| Span(hold.0.ttl_ms)),
             dry_run: self.dry_run,
             list_limits: self.limits.unwrap_or(list_limits),
+            endpoint: self.endpoint.as_ref().map(Text::as_str),
+            region: self.region.as_ref().map(Text::as_str),
         })
     }
 
@@ -168,6 +175,8 @@ pub(crate) struct SettleBody<'a> {
     usage: Named<'a, u64>,
     #[serde(default)]
     compute_ms: Option<u64>,
+    #[serde(default)]
+    duration_ms: Option<u64>,
     #[serde(default = "yes", rename = "final")]
     last: bool,
 }
@@ -182,6 +191,7 @@ impl SettleBody<'_> {
             admission,
             usage: self.usage.amounts(),
             compute_ms: self.compute_ms,
+            duration_ms: self.duration_ms,
             last: self.last,
         })
     }

@@ -1,0 +1,93 @@
+//! What an audit can find.
+
+use std::sync::Arc;
+
+use crate::decision::facts::{Bucket, FactId, Why};
+use crate::decision::reply::{AdmissionId, Balances};
+use crate::units::{Credits, Millis};
+
+/// Something in the facts that does not fit: where, and by how much.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Finding {
+    // The sequence of facts.
+    #[error("entry {index} comes after entry {after}")]
+    EntryRepeated { index: u64, after: u64 },
+    #[error("before {id}, fact {expected} of the entry is missing")]
+    FactMissing { id: FactId, expected: u32 },
+    #[error("{id} is there twice, or out of its order")]
+    FactRepeated { id: FactId },
+    #[error("{id} says that the fact of {account} before it is in entry {previous}; that is in {latest}")]
+    HistoryBroken { id: FactId, account: Arc<str>, previous: u64, latest: u64 },
+    #[error("entry {index}: {what} {found} comes where {expected} was to come")]
+    OutOfSequence { index: u64, what: &'static str, expected: u64, found: u64 },
+    #[error("entry {index}: time goes back from {before} to {at}")]
+    TimeWentBack { index: u64, at: Millis, before: Millis },
+    #[error("{id} is of account number {account}, which was never made")]
+    AccountUnknown { id: FactId, account: u32 },
+    #[error("{id} is of grant number {grant} of account number {account}, which was never made")]
+    GrantUnknown { id: FactId, account: u32, grant: u64 },
+    #[error("entry {index} revokes grant number {grant} of account number {account}, which was never made")]
+    RevokedUnknown { index: u64, account: u32, grant: u64 },
+    #[error("entry {index}: the policy of revision {revision} cannot be read: {problem}")]
+    PolicyUnreadable { index: u64, revision: u64, problem: String },
+
+    // Usage and charges.
+    #[error("the usage {id} of {admission} has no charge")]
+    UsageWithoutCharge { id: FactId, admission: AdmissionId },
+    #[error("{id}: {admission} is debited again, though it was resolved or never admitted")]
+    DebitedTwice { id: FactId, admission: AdmissionId },
+    #[error("{id}: {admission} does not fit: {what}")]
+    AdmissionDiffers { id: FactId, admission: AdmissionId, what: &'static str },
+    #[error("the charge {id} is for usage {usage} of its entry, which is not there")]
+    ChargeWithoutUsage { id: FactId, usage: u32 },
+    #[error("the charge {id} prices usage {usage} of its entry a second time")]
+    ChargeRepeated { id: FactId, usage: u32 },
+    #[error("the charge {id} is of {amount} credits, and its usage says charged: {charged}")]
+    ChargedOtherwise { id: FactId, charged: bool, amount: Credits },
+    #[error("the charge {id} is by rate card {found} where {expected} applied, or by other attributes")]
+    RateCardOther { id: FactId, expected: u64, found: u64 },
+    #[error("the charge {id} is by rate card {revision}, which says nothing of {feature}")]
+    NotOnRateCard { id: FactId, revision: u64, feature: Arc<str> },
+    #[error("the charge {id}: the attribute {attribute} is not multiplied as the rate card says")]
+    MultiplierDiffers { id: FactId, attribute: Arc<str> },
+    #[error("the charge {id}: the line for {unit} is not what was used at the rate card's rate")]
+    LineDiffers { id: FactId, unit: Arc<str> },
+    #[error("the charge {id} is of {amount} credits; by the rate card it is {price}")]
+    AmountDiffers { id: FactId, amount: Credits, price: Credits },
+    #[error("the charge {id} is of {amount} credits, and {carried} are carried")]
+    CarriersDiffer { id: FactId, amount: Credits, carried: Credits },
+    #[error("the charge {id} draws {drawn} credits, and {posted} are posted")]
+    PostingsDiffer { id: FactId, drawn: Credits, posted: Credits },
+    #[error("{id} ends {admission}; of what it held of the grant {grant} of {account}, {left} did not move")]
+    HoldNotResolved { id: FactId, admission: AdmissionId, account: Arc<str>, grant: Arc<str>, left: Credits },
+
+    // Postings.
+    #[error("the posting {id} ({why:?}) has no charge {charge:?}")]
+    PostingWithoutCharge { id: FactId, charge: Option<u32>, why: Why },
+    #[error("entry {index}: {said} credits of grant number {grant} were to be posted ({why:?}), and are not")]
+    PostingMissing { index: u64, grant: u64, why: Why, said: Credits },
+    #[error("the posting {id} ({why:?}) is of nothing that was granted or revoked")]
+    PostingUnannounced { id: FactId, why: Why },
+    #[error("the posting {id} ({why:?}) is of {posted} credits where {said} were said")]
+    PostedOtherwise { id: FactId, why: Why, said: Credits, posted: Credits },
+    #[error("the posting {id} is of {amount} credits")]
+    NothingPosted { id: FactId, amount: Credits },
+    #[error("the posting {id} ({why:?}) moves credits from {from:?} to {to:?}")]
+    MoveImpossible { id: FactId, why: Why, from: Bucket, to: Bucket },
+    #[error("the posting {id} leaves {balance} {bucket:?} in the grant {grant} of {account}")]
+    BucketNegative { id: FactId, account: Arc<str>, grant: Arc<str>, bucket: Bucket, balance: Credits },
+    #[error(
+        "the posting {id} ({why:?}) at {at} is at odds with the time or revocation of {grant} of {account}"
+    )]
+    OutOfTime { id: FactId, account: Arc<str>, grant: Arc<str>, why: Why, at: Millis },
+    #[error("the posting {id} expires the grant {grant} of {account} and leaves {left} available")]
+    ExpiredInPart { id: FactId, account: Arc<str>, grant: Arc<str>, left: Credits },
+    #[error("at entry {index}, {available} credits of the grant {grant} of {account} outlive it")]
+    NotExpired { index: u64, account: Arc<str>, grant: Arc<str>, available: Credits },
+    #[error("entry {index}: {awaited} credits of {grant} of {account} are to be revoked of {held} held")]
+    AwaitedTooMuch { index: u64, account: Arc<str>, grant: Arc<str>, awaited: Credits, held: Credits },
+
+    // The state.
+    #[error("the grant {grant} of {account}: postings give {replayed:?}, and the state shows {shown:?}")]
+    BalanceDiffers { account: Arc<str>, grant: Arc<str>, replayed: Balances, shown: Balances },
+}

@@ -1,0 +1,623 @@
+//! The auditor: proves the books from the facts alone.
+//!
+//! It is told every fact since the first entry, in order, and trusts none of them: it prices each
+//! charge anew from the rate card, replays every posting, and follows each admission, grant and
+//! account's history. What does not fit is a [`Finding`] that names where and by how much. It never
+//! looks at a state; what a state shows is handed to [`Audit::compare`].
+
+mod finding;
+mod pricing;
+
+pub use finding::Finding;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::decision::facts::{
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, PolicyPut,
+    Posting, Usage, UsageOutcome, Why,
+};
+use crate::decision::policy::{Document, Policy};
+use crate::decision::reply::{AdmissionId, Balances};
+use crate::units::{Credits, Millis};
+
+/// An audit under way.
+pub struct Audit {
+    /// By number. The cluster is the first, and has no name.
+    accounts: Vec<Account>,
+    account_by_path: BTreeMap<Arc<str>, u32>,
+    policies: BTreeMap<u64, Policy>,
+    revision: u64,
+    /// By account and number.
+    grants: BTreeMap<(u32, u64), Grant>,
+    next_grant: u64,
+    /// Admissions that are held.
+    open: BTreeMap<AdmissionId, Open>,
+    next_admission: u64,
+    entry: Entry,
+    findings: Vec<Finding>,
+    findings_total: u64,
+    facts: u64,
+}
+
+struct Account {
+    path: Arc<str>,
+    /// The index of the entry with its latest fact.
+    latest: u64,
+}
+
+struct Grant {
+    id: Arc<str>,
+    effective_at: Millis,
+    expires_at: Option<Millis>,
+    awaited: i128,
+    books: Books,
+}
+
+/// What postings add up to, by bucket. What came from outside is what was granted.
+#[derive(Clone, Copy, Default)]
+struct Books([i128; 6]);
+
+/// An admission that is held.
+struct Open {
+    account: Option<u32>,
+    admitted_at: Millis,
+    policy: u64,
+    multipliers: Vec<Multiplier>,
+    /// What wallets keep for it, by account and grant.
+    held: BTreeMap<(u32, u64), i128>,
+}
+
+/// The entry under way.
+#[derive(Default)]
+struct Entry {
+    index: u64,
+    moment: Option<Moment>,
+    next_number: u32,
+    usage: Option<Usage>,
+    charge: Option<ChargeUnderWay>,
+    /// A posting that must come next.
+    due: Option<Due>,
+}
+
+struct ChargeUnderWay {
+    charge: Charge,
+    posted: i128,
+    /// What the hold that ends here still keeps.
+    held: Option<(AdmissionId, BTreeMap<(u32, u64), i128>)>,
+}
+
+#[derive(Clone, Copy)]
+struct Due {
+    account: u32,
+    grant: u64,
+    why: Why,
+    credits: Credits,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Audit::new()
+    }
+}
+
+impl Audit {
+    /// Findings that are kept; beyond it they are only counted.
+    pub const FINDINGS_MAX: usize = 1_000;
+
+    pub fn new() -> Audit {
+        Audit {
+            accounts: vec![Account { path: "".into(), latest: 0 }],
+            account_by_path: BTreeMap::new(),
+            policies: BTreeMap::new(),
+            revision: 0,
+            grants: BTreeMap::new(),
+            next_grant: 0,
+            open: BTreeMap::new(),
+            next_admission: 1,
+            entry: Entry::default(),
+            findings: Vec::new(),
+            findings_total: 0,
+            facts: 0,
+        }
+    }
+
+    /// Takes the next fact of the entry at `index`.
+    pub fn take(&mut self, index: u64, fact: &Fact) {
+        self.facts += 1;
+        if index != self.entry.index {
+            self.begin_entry(index);
+        }
+        self.check_number(fact);
+        let is_due = matches!(fact, Fact::Posting(_));
+        if let Some(due) = self.entry.due.take_if(|_| !is_due) {
+            self.find(due.missing(index));
+        }
+        match fact {
+            Fact::Moment(moment) => self.take_moment(*moment),
+            Fact::AccountMade(made) => self.take_account(made),
+            Fact::PolicyPut(put) => self.take_policy(put),
+            Fact::GrantMade(made) => self.take_grant(made),
+            Fact::GrantRevoked(revoked) => self.take_revocation(revoked),
+            Fact::Usage(usage) => self.take_usage(usage),
+            Fact::Charge(charge) => self.take_charge(charge),
+            Fact::Posting(posting) => self.take_posting(posting),
+        }
+    }
+
+    /// Ends the audit: what can only be told when there is no more. Says how many findings there are.
+    pub fn finish(&mut self) -> u64 {
+        self.end_entry();
+        let index = self.entry.index;
+        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let mut late = Vec::new();
+        for ((account, _), grant) in &self.grants {
+            let available = grant.books.of(Bucket::Available);
+            if available > 0 && grant.expires_at.is_some_and(|expires_at| expires_at <= at) {
+                let (account, grant) = (self.path(*account), grant.id.clone());
+                late.push(Finding::NotExpired { index, account, grant, available: credits(available) });
+            }
+        }
+        late.into_iter().for_each(|finding| self.find(finding));
+        self.findings_total
+    }
+
+    /// The first [`Audit::FINDINGS_MAX`] findings so far.
+    pub fn findings(&self) -> &[Finding] {
+        &self.findings
+    }
+
+    /// How many findings there are so far, and how many facts were looked at.
+    pub fn totals(&self) -> (u64, u64) {
+        (self.findings_total, self.facts)
+    }
+
+    /// What the postings add up to: by account and grant, both in the order in which they were made.
+    pub fn balances(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<str>, Balances)> {
+        self.grants.iter().map(|((account, _), grant)| {
+            (&self.accounts[*account as usize].path, &grant.id, grant.books.balances())
+        })
+    }
+
+    /// Compares with what a state, at the entry that was taken last, shows of the grants of an account:
+    /// all of them, by id.
+    pub fn compare<'g>(&mut self, account: &str, shown: impl IntoIterator<Item = (&'g str, Balances)>) {
+        let mut replayed: BTreeMap<Arc<str>, Balances> = BTreeMap::new();
+        if let Some(number) = self.account_by_path.get(account) {
+            let grants = self.grants.range((*number, 0)..=(*number, u64::MAX));
+            replayed.extend(grants.map(|(_, grant)| (grant.id.clone(), grant.books.balances())));
+        }
+        for (id, shown) in shown {
+            let replayed = replayed.remove(id).unwrap_or_default();
+            if replayed != shown {
+                let (account, grant) = (account.into(), id.into());
+                self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
+            }
+        }
+        for (grant, replayed) in replayed {
+            let shown = Balances::default();
+            self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
+        }
+    }
+
+    // --- entries --------------------------------------------------------------------------------
+
+    fn begin_entry(&mut self, index: u64) {
+        self.end_entry();
+        if index < self.entry.index {
+            self.find(Finding::EntryRepeated { index, after: self.entry.index });
+        }
+        self.entry = Entry { index, moment: self.entry.moment, ..Entry::default() };
+    }
+
+    fn end_entry(&mut self) {
+        self.end_usage();
+        if let Some(due) = self.entry.due.take() {
+            self.find(due.missing(self.entry.index));
+        }
+    }
+
+    /// Ends what belongs to the usage under way.
+    fn end_usage(&mut self) {
+        let charge = self.entry.charge.take();
+        if let Some(usage) = self.entry.usage.take()
+            && charge.is_none()
+            && usage.outcome.is_priced()
+        {
+            let id = self.id(usage.number);
+            self.find(Finding::UsageWithoutCharge { id, admission: usage.admission });
+        }
+        let Some(ChargeUnderWay { charge, posted, held }) = charge else { return };
+        let id = self.id(charge.number);
+        if posted != i128::from(charge.drawn.0) {
+            self.find(Finding::PostingsDiffer { id, drawn: charge.drawn, posted: credits(posted) });
+        }
+        let Some((admission, held)) = held else { return };
+        for ((account, grant), left) in held.into_iter().filter(|(_, left)| *left != 0) {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::HoldNotResolved { id, admission, account, grant, left: credits(left) });
+        }
+    }
+
+    fn check_number(&mut self, fact: &Fact) {
+        let Some(number) = fact.number() else { return };
+        let (id, expected) = (self.id(number), self.entry.next_number);
+        if number > expected {
+            self.find(Finding::FactMissing { id, expected });
+        } else if number < expected {
+            self.find(Finding::FactRepeated { id });
+        }
+        self.entry.next_number = number.saturating_add(1);
+    }
+
+    /// Checks that a fact follows the one before in its account's history.
+    fn check_previous(&mut self, number: u32, account: u32, previous: u64) {
+        let (id, index) = (self.id(number), self.entry.index);
+        let Some(known) = self.accounts.get_mut(account as usize) else {
+            return self.find(Finding::AccountUnknown { id, account });
+        };
+        let latest = std::mem::replace(&mut known.latest, index);
+        if latest != previous {
+            let account = known.path.clone();
+            self.find(Finding::HistoryBroken { id, account, previous, latest });
+        }
+    }
+
+    fn take_moment(&mut self, moment: Moment) {
+        let index = self.entry.index;
+        let before = self.entry.moment.replace(moment);
+        if let Some(before) = before.filter(|before| before.at > moment.at) {
+            self.find(Finding::TimeWentBack { index, at: moment.at, before: before.at });
+        }
+    }
+
+    // --- what the datasets refer to -----------------------------------------------------------------
+
+    fn take_account(&mut self, made: &AccountMade) {
+        let index = self.entry.index;
+        let expected = self.accounts.len() as u64;
+        if u64::from(made.account) != expected {
+            let (what, found) = ("account", made.account.into());
+            return self.find(Finding::OutOfSequence { index, what, expected, found });
+        }
+        self.accounts.push(Account { path: made.path.clone(), latest: index });
+        self.account_by_path.insert(made.path.clone(), made.account);
+    }
+
+    fn take_policy(&mut self, put: &PolicyPut) {
+        let (index, expected, found) = (self.entry.index, self.revision + 1, put.revision);
+        if found != expected {
+            self.find(Finding::OutOfSequence { index, what: "policy", expected, found });
+        }
+        self.revision = found;
+        let document = serde_json::from_str::<Document>(&put.document).map_err(|error| error.to_string());
+        let compiled =
+            document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
+        match compiled {
+            Ok(policy) => drop(self.policies.insert(found, policy)),
+            Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
+        }
+    }
+
+    fn take_grant(&mut self, made: &GrantMade) {
+        let (index, expected, found) = (self.entry.index, self.next_grant, made.grant);
+        if found != expected {
+            self.find(Finding::OutOfSequence { index, what: "grant", expected, found });
+        }
+        self.next_grant = self.next_grant.max(found.saturating_add(1));
+        let grant = Grant {
+            id: made.id.clone(),
+            effective_at: made.effective_at,
+            expires_at: made.expires_at,
+            awaited: 0,
+            books: Books::default(),
+        };
+        self.grants.entry((made.account, found)).or_insert(grant);
+        let (account, why, credits) = (made.account, Why::Granted, made.credits);
+        self.entry.due = Some(Due { account, grant: found, why, credits });
+    }
+
+    fn take_revocation(&mut self, revoked: &GrantRevoked) {
+        let index = self.entry.index;
+        let GrantRevoked { account, grant, credits: amount, awaited, .. } = *revoked;
+        let Some(known) = self.grants.get_mut(&(account, grant)) else {
+            return self.find(Finding::RevokedUnknown { index, account, grant });
+        };
+        known.awaited = awaited.0.into();
+        let held = known.books.of(Bucket::Held);
+        if awaited.0 < 0 || i128::from(awaited.0) > held {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::AwaitedTooMuch { index, account, grant, awaited, held: credits(held) });
+        }
+        if !amount.is_zero() {
+            self.entry.due = Some(Due { account, grant, why: Why::Revoked, credits: amount });
+        }
+    }
+
+    // --- the datasets -----------------------------------------------------------------------------
+
+    fn take_usage(&mut self, usage: &Usage) {
+        self.end_usage();
+        if let Some(account) = usage.account {
+            self.check_previous(usage.number, account, usage.previous);
+        }
+        self.check_life(usage);
+        self.entry.usage = Some(usage.clone());
+    }
+
+    /// Checks that this can happen to the admission, given what has happened to it.
+    fn check_life(&mut self, usage: &Usage) {
+        let (id, admission, index) = (self.id(usage.number), usage.admission, self.entry.index);
+        if matches!(usage.outcome, UsageOutcome::Refused(_)) {
+            if admission.0 != 0 {
+                self.find(Finding::AdmissionDiffers { id, admission, what: "a refusal admits nothing" });
+            }
+            return;
+        }
+        if let Some(open) = self.open.get(&admission) {
+            if usage.outcome == UsageOutcome::Held {
+                self.find(Finding::DebitedTwice { id, admission });
+            } else if (open.account, open.admitted_at) != (usage.account, usage.admitted_at) {
+                let what = "the account or the moment is not that of its hold";
+                self.find(Finding::AdmissionDiffers { id, admission, what });
+            }
+            return;
+        }
+        let is_first = matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::Settled);
+        if admission.0 < self.next_admission || !is_first {
+            return self.find(Finding::DebitedTwice { id, admission });
+        }
+        if admission.0 > self.next_admission {
+            let (what, expected, found) = ("admission", self.next_admission, admission.0);
+            self.find(Finding::OutOfSequence { index, what, expected, found });
+        }
+        self.next_admission = admission.0.saturating_add(1);
+        if usage.outcome == UsageOutcome::Held {
+            let open = Open {
+                account: usage.account,
+                admitted_at: usage.admitted_at,
+                policy: 0,
+                multipliers: Vec::new(),
+                held: BTreeMap::new(),
+            };
+            self.open.insert(admission, open);
+        }
+    }
+
+    fn take_charge(&mut self, charge: &Charge) {
+        let id = self.id(charge.number);
+        let usage = self.entry.usage.take();
+        let Some(usage) = usage.filter(|usage| usage.number == charge.usage && usage.outcome.is_priced())
+        else {
+            // Its postings name it all the same.
+            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held: None });
+            return self.find(Finding::ChargeWithoutUsage { id, usage: charge.usage });
+        };
+        if self.entry.charge.is_some() {
+            self.find(Finding::ChargeRepeated { id, usage: charge.usage });
+        }
+        if usage.charged != (charge.amount > Credits::ZERO) {
+            self.find(Finding::ChargedOtherwise { id, charged: usage.charged, amount: charge.amount });
+        }
+        let carried = charge.covered.iter().map(|covered| i128::from(covered.credits.0)).sum::<i128>();
+        let carried = carried + i128::from(charge.drawn.0) + i128::from(charge.uncovered.0);
+        let negative = charge.covered.iter().any(|covered| covered.credits < Credits::ZERO)
+            || charge.drawn < Credits::ZERO
+            || charge.uncovered < Credits::ZERO;
+        if carried != i128::from(charge.amount.0) || negative {
+            self.find(Finding::CarriersDiffer { id, amount: charge.amount, carried: credits(carried) });
+        }
+        let held = self.check_terms(id, &usage, charge);
+        self.check_price(id, &usage, charge);
+        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held });
+        self.entry.usage = Some(usage);
+    }
+
+    /// Checks that the charge is by the right rate card: today's for an admission, the hold's for its end.
+    fn check_terms(
+        &mut self,
+        id: FactId,
+        usage: &Usage,
+        charge: &Charge,
+    ) -> Option<(AdmissionId, BTreeMap<(u32, u64), i128>)> {
+        let admission = usage.admission;
+        let is_first = match self.open.get_mut(&admission) {
+            Some(open) if usage.outcome == UsageOutcome::Held => {
+                open.policy = charge.policy;
+                open.multipliers.clone_from(&charge.multipliers);
+                true
+            }
+            Some(_) => false,
+            None => true,
+        };
+        if is_first {
+            if charge.policy != self.revision {
+                let (expected, found) = (self.revision, charge.policy);
+                self.find(Finding::RateCardOther { id, expected, found });
+            }
+            return None;
+        }
+        let open = self.open.remove(&admission)?;
+        if open.policy != charge.policy || open.multipliers != charge.multipliers {
+            self.find(Finding::RateCardOther { id, expected: open.policy, found: charge.policy });
+        }
+        Some((admission, open.held))
+    }
+
+    fn take_posting(&mut self, posting: &Posting) {
+        let id = self.id(posting.number);
+        self.check_previous(posting.number, posting.account, posting.previous);
+        let Posting { account, grant, amount, from, to, why, .. } = *posting;
+        if amount <= Credits::ZERO {
+            self.find(Finding::NothingPosted { id, amount });
+        }
+        if !why.moves(from, to) {
+            self.find(Finding::MoveImpossible { id, why, from, to });
+        }
+        self.check_due(id, posting);
+        self.check_link(id, posting);
+        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let Some(known) = self.grants.get_mut(&(account, grant)) else {
+            return self.find(Finding::GrantUnknown { id, account, grant });
+        };
+        let out_of_time = known.check_time(posting, at);
+        known.books.post(amount, from, to);
+        if to == Bucket::Revoked && why == Why::Returned {
+            known.awaited -= i128::from(amount.0);
+        }
+        known.awaited = known.awaited.min(known.books.of(Bucket::Held));
+        let (balance, left) = (known.books.of(from), known.books.of(Bucket::Available));
+        if out_of_time {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::OutOfTime { id, account, grant, why, at });
+        }
+        if from != Bucket::Outside && balance < 0 {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::BucketNegative {
+                id,
+                account,
+                grant,
+                bucket: from,
+                balance: credits(balance),
+            });
+        }
+        if why == Why::Expired && left != 0 {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::ExpiredInPart { id, account, grant, left: credits(left) });
+        }
+    }
+
+    /// Checks a posting against what granting and revoking said that it would be.
+    fn check_due(&mut self, id: FactId, posting: &Posting) {
+        let due = self.entry.due.take();
+        let announced = matches!(posting.why, Why::Granted | Why::Revoked);
+        match due {
+            Some(due) if due.is(posting) => {
+                if due.credits != posting.amount {
+                    let (said, posted) = (due.credits, posting.amount);
+                    self.find(Finding::PostedOtherwise { id, why: due.why, said, posted });
+                }
+            }
+            Some(due) => self.find(due.missing(id.index)),
+            None if announced => self.find(Finding::PostingUnannounced { id, why: posting.why }),
+            None => {}
+        }
+    }
+
+    /// Checks that a posting has its charge, and adds it there.
+    fn check_link(&mut self, id: FactId, posting: &Posting) {
+        let key = (posting.account, posting.grant);
+        let amount = i128::from(posting.amount.0);
+        let under_way =
+            self.entry.charge.as_mut().filter(|known| Some(known.charge.number) == posting.charge);
+        match under_way {
+            None if posting.why.is_charged() || posting.charge.is_some() => {
+                let (charge, why) = (posting.charge, posting.why);
+                self.find(Finding::PostingWithoutCharge { id, charge, why });
+            }
+            Some(_) if !posting.why.is_charged() => {
+                self.find(Finding::PostingWithoutCharge { id, charge: None, why: posting.why });
+            }
+            None => {}
+            Some(under_way) => {
+                if posting.why.pays() {
+                    under_way.posted += amount;
+                }
+                match (posting.why, &mut under_way.held) {
+                    (Why::Settled | Why::Returned, Some((_, held))) => {
+                        *held.entry(key).or_default() -= amount
+                    }
+                    (Why::Held, None) => self.note_held(key, amount),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn note_held(&mut self, key: (u32, u64), amount: i128) {
+        let admission = self.entry.usage.as_ref().map(|usage| usage.admission);
+        if let Some(open) = admission.and_then(|admission| self.open.get_mut(&admission)) {
+            *open.held.entry(key).or_default() += amount;
+        }
+    }
+
+    // --- telling ------------------------------------------------------------------------------------
+
+    fn id(&self, number: u32) -> FactId {
+        FactId { index: self.entry.index, number }
+    }
+
+    fn path(&self, account: u32) -> Arc<str> {
+        self.accounts.get(account as usize).map_or_else(|| "?".into(), |account| account.path.clone())
+    }
+
+    fn grant_name(&self, account: u32, grant: u64) -> Arc<str> {
+        self.grants.get(&(account, grant)).map_or_else(|| "?".into(), |grant| grant.id.clone())
+    }
+
+    fn find(&mut self, finding: Finding) {
+        self.findings_total += 1;
+        if self.findings.len() < Audit::FINDINGS_MAX {
+            self.findings.push(finding);
+        }
+    }
+}
+
+impl UsageOutcome {
+    /// Whether a price is made of it.
+    fn is_priced(self) -> bool {
+        !matches!(self, UsageOutcome::PartlySettled | UsageOutcome::Refused(_))
+    }
+}
+
+impl Due {
+    fn is(self, posting: &Posting) -> bool {
+        (self.account, self.grant, self.why) == (posting.account, posting.grant, posting.why)
+    }
+
+    fn missing(self, index: u64) -> Finding {
+        Finding::PostingMissing { index, grant: self.grant, why: self.why, said: self.credits }
+    }
+}
+
+impl Grant {
+    /// Whether a posting at `at` is at odds with when the grant can be drawn, expires, or was revoked.
+    fn check_time(&self, posting: &Posting, at: Millis) -> bool {
+        let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
+        match (posting.why, posting.to) {
+            (Why::Drawn | Why::Held | Why::Overran, _) => expired || self.effective_at > at,
+            (Why::Expired, _) => self.expires_at != Some(at),
+            (Why::Returned, Bucket::Available) => expired || self.awaited > 0,
+            (Why::Returned, Bucket::Expired) => !expired || self.awaited > 0,
+            (Why::Returned, Bucket::Revoked) => i128::from(posting.amount.0) > self.awaited,
+            _ => false,
+        }
+    }
+}
+
+impl Books {
+    fn of(&self, bucket: Bucket) -> i128 {
+        self.0[bucket as usize]
+    }
+
+    fn post(&mut self, amount: Credits, from: Bucket, to: Bucket) {
+        self.0[from as usize] -= i128::from(amount.0);
+        self.0[to as usize] += i128::from(amount.0);
+    }
+
+    fn balances(&self) -> Balances {
+        Balances {
+            granted: credits(-self.of(Bucket::Outside)),
+            available: credits(self.of(Bucket::Available)),
+            held: credits(self.of(Bucket::Held)),
+            spent: credits(self.of(Bucket::Spent)),
+            expired: credits(self.of(Bucket::Expired)),
+            revoked: credits(self.of(Bucket::Revoked)),
+        }
+    }
+}
+
+/// A sum as an amount; the nearest one where it does not fit.
+fn credits(sum: i128) -> Credits {
+    Credits(i64::try_from(sum).unwrap_or(if sum < 0 { i64::MIN } else { i64::MAX }))
+}

@@ -1,0 +1,323 @@
+//! Facts: what each log entry leaves for the record, beyond the state.
+//!
+//! Three datasets, linked by numbers: [`Usage`] says what happened, [`Charge`] what it costs,
+//! [`Posting`] what changed on a balance and why. The other facts are what an auditor needs to read
+//! them: names, rate cards, what was granted and what was revoked.
+//!
+//! Facts follow from the log alone, so that replaying an entry leaves the same facts again. Within an
+//! entry they stand in the order in which they came about. Whatever names an account or a grant does
+//! so by its number: [`AccountMade`] and [`GrantMade`] tell the names, once and before any use.
+//!
+//! Facts are kept for ever: a variant or a field, once released, is never changed or removed, and new
+//! variants are only ever appended.
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::command::Source;
+pub use crate::decision::price::Rate;
+use crate::decision::reply::{AdmissionId, Reason};
+use crate::units::{Credits, Millis, Ppm};
+
+/// One fact of a log entry.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Fact {
+    Moment(Moment),
+    AccountMade(AccountMade),
+    PolicyPut(PolicyPut),
+    GrantMade(GrantMade),
+    GrantRevoked(GrantRevoked),
+    Usage(Usage),
+    Charge(Charge),
+    Posting(Posting),
+}
+
+/// When what follows came about, up to the next moment of the entry. For what fell due it is the
+/// deadline itself, not the time of the entry that moved time past it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moment {
+    /// The place of the command within its entry, from 0.
+    pub position: u32,
+    pub at: Millis,
+}
+
+/// An account exists from here on. The cluster itself has number 0 and is never told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountMade {
+    /// Counted from 1, without gaps.
+    pub account: u32,
+    pub path: Arc<str>,
+}
+
+/// A policy decides from here on, and its features' prices are a rate card.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyPut {
+    /// Counted from 1, without gaps.
+    pub revision: u64,
+    /// The [`crate::decision::policy::Document`] as JSON.
+    pub document: Arc<str>,
+}
+
+/// A grant exists from here on. The posting that gives it its credits follows at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantMade {
+    pub account: u32,
+    /// Counted from 0 over all grants of the cluster, without gaps.
+    pub grant: u64,
+    pub id: Arc<str>,
+    pub source: Source,
+    pub credits: Credits,
+    pub priority: u32,
+    pub effective_at: Millis,
+    pub expires_at: Option<Millis>,
+    pub reason: Option<Arc<str>>,
+}
+
+/// Credits of a grant were taken back. The posting of what was available follows at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrantRevoked {
+    pub account: u32,
+    pub grant: u64,
+    /// What was available, and is revoked now.
+    pub credits: Credits,
+    /// What holds keep, and is revoked as far as it comes back: in all, with earlier revocations.
+    pub awaited: Credits,
+    pub reason: Arc<str>,
+}
+
+/// One event in the life of an admission.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Usage {
+    /// Its place among the usage, charges and postings of its entry, from 0.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    /// 0 for a request that was refused.
+    pub admission: AdmissionId,
+    /// Who asked. Absent when there is no such account.
+    pub account: Option<u32>,
+    /// A feature of the policy or, of a refused request, the first characters of what was asked for.
+    pub feature: Arc<str>,
+    /// How much of each unit, where that is more than nothing: reserved or asked for; once there is a
+    /// report, used.
+    pub units: Vec<UnitUsed>,
+    pub compute_ms: Option<u64>,
+    pub duration_ms: Option<u64>,
+    /// Where the caller said the work is done, and by what.
+    pub region: Option<Arc<str>>,
+    pub endpoint: Option<Arc<str>>,
+    /// When the request was decided.
+    pub admitted_at: Millis,
+    pub outcome: UsageOutcome,
+    /// Whether there is a price of more than nothing for it.
+    pub charged: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnitUsed {
+    pub unit: Arc<str>,
+    pub quantity: u64,
+}
+
+/// What became of an admission by an event. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum UsageOutcome {
+    /// Admitted, and reserved.
+    Held,
+    /// Reported in part; the hold goes on.
+    PartlySettled,
+    /// Used: admitted and settled at once, or a hold settled.
+    Settled,
+    /// The hold was given back, but for what had been reported.
+    Released,
+    /// The hold's time was over: what had been reported was used.
+    Expired,
+    Refused(Reason),
+}
+
+/// What something costs, and who carries it: `amount = covered + drawn + uncovered`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Charge {
+    /// Its place among the usage, charges and postings of its entry.
+    pub number: u32,
+    /// The number of the usage that it prices, in the same entry.
+    pub usage: u32,
+    /// The revision of the rate card.
+    pub policy: u64,
+    /// The units that have a price.
+    pub lines: Vec<ChargeLine>,
+    /// What the rate card's rates were multiplied with. What is not named here was multiplied with 1.
+    pub multipliers: Vec<Multiplier>,
+    pub amount: Credits,
+    /// What allowances cover.
+    pub covered: Vec<Covered>,
+    /// What wallets pay: reserved for a hold, spent otherwise. The charge's postings add up to it.
+    pub drawn: Credits,
+    /// What nobody covers, and the plan's overrun rule lets go.
+    pub uncovered: Credits,
+}
+
+/// One unit's part of a charge: the rate times the quantity, rounded up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChargeLine {
+    /// The place of the unit in [`Usage::units`].
+    pub unit: u8,
+    pub quantity: u64,
+    /// The rate card's, multiplied.
+    pub rate: Rate,
+}
+
+/// An attribute that changed a price.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Multiplier {
+    pub attribute: Arc<str>,
+    pub value: Arc<str>,
+    pub ppm: Ppm,
+}
+
+/// What one allowance covers of a charge.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Covered {
+    /// The account level whose plan has it: 1 the root.
+    pub level: u8,
+    pub name: Arc<str>,
+    pub credits: Credits,
+}
+
+/// Credits that moved between two buckets of a grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Posting {
+    /// Its place among the usage, charges and postings of its entry.
+    pub number: u32,
+    /// The index of the entry with the wallet's account's fact before this one.
+    pub previous: u64,
+    /// Whose wallet it is.
+    pub account: u32,
+    pub grant: u64,
+    /// More than nothing.
+    pub amount: Credits,
+    pub from: Bucket,
+    pub to: Bucket,
+    pub why: Why,
+    /// The number of the charge that it belongs to, in the same entry.
+    pub charge: Option<u32>,
+}
+
+/// Where the credits of a grant can be. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bucket {
+    /// Not in the wallet: where they come from when they are granted.
+    Outside,
+    Available,
+    Held,
+    Spent,
+    Expired,
+    Revoked,
+}
+
+/// Why credits moved. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Why {
+    Granted,
+    /// An admission without a hold was paid.
+    Drawn,
+    /// A hold reserved it.
+    Held,
+    /// A hold ended, and this much of it was used.
+    Settled,
+    /// Use beyond what a hold had reserved was paid.
+    Overran,
+    /// A hold ended, and this much was not used. It is available again, unless the grant has expired
+    /// or was revoked meanwhile.
+    Returned,
+    /// The grant's time was over.
+    Expired,
+    Revoked,
+}
+
+impl Why {
+    /// Whether credits can move so for this reason.
+    pub fn moves(self, from: Bucket, to: Bucket) -> bool {
+        use Bucket::{Available, Expired, Held, Outside, Revoked, Spent};
+        match self {
+            Why::Granted => (from, to) == (Outside, Available),
+            Why::Drawn | Why::Overran => (from, to) == (Available, Spent),
+            Why::Held => (from, to) == (Available, Held),
+            Why::Settled => (from, to) == (Held, Spent),
+            Why::Returned => from == Held && matches!(to, Available | Expired | Revoked),
+            Why::Expired => (from, to) == (Available, Expired),
+            Why::Revoked => (from, to) == (Available, Revoked),
+        }
+    }
+
+    /// Whether it comes of an admission, and so belongs to a charge.
+    pub fn is_charged(self) -> bool {
+        matches!(self, Why::Drawn | Why::Held | Why::Settled | Why::Overran | Why::Returned)
+    }
+
+    /// Whether it is part of what its charge draws from wallets.
+    pub fn pays(self) -> bool {
+        self.is_charged() && self != Why::Returned
+    }
+}
+
+/// Names a usage, charge or posting: the log entry, and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FactId {
+    pub index: u64,
+    pub number: u32,
+}
+
+impl fmt::Display for FactId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.index, self.number)
+    }
+}
+
+impl Fact {
+    /// Its number, if it belongs to one of the datasets.
+    pub fn number(&self) -> Option<u32> {
+        match self {
+            Fact::Usage(usage) => Some(usage.number),
+            Fact::Charge(charge) => Some(charge.number),
+            Fact::Posting(posting) => Some(posting.number),
+            _ => None,
+        }
+    }
+
+    /// The account to whose history it belongs.
+    pub fn account(&self) -> Option<u32> {
+        match self {
+            Fact::AccountMade(made) => Some(made.account),
+            Fact::Usage(usage) => usage.account,
+            Fact::Posting(posting) => Some(posting.account),
+            _ => None,
+        }
+    }
+
+    /// The entry with the fact before it in its account's history, for those that say it.
+    pub fn previous(&self) -> Option<u64> {
+        match self {
+            Fact::Usage(usage) => Some(usage.previous),
+            Fact::Posting(posting) => Some(posting.previous),
+            _ => None,
+        }
+    }
+}
+
+/// The facts of an entry with their moments, which are left out themselves.
+pub fn with_moments(facts: &[Fact]) -> impl Iterator<Item = (Moment, &Fact)> {
+    let mut moment = Moment { position: 0, at: Millis(0) };
+    facts.iter().filter_map(move |fact| match fact {
+        Fact::Moment(next) => {
+            moment = *next;
+            None
+        }
+        other => Some((moment, other)),
+    })
+}

@@ -1,0 +1,171 @@
+//! Grants: credits that come into a wallet, expire there, and are taken back.
+
+use std::sync::Arc;
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::{PutGrant, REASON_BYTES_MAX, Revoke};
+use crate::decision::facts::{self, Bucket, Fact, Why};
+use crate::decision::ledger::{ChargeLink, Transfer};
+use crate::decision::path;
+use crate::decision::refusal::outcome;
+use crate::decision::reply::{Balances, GrantRevoked, Outcome, Reason, Refusal};
+use crate::decision::state::{Due, State};
+use crate::decision::wallet::{Grant, Wallet};
+use crate::units::{Credits, MILLIS_MAX};
+
+fn invalid(field: &str, detail: &str) -> Box<Refusal> {
+    Refusal::of_field(Reason::GrantInvalid, field, detail)
+}
+
+impl State {
+    /// The outcome, and whether the grant was already there just so.
+    pub(super) fn put_grant(&mut self, put: &PutGrant<'_>) -> (Outcome, bool) {
+        match self.try_put_grant(put) {
+            Ok((outcome, repeated)) => (outcome, repeated),
+            Err(refusal) => (refusal.into(), false),
+        }
+    }
+
+    fn try_put_grant(&mut self, put: &PutGrant<'_>) -> Result<(Outcome, bool), Box<Refusal>> {
+        let place = self.find_account(put.account)?;
+        if !path::is_grant_id(put.id) {
+            return Err(invalid("id", "the id of a grant is 1 to 128 of A-Z a-z 0-9 . _ @ + - : /"));
+        }
+        put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
+        let wallet = self.account_at(place).wallet.as_deref();
+        if let Some(grant) = wallet.and_then(|wallet| wallet.find(put.id)) {
+            if !grant.is_of(put) {
+                let detail = format!("{} already has another grant {}", put.account, put.id);
+                return Err(Refusal::of_field(Reason::GrantExists, "id", detail));
+            }
+            return Ok((Outcome::GrantPut(Box::new(grant.view())), true));
+        }
+        if put.credits <= Credits::ZERO {
+            return Err(invalid("credits", "a grant is of more than nothing"));
+        }
+        let effective_at = put.effective_at.map_or(self.now, |at| at.max(self.now));
+        if put.expires_at.is_some_and(|at| at <= effective_at) {
+            return Err(invalid("expires_at", "a grant expires after it takes effect, and not in the past"));
+        }
+        if put.expires_at.is_some_and(|at| at > MILLIS_MAX) || effective_at > MILLIS_MAX {
+            return Err(invalid("expires_at", "the time is too far away"));
+        }
+        if wallet.is_some_and(|wallet| wallet.live().len() >= Wallet::LIVE_MAX) {
+            let detail = format!("a wallet has at most {} grants with something left", Wallet::LIVE_MAX);
+            return Err(Refusal::of_field(Reason::TooMany, "id", detail));
+        }
+        let grant = Grant {
+            id: put.id.into(),
+            source: put.source,
+            priority: put.priority,
+            sequence: self.next_grant,
+            created_at: self.now,
+            asked_effective_at: put.effective_at,
+            effective_at,
+            expires_at: put.expires_at,
+            books: Balances::default(),
+            awaited: Credits::ZERO,
+        };
+        self.make_grant(place, grant, put)?;
+        let wallet = self.account_at(place).wallet.as_deref();
+        let grant = wallet.and_then(|wallet| wallet.find(put.id)).expect("the grant was just made");
+        Ok((Outcome::GrantPut(Box::new(grant.view())), false))
+    }
+
+    fn make_grant(
+        &mut self,
+        place: AccountPlace,
+        grant: Grant,
+        put: &PutGrant<'_>,
+    ) -> Result<(), Box<Refusal>> {
+        let (id, sequence) = (grant.id.clone(), grant.sequence);
+        let (effective_at, expires_at) = (grant.effective_at, grant.expires_at);
+        self.wallet_mut(place)
+            .add(grant, put.credits)
+            .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;
+        self.next_grant += 1;
+        if let Some(at) = expires_at {
+            self.deadlines.insert((at, Due::GrantExpires { account: place, sequence }));
+        }
+        self.note(|| {
+            Fact::GrantMade(facts::GrantMade {
+                account: place.0,
+                grant: sequence,
+                id,
+                source: put.source,
+                credits: put.credits,
+                priority: put.priority,
+                effective_at,
+                expires_at,
+                reason: put.reason.map(Arc::from),
+            })
+        });
+        let (from, to, why) = (Bucket::Outside, Bucket::Available, Why::Granted);
+        let transfer = Transfer { account: place, grant: sequence, amount: put.credits, from, to, why };
+        self.post(transfer, ChargeLink::NONE);
+        Ok(())
+    }
+
+    /// Takes what is left of a grant out of use, its time being over.
+    pub(super) fn expire_grant(&mut self, account: AccountPlace, grant: u64) {
+        let wallet = self.account_at(account).wallet.as_deref();
+        let amount = wallet.map_or(Credits::ZERO, |wallet| wallet.available(grant));
+        let (from, to, why) = (Bucket::Available, Bucket::Expired, Why::Expired);
+        self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
+    }
+
+    pub(super) fn revoke(&mut self, revoke: &Revoke<'_>) -> Outcome {
+        outcome(self.try_revoke(revoke))
+    }
+
+    fn try_revoke(&mut self, revoke: &Revoke<'_>) -> Result<Outcome, Box<Refusal>> {
+        let account = self.find_account(revoke.account)?;
+        path::check_text(revoke.reason, "reason", REASON_BYTES_MAX)?;
+        let wallet = self.account_at(account).wallet.as_deref();
+        let grant = wallet.and_then(|wallet| wallet.find(revoke.grant)).ok_or_else(|| {
+            let detail = format!("{} has no grant with this id", revoke.account);
+            Refusal::of_field(Reason::GrantUnknown, "grant", detail)
+        })?;
+        let available = grant.books.available;
+        let left = Credits(available.0 + grant.books.held.0 - grant.awaited.0);
+        let asked = revoke.credits.unwrap_or(left);
+        if revoke.credits.is_some_and(|credits| credits <= Credits::ZERO) {
+            return Err(invalid("credits", "more than nothing is revoked"));
+        }
+        if left.is_zero() || asked > left {
+            let detail = format!("{left} credits are left to revoke of the grant {}", grant.id);
+            return Err(Refusal::of_field(Reason::GrantShort, "credits", detail));
+        }
+        let (sequence, amount) = (grant.sequence, asked.min(available));
+        let awaited = Credits(grant.awaited.0 + asked.0 - amount.0);
+        self.note(|| {
+            Fact::GrantRevoked(facts::GrantRevoked {
+                account: account.0,
+                grant: sequence,
+                credits: amount,
+                awaited,
+                reason: revoke.reason.into(),
+            })
+        });
+        if !awaited.is_zero() {
+            self.wallet_mut(account).await_back(sequence, awaited);
+        }
+        let (from, to, why) = (Bucket::Available, Bucket::Revoked, Why::Revoked);
+        self.post(Transfer { account, grant: sequence, amount, from, to, why }, ChargeLink::NONE);
+        let wallet = self.account_at(account).wallet.as_deref();
+        let grant = wallet.and_then(|wallet| wallet.find(revoke.grant)).expect("a grant is never forgotten");
+        let revoked = GrantRevoked { grant: grant.view(), revoked: amount, awaited };
+        Ok(Outcome::GrantRevoked(Box::new(revoked)))
+    }
+}
+
+impl Grant {
+    /// Whether `put` asks for just this grant.
+    fn is_of(&self, put: &PutGrant<'_>) -> bool {
+        self.source == put.source
+            && self.books.granted == put.credits
+            && self.priority == put.priority
+            && self.asked_effective_at == put.effective_at
+            && self.expires_at == put.expires_at
+    }
+}

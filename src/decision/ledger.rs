@@ -1,0 +1,241 @@
+//! The ledger: the one way to change a balance, and the record of it and of all that is decided.
+//!
+//! [`State::post`] is the only caller of [`Wallet::post`]: no credits move without leaving a posting.
+//! What is recorded never decides anything. Whether facts are kept is not part of the state: a node
+//! that keeps none applies the same commands to the same state. The trail is: for each account, the
+//! entry with its latest fact, so that its history can be walked backwards without an index.
+
+use std::sync::Arc;
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
+use crate::decision::facts::{
+    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, UnitUsed, Usage, UsageOutcome, Why,
+};
+use crate::decision::policy::Policy;
+use crate::decision::reply::{AdmissionId, Reason};
+use crate::decision::state::State;
+use crate::decision::waterfall::quantities;
+use crate::units::{Credits, Millis};
+
+/// The facts of the entry under way, where they are kept.
+#[derive(Debug, Default)]
+pub(super) struct Recorder {
+    keep: bool,
+    facts: Vec<Fact>,
+    index: u64,
+    position: u32,
+    /// What the facts so far last said of when they came about.
+    moment: Option<Moment>,
+    /// The number that the next usage, charge or posting of the entry gets.
+    next_number: u32,
+}
+
+/// A change of a balance, before it is posted.
+#[derive(Clone, Copy)]
+pub(super) struct Transfer {
+    pub account: AccountPlace,
+    /// The grant, by its sequence number.
+    pub grant: u64,
+    pub amount: Credits,
+    pub from: Bucket,
+    pub to: Bucket,
+    pub why: Why,
+}
+
+/// A charge that is being recorded: the number that its postings name, if facts are kept.
+#[derive(Clone, Copy)]
+pub(super) struct ChargeLink(Option<u32>);
+
+impl ChargeLink {
+    /// For what does not come of an admission.
+    pub const NONE: ChargeLink = ChargeLink(None);
+}
+
+impl Recorder {
+    /// Begins with a command.
+    pub fn begin(&mut self, stamp: Stamp) {
+        if self.index != stamp.index {
+            self.index = stamp.index;
+            self.next_number = 0;
+            self.moment = None;
+        }
+        self.position = stamp.position;
+    }
+
+    fn number(&mut self) -> u32 {
+        let number = self.next_number;
+        self.next_number += 1;
+        number
+    }
+
+    fn push(&mut self, at: Millis, fact: Fact) {
+        let moment = Moment { position: self.position, at };
+        if self.moment != Some(moment) {
+            self.moment = Some(moment);
+            self.facts.push(Fact::Moment(moment));
+        }
+        self.facts.push(fact);
+    }
+}
+
+impl State {
+    /// Whether to keep facts from here on. They gather until they are taken or cleared.
+    pub fn keep_facts(&mut self, keep: bool) {
+        self.recorder.keep = keep;
+    }
+
+    /// The facts since they were last taken: of one entry, if that is done after each.
+    pub fn facts(&self) -> &[Fact] {
+        &self.recorder.facts
+    }
+
+    /// Drops the facts and keeps their memory for those of the next entry.
+    pub fn clear_facts(&mut self) {
+        self.recorder.facts.clear();
+        self.recorder.moment = None;
+    }
+
+    pub fn take_facts(&mut self) -> Vec<Fact> {
+        self.recorder.moment = None;
+        std::mem::take(&mut self.recorder.facts)
+    }
+
+    pub(super) fn keeps_facts(&self) -> bool {
+        self.recorder.keep
+    }
+
+    /// Moves credits between two buckets of a grant, and records it. Nothing is no posting.
+    pub(super) fn post(&mut self, transfer: Transfer, charge: ChargeLink) {
+        let Transfer { account, grant, amount, from, to, why } = transfer;
+        debug_assert!(why.moves(from, to), "{why:?} does not move credits from {from:?} to {to:?}");
+        if amount.is_zero() {
+            return;
+        }
+        self.wallet_mut(account).post(grant, amount, from, to);
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let (number, account) = (self.recorder.number(), account.0);
+            let charge = charge.0;
+            let posting = Posting { number, previous, account, grant, amount, from, to, why, charge };
+            self.recorder.push(self.now, Fact::Posting(posting));
+        }
+    }
+
+    /// Records what an auditor needs to read the rest.
+    pub(super) fn note(&mut self, fact: impl FnOnce() -> Fact) {
+        if self.recorder.keep {
+            self.recorder.push(self.now, fact());
+        }
+    }
+
+    /// Records an event of an account that is there. Its `number` and `previous` are filled in here.
+    pub(super) fn note_usage(&mut self, account: AccountPlace, usage: impl FnOnce() -> Usage) -> Option<u32> {
+        let previous = self.trace(account);
+        self.recorder.keep.then(|| self.push_usage(Usage { previous, ..usage() }))
+    }
+
+    /// Records a usage whose account, if it has one, was traced.
+    pub(super) fn push_usage(&mut self, usage: Usage) -> u32 {
+        let number = self.recorder.number();
+        self.recorder.push(self.now, Fact::Usage(Usage { number, ..usage }));
+        number
+    }
+
+    /// Records the price of a usage that was just recorded. Its `number` and `usage` are filled in here.
+    pub(super) fn note_charge(&mut self, usage: Option<u32>, charge: impl FnOnce() -> Charge) -> ChargeLink {
+        ChargeLink(usage.map(|usage| {
+            let number = self.recorder.number();
+            self.recorder.push(self.now, Fact::Charge(Charge { number, usage, ..charge() }));
+            number
+        }))
+    }
+
+    /// Completes a charge with who carries it, when that is known only after its first postings.
+    pub(super) fn complete_charge(&mut self, link: ChargeLink, covered: Vec<Covered>, uncovered: Credits) {
+        let Some(number) = link.0 else { return };
+        let charge = self.recorder.facts.iter_mut().rev().find_map(|fact| match fact {
+            Fact::Charge(charge) if charge.number == number => Some(charge),
+            _ => None,
+        });
+        let charge = charge.expect("a charge is completed by the command that made it");
+        let by_limits: i64 = covered.iter().map(|covered| covered.credits.0).sum();
+        charge.drawn = Credits(charge.amount.0 - by_limits - uncovered.0);
+        (charge.covered, charge.uncovered) = (covered, uncovered);
+    }
+
+    /// Records a request that was refused, whatever of it can be understood.
+    pub(super) fn note_refusal(&mut self, admit: &Admit<'_>, reason: Reason) {
+        let account = self.account_by_path.get(admit.account).copied();
+        let previous = account.map_or(0, |account| self.trace(account));
+        if !self.recorder.keep {
+            return;
+        }
+        let (feature, units) = match self.policy.feature(admit.feature) {
+            None => (start_of(admit.feature), Vec::new()),
+            Some((_, feature)) => {
+                let names = feature.units.iter().map(|unit| &*unit.name);
+                // Where the refusal is that they cannot be understood, there are none to record.
+                let asked = quantities(names, &feature.name, &admit.usage).unwrap_or_default();
+                (feature.name.clone(), units(feature.units.iter().map(|unit| &unit.name), &asked))
+            }
+        };
+        self.push_usage(Usage {
+            number: 0,
+            previous,
+            admission: AdmissionId(0),
+            account: account.map(|account| account.0),
+            feature,
+            units,
+            compute_ms: None,
+            duration_ms: None,
+            region: admit.region.map(start_of),
+            endpoint: admit.endpoint.map(start_of),
+            admitted_at: self.now,
+            outcome: UsageOutcome::Refused(reason),
+            charged: false,
+        });
+    }
+
+    /// Begins the trail of an account that was just made.
+    pub(super) fn begin_trail(&mut self) {
+        self.trail.push(self.recorder.index);
+    }
+
+    /// Notes that this entry has a fact of the account: the entry that had the one before.
+    pub(super) fn trace(&mut self, account: AccountPlace) -> u64 {
+        let latest = self.trail.get_mut(account.0 as usize).expect("every account has a trail");
+        std::mem::replace(latest, self.recorder.index)
+    }
+}
+
+/// As much of a text as is kept.
+fn start_of(text: &str) -> Arc<str> {
+    text[..text.floor_char_boundary(ORIGIN_BYTES_MAX)].into()
+}
+
+/// The units of which there is more than nothing.
+pub(super) fn units<'u>(names: impl Iterator<Item = &'u Arc<str>>, quantities: &[u64]) -> Vec<UnitUsed> {
+    let mut units = Vec::with_capacity(Policy::FEATURE_UNITS_MAX.min(4));
+    for (unit, quantity) in names.zip(quantities).filter(|(_, quantity)| **quantity > 0) {
+        units.push(UnitUsed { unit: unit.clone(), quantity: *quantity });
+    }
+    units
+}
+
+/// The lines of a charge for just those units.
+pub(super) fn charge_lines(quantities: &[u64], rates: impl Iterator<Item = Rate>) -> Vec<ChargeLine> {
+    let used = quantities.iter().zip(rates).filter(|(quantity, _)| **quantity > 0).enumerate();
+    used.filter(|(_, (_, rate))| !rate.is_free())
+        .map(|(place, (quantity, rate))| ChargeLine { unit: place as u8, quantity: *quantity, rate })
+        .collect()
+}
+
+/// Adds to what an allowance covers: to its earlier part, where there is one.
+pub(super) fn push_covered(covered: &mut Vec<Covered>, payer: Option<&(u8, Arc<str>)>, credits: Credits) {
+    let Some((level, name)) = payer.filter(|_| !credits.is_zero()) else { return };
+    match covered.iter_mut().find(|other| other.level == *level && other.name == *name) {
+        Some(other) => other.credits.0 += credits.0,
+        None => covered.push(Covered { level: *level, name: name.clone(), credits }),
+    }
+}

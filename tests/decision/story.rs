@@ -1,0 +1,96 @@
+//! Facts, told line by line for the golden scripts.
+
+use std::fmt::Write as _;
+
+use quorate::decision::facts::{Charge, Fact, Posting, Usage, UsageOutcome};
+
+/// The facts behind the first `shown`, a line each, under the entry and the moment that left them.
+pub fn told(facts: &[(u64, Fact)], shown: usize) -> String {
+    let mut text = String::new();
+    for (index, fact) in &facts[shown..] {
+        // Writing to a text cannot fail.
+        writeln!(text, "{}", line(*index, fact)).expect("a text");
+    }
+    text
+}
+
+fn line(index: u64, fact: &Fact) -> String {
+    match fact {
+        Fact::Moment(moment) => format!("entry {index}.{} at {}", moment.position, moment.at),
+        Fact::AccountMade(made) => format!("  account {} is {}", made.account, made.path),
+        Fact::PolicyPut(put) => format!("  policy {}", put.revision),
+        Fact::GrantMade(made) => {
+            let reason = made.reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            format!(
+                "  grant {} is {}: {} to account {}{reason}",
+                made.grant, made.id, made.credits, made.account
+            )
+        }
+        Fact::GrantRevoked(revoked) => format!(
+            "  grant {} revoked: {} and {} when it comes back ({})",
+            revoked.grant, revoked.credits, revoked.awaited, revoked.reason
+        ),
+        Fact::Usage(usage) => self::usage(usage),
+        Fact::Charge(charge) => self::charge(charge),
+        Fact::Posting(posting) => self::posting(posting),
+    }
+}
+
+fn usage(usage: &Usage) -> String {
+    let outcome = match usage.outcome {
+        UsageOutcome::Refused(reason) => format!("refused {reason:?}"),
+        other => format!("{} {other:?}", usage.admission),
+    };
+    let account = usage.account.map_or_else(|| "none".to_owned(), |account| account.to_string());
+    let mut text =
+        format!("  #{} usage   {outcome} by account {account} for {}", usage.number, usage.feature);
+    for used in &usage.units {
+        write!(text, " {}={}", used.unit, used.quantity).expect("a text");
+    }
+    let times = [("compute_ms", usage.compute_ms), ("duration_ms", usage.duration_ms)];
+    for (name, time) in times.into_iter().filter_map(|(name, time)| Some((name, time?))) {
+        write!(text, " {name}={time}").expect("a text");
+    }
+    for (name, place) in [("endpoint", &usage.endpoint), ("region", &usage.region)] {
+        if let Some(place) = place {
+            write!(text, " {name}={place}").expect("a text");
+        }
+    }
+    let charged = if usage.charged { "charged" } else { "free" };
+    format!("{text}, {charged}, after entry {}", usage.previous)
+}
+
+fn charge(charge: &Charge) -> String {
+    let mut text = format!(
+        "  #{} charge  of #{}: {} by policy {}",
+        charge.number, charge.usage, charge.amount, charge.policy
+    );
+    for line in &charge.lines {
+        write!(text, ", {} at {}/{}", line.quantity, line.rate.micros, line.rate.per).expect("a text");
+    }
+    for multiplier in &charge.multipliers {
+        write!(text, ", {}={} x{}", multiplier.attribute, multiplier.value, multiplier.ppm).expect("a text");
+    }
+    for covered in &charge.covered {
+        write!(text, ", {} by {}@{}", covered.credits, covered.name, covered.level).expect("a text");
+    }
+    if !charge.uncovered.is_zero() {
+        write!(text, ", {} by nobody", charge.uncovered).expect("a text");
+    }
+    format!("{text}, {} by wallets", charge.drawn)
+}
+
+fn posting(posting: &Posting) -> String {
+    let charge = posting.charge.map_or_else(String::new, |charge| format!(" for #{charge}"));
+    format!(
+        "  #{} posting {} of grant {} of account {}: {:?} to {:?}, {:?}{charge}, after entry {}",
+        posting.number,
+        posting.amount,
+        posting.grant,
+        posting.account,
+        posting.from,
+        posting.to,
+        posting.why,
+        posting.previous
+    )
+}
