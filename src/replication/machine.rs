@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -20,6 +21,7 @@ use crate::replication::checkpoint::{CheckpointStore, Manifest};
 use crate::replication::clock;
 use crate::replication::entry::{Batch, BatchError};
 use crate::replication::error::{FatalError, StorageError};
+use crate::replication::facts::FactStore;
 use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::units::Millis;
 
@@ -51,6 +53,7 @@ pub(crate) struct Progress {
 pub(crate) struct Machine {
     shared: Shared,
     checkpoints: Arc<CheckpointStore>,
+    facts: Arc<FactStore>,
     fail: Arc<dyn Fn(FatalError) + Send + Sync>,
 }
 
@@ -85,13 +88,19 @@ impl Machine {
     pub(crate) fn new(
         shared: Shared,
         checkpoints: Arc<CheckpointStore>,
+        facts: Arc<FactStore>,
         fail: Arc<dyn Fn(FatalError) + Send + Sync>,
     ) -> Self {
-        Machine { shared, checkpoints, fail }
+        Machine { shared, checkpoints, facts, fail }
     }
 
     /// Applies one batch. Replies are gathered only where somebody waits for them.
-    fn apply_batch(&self, log_id: LogId, batch: &Batch, answered: bool) -> Result<Replies, BatchError> {
+    fn apply_batch(
+        &self,
+        log_id: LogId,
+        batch: &Batch,
+        answered: bool,
+    ) -> Result<(Replies, Option<Bytes>), BatchError> {
         let (proposed_at, count, _) = batch.open()?;
         let mut applied = self.shared.lock();
         let at = clock::advance(applied.state.now(), proposed_at);
@@ -106,7 +115,7 @@ impl Machine {
             }
         })?;
         applied.last = Some(log_id);
-        Ok(Replies(replies))
+        Ok((Replies(replies), facts_of(at, count)))
     }
 
     fn snapshot(&self, manifest: Manifest) -> Result<Sealed, StorageError> {
@@ -115,6 +124,19 @@ impl Machine {
         })?;
         Ok(Snapshot { meta, snapshot: Checkpoint { store: self.checkpoints.clone(), manifest } })
     }
+}
+
+/// What the apply of a batch leaves for good. Only what the log determines goes in: applied again,
+/// anywhere, it must give the same bytes. So far it is the time and the number of requests.
+fn facts_of(at: Millis, requests: usize) -> Option<Bytes> {
+    const BYTES: usize = 16;
+    if requests == 0 {
+        return None;
+    }
+    let mut facts = Vec::with_capacity(BYTES);
+    facts.extend_from_slice(&at.0.to_le_bytes());
+    facts.extend_from_slice(&(requests as u64).to_le_bytes());
+    Some(facts.into())
 }
 
 /// A checkpoint as openraft sees it.
@@ -144,7 +166,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let log_id = entry.log_id();
-            let replies = match &entry.payload {
+            let (replies, facts) = match &entry.payload {
                 EntryPayload::Normal(batch) => {
                     progress.bytes += batch.as_bytes().len() as u64;
                     self.apply_batch(log_id, batch, responder.is_some()).map_err(|error| {
@@ -160,19 +182,21 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
                 EntryPayload::Blank => {
                     self.shared.lock().last = Some(log_id);
-                    Replies::default()
+                    (Replies::default(), None)
                 }
                 EntryPayload::Membership(membership) => {
                     let mut applied = self.shared.lock();
                     applied.last = Some(log_id);
                     applied.membership = StoredMembership::new(Some(log_id), membership.clone());
-                    Replies::default()
+                    (Replies::default(), None)
                 }
             };
             progress.next_index = log_id.index() + 1;
             if let Some(responder) = responder {
                 responder.send(replies);
             }
+            // Waits for room in memory and for no disk; before anybody is told how far this node applied.
+            self.facts.push(log_id.index(), facts).await?;
         }
         self.shared.progress.send_replace(progress);
         Ok(())
@@ -189,13 +213,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
             last: applied.last,
             membership: applied.membership.clone(),
             checkpoints: self.checkpoints.clone(),
+            facts: self.facts.clone(),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
         let Checkpoint { store, manifest } = snapshot;
-        let own = self.checkpoints.clone();
+        let (own, facts) = (self.checkpoints.clone(), self.facts.clone());
         let state = off_the_runtime(move || {
+            // The log is cut behind it: what was applied of that must not be lost with it.
+            facts.flush(u64::MAX)?;
             // What a peer sent was received into our own store, and verified and sealed there.
             let manifest = match Arc::ptr_eq(&store, &own) {
                 true => manifest,
@@ -226,6 +253,7 @@ pub(crate) struct Builder {
     last: Option<LogId>,
     membership: StoredMembership,
     checkpoints: Arc<CheckpointStore>,
+    facts: Arc<FactStore>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -237,8 +265,12 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             (self.checkpoints.clone(), self.last.map(Position::from), self.membership.clone());
         let started = std::time::Instant::now();
         let manifest = off_the_runtime({
-            let store = store.clone();
-            move || store.write(&view, last, &membership)
+            let (store, facts) = (store.clone(), self.facts.clone());
+            move || {
+                // The log is cut behind a checkpoint: the facts up to it must be durable before it is one.
+                facts.flush(last.map_or(0, |last| last.index + 1))?;
+                store.write(&view, last, &membership)
+            }
         })
         .await?;
         tracing::info!(

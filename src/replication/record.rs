@@ -32,6 +32,8 @@ pub(crate) enum Kind {
     Chunk = 5,
     Manifest = 6,
     Acquaintances = 7,
+    Facts = 9,
+    FactsContents = 10,
 }
 
 /// Why bytes are not the record that was expected.
