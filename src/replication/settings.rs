@@ -81,7 +81,9 @@ pub struct Timing {
     pub membership_max: Span,
     /// How long a stopping node waits for what is under way.
     pub drain_max: Span,
-    /// How often a node asks again for facts that no other node had, at most this long apart.
+    /// How often a node looks whether it lacks facts, and asks the others for them; where nobody has them,
+    /// the time doubles up to `facts_retry_max`.
+    pub facts_retry_min: Span,
     pub facts_retry_max: Span,
 }
 
@@ -101,6 +103,7 @@ impl Default for Timing {
             clock_sample: Span(1_000),
             membership_max: Span(10_000),
             drain_max: Span(5_000),
+            facts_retry_min: Span(1_000),
             facts_retry_max: Span(60_000),
         }
     }

@@ -79,14 +79,15 @@ pub(crate) fn answer(facts: &FactStore, call: FactsCall) -> Result<FactsAnswer, 
 impl Fetcher {
     /// Fetches what is missing, until the task is ended or the disk fails.
     pub(crate) async fn drive(self) {
-        let (tick, pause_max) = (duration(self.timing.tick), duration(self.timing.facts_retry_max));
-        let mut pause = tick;
+        let pause_min = duration(self.timing.facts_retry_min);
+        let pause_max = duration(self.timing.facts_retry_max);
+        let mut pause = pause_min;
         let mut said: Option<Instant> = None;
         loop {
             tokio::time::sleep(pause).await;
             let gaps = self.gaps();
             if gaps.is_empty() {
-                (pause, said) = (tick, None);
+                (pause, said) = (pause_min, None);
                 continue;
             }
             let missing_before = entries_in(&gaps);
@@ -99,7 +100,7 @@ impl Fetcher {
             let missing = entries_in(&self.gaps());
             match missing {
                 0 => tracing::info!(fetched = missing_before, "all facts that were missing are here"),
-                _ if missing < missing_before => pause = tick,
+                _ if missing < missing_before => pause = pause_min,
                 _ => {
                     pause = (pause * 2).min(pause_max);
                     if said.is_none_or(|at| at.elapsed() >= SAID_EVERY) {
