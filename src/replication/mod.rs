@@ -37,7 +37,6 @@ pub use entry::{BatchError, Proposal, TooLarge, fingerprint};
 pub use error::{
     FactsError, FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError,
 };
-pub use facts::block::BlockError;
 pub use facts::{FactsPage, FactsStatus};
 pub use log::stored::StoredError;
 pub use record::RecordError;

@@ -28,7 +28,7 @@ pub(crate) struct Block {
 
 /// Why bytes are not a block.
 #[derive(Debug, thiserror::Error)]
-pub enum BlockError {
+pub(crate) enum BlockError {
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("it ends in the middle of something")]

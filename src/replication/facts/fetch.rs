@@ -138,6 +138,8 @@ impl Fetcher {
                 if rest.is_empty() {
                     break;
                 }
+                // Both nodes have decisions to make meanwhile.
+                tokio::time::sleep(duration(self.timing.retry_pause)).await;
             }
             // A node may have lacked a part of it.
             if self.facts.has(&gap) {

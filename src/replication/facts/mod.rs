@@ -110,6 +110,8 @@ struct Queue {
     durable_index: u64,
     /// Everything that was handed over below this is waited for.
     wanted_index: u64,
+    /// Apply waits for room: what is here is written, however little it is.
+    pressed: bool,
     stopping: bool,
     /// The writer has ended: nothing more becomes durable.
     ended: bool,
@@ -154,6 +156,7 @@ impl FactStore {
             next_index,
             durable_index: next_index,
             wanted_index: 0,
+            pressed: false,
             stopping: false,
             ended: false,
         };
@@ -196,6 +199,8 @@ impl FactStore {
                     }
                     return Ok(());
                 }
+                queue.pressed = true;
+                self.common.work.notify_one();
             }
             room.await;
         }

@@ -110,6 +110,21 @@ async fn gives_back_what_it_took_from_memory_and_from_disk_in_both_directions() 
 }
 
 #[tokio::test]
+async fn facts_larger_than_all_that_may_wait_are_taken_all_the_same() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let store = open(directory.path(), 0);
+    let sizes = [10, 5_000, 10, 20_000, 400, 400, 5_000];
+    let pushing = async {
+        for (index, size) in (0..).zip(sizes) {
+            store.push(index, Some(Bytes::from(vec![7; size]))).await.expect("it takes it");
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), pushing).await.expect("nothing waits for ever");
+    let page = store.read(0..sizes.len() as u64, usize::MAX).expect("it reads");
+    assert_eq!(page.entries.iter().map(|(_, facts)| facts.len()).collect::<Vec<_>>(), sizes);
+}
+
+#[tokio::test]
 async fn a_kill_loses_nothing_that_was_flushed_and_applying_again_ends_in_the_same() {
     let directory = tempfile::tempdir().expect("a directory");
     let store = open(directory.path(), 0);
@@ -225,7 +240,7 @@ async fn what_a_checkpoint_skipped_is_a_gap_until_another_node_fills_it() {
     push(&store, 0..20).await;
     push(&store, 150..200).await;
     push(&other, 0..200).await;
-    assert_eq!(store.gaps(200), [(20..150)]);
+    assert!(matches!(&store.gaps(200)[..], [gap] if *gap == (20..150)));
     let status = store.status(200);
     assert_eq!((status.missing_entries, status.complete_from), (130, 150));
     assert_eq!(read_all(&store, 0..200), Err(20..150));

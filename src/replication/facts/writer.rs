@@ -29,13 +29,13 @@ pub(crate) fn start(common: Arc<Common>) -> Result<JoinHandle<()>, StorageError>
                 let path = common.directory.clone();
                 Err(StorageError::Panicked { path, detail: panic_text(&*panic) })
             });
-            common.queue().ended = true;
-            common.durable.notify_all();
-            common.room.notify_waiters();
-            common.room.notify_one();
+            // First, so that what fails after it is not taken for the reason.
             if let Err(error) = ended {
                 (common.on_failure)(&error);
             }
+            common.queue().ended = true;
+            common.durable.notify_all();
+            common.room.notify_one();
         })
         .map_err(|source| StorageError::io("start a thread for", &directory, source))
 }
@@ -74,11 +74,12 @@ fn next_job(common: &Common) -> Job {
     let mut queue = common.queue();
     loop {
         let wanted = queue.tail.first().is_some_and(|first| first < queue.wanted_index);
-        if (wanted || queue.stopping || queue.tail.has_full_block(block_bytes))
+        if (wanted || queue.pressed || queue.stopping || queue.tail.has_full_block(block_bytes))
             && let Some(block) = queue.tail.front_block(block_bytes)
         {
             return Job::Write(block);
         }
+        queue.pressed = false;
         if queue.durable_index < queue.wanted_index {
             return Job::Sync;
         }
