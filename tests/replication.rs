@@ -9,8 +9,8 @@ use quorate::decision::command::{
 };
 use quorate::decision::reply::{Outcome, Payer, Reply};
 use quorate::replication::{
-    Limits, Member, MembershipError, PeerTls, Proposal, ProposeError, ReadError, Replica, Role, Settings,
-    StartError, Timing, fingerprint,
+    FactsError, Limits, Member, MembershipError, PeerTls, Proposal, ProposeError, ReadError, Replica, Role,
+    Settings, StartError, Timing, fingerprint,
 };
 use quorate::units::{Credits, Span};
 use tokio::time::{Instant, timeout};
@@ -260,6 +260,7 @@ async fn with_a_thousand_grants(node: &Replica) {
                 priority: 50,
                 effective_at: None,
                 expires_at: None,
+                reason: None,
             });
             grants.push(&Request { key: None, command }).expect("it fits");
         }
@@ -286,6 +287,8 @@ async fn a_batch_with_a_thousand_payers_each_is_answered_through_a_follower_and_
             // What pays for one pays for each.
             dry_run: true,
             list_limits: true,
+            endpoint: None,
+            region: None,
         });
         batch.push(&Request { key: None, command }).expect("it fits");
     }
@@ -523,11 +526,13 @@ async fn time_moves_on_when_nobody_asks_and_never_back_across_leaders() {
     cluster.stop(next).await;
 }
 
-/// Not a test of its own: a node that `a_killed_leader_is_replaced_in_time` starts and kills.
+/// Not a test of its own: a node that tests start and kill.
 #[tokio::test]
 async fn node_child() {
     let Ok(members) = std::env::var("QUORATE_CHILD_MEMBERS") else { return };
     let data_dir = std::env::var("QUORATE_CHILD_DIR").expect("its directory");
+    let limits = std::env::var("QUORATE_CHILD_LIMITS").expect("its limits");
+    let timing = std::env::var("QUORATE_CHILD_TIMING").expect("its timing");
     let members: Vec<Member> = serde_json::from_str(&members).expect("the members");
     let member = members[2].clone();
     let settings = Settings {
@@ -536,8 +541,8 @@ async fn node_child() {
         data_dir: data_dir.into(),
         founders: members,
         peer_tls: None,
-        timing: Timing::default(),
-        limits: Limits::default(),
+        timing: serde_json::from_str(&timing).expect("the timing"),
+        limits: serde_json::from_str(&limits).expect("the limits"),
         member,
     };
     let replica = start(settings).await;
@@ -564,10 +569,16 @@ impl Drop for Child {
 }
 
 fn spawn_child(cluster: &Cluster) -> Child {
+    spawn_child_with(cluster, &cluster.settings(3))
+}
+
+fn spawn_child_with(cluster: &Cluster, Settings { limits, timing, .. }: &Settings) -> Child {
     let child = std::process::Command::new(std::env::current_exe().expect("this executable"))
         .args(["node_child", "--exact", "--nocapture"])
         .env("QUORATE_CHILD_MEMBERS", serde_json::to_string(&cluster.members).expect("it encodes"))
         .env("QUORATE_CHILD_DIR", cluster.data_dir(3))
+        .env("QUORATE_CHILD_LIMITS", serde_json::to_string(limits).expect("they encode"))
+        .env("QUORATE_CHILD_TIMING", serde_json::to_string(timing).expect("it encodes"))
         .stdout(std::process::Stdio::null())
         .spawn();
     Child(child.expect("a child"))
@@ -692,4 +703,180 @@ async fn a_full_queue_turns_requests_away_and_says_so() {
     };
     assert_eq!(count(|error| matches!(error, ProposeError::Overloaded)), 4);
     assert_eq!(count(|error| matches!(error, ProposeError::Unavailable { .. })), 4);
+}
+
+/// All facts up to `end` as this node has them, or what it lacks first.
+async fn facts_up_to(node: &Replica, end: u64) -> Result<Vec<(u64, Vec<u8>)>, FactsError> {
+    let (mut next, mut entries) = (0, Vec::new());
+    while next < end {
+        let page = node.facts(next..end, 2_000).await?;
+        assert!(page.covered.start == next && page.covered.end > next, "{:?} of {end}", page.covered);
+        next = page.covered.end;
+        entries.extend(page.entries.into_iter().map(|(index, facts)| (index, facts.to_vec())));
+    }
+    Ok(entries)
+}
+
+/// Waits until this node has all facts up to `end`.
+async fn complete_facts(node: &Replica, end: u64) -> Vec<(u64, Vec<u8>)> {
+    let deadline = Instant::now() + PATIENCE;
+    node.read(|_| ()).await.expect("it reads");
+    loop {
+        match facts_up_to(node, end).await {
+            Ok(entries) => return entries,
+            Err(FactsError::Missing { first, last }) => {
+                assert!(first <= last && last < end, "{first} to {last}");
+                assert!(Instant::now() < deadline, "entries {first} to {last} are not fetched");
+            }
+            Err(error) => panic!("{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+fn own_view(node: &Replica) -> quorate::replication::MemberView {
+    let view = node.cluster();
+    view.members.into_iter().find(|member| member.id == view.node).expect("a member")
+}
+
+/// Waits until this node has applied all that was decided so far; returns the index after it.
+async fn applied_end(node: &Replica) -> u64 {
+    node.read(|_| ()).await.expect("it reads");
+    node.facts_before(u64::MAX, 1).await.expect("the last ones are here").covered.end
+}
+
+#[tokio::test]
+async fn kills_change_nothing_about_the_facts_and_lose_none_of_them() {
+    let mut cluster = Cluster::new(3);
+    cluster.limits.entry_requests_max = 1;
+    // Node 3 takes checkpoints and cuts its log all the time; the others keep theirs, so that it always
+    // catches up by the log, and whatever it lacks it has lost.
+    let limits = Limits {
+        checkpoint_log_entries: 20,
+        log_entries_kept: 0,
+        facts_block_bytes: 200,
+        facts_file_bytes: 1_000,
+        ..cluster.limits.clone()
+    };
+    // It never asks the others for facts that it lost.
+    let timing = Timing { tick: Span(20), facts_retry_min: Span(600_000), ..cluster.timing.clone() };
+    let settings = Settings { limits, timing, ..cluster.settings(3) };
+    let mut child = spawn_child_with(&cluster, &settings);
+    cluster.start(1).await;
+    cluster.start(2).await;
+    leader_of_two_or(&cluster, 3).await;
+    for round in 0..5 {
+        for n in 0..60 + round * 17 {
+            propose(cluster.node(n % 2 + 1), put_account(&format!("account-{round}-{n}"))).await;
+        }
+        child.kill();
+        let third = start(settings.clone()).await;
+        let status = third.facts_status();
+        assert_eq!((status.missing_entries, status.complete_from), (0, 0), "round {round}");
+        let end = applied_end(&third).await.min(applied_end(cluster.node(1)).await);
+        let found = facts_up_to(&third, end).await.expect("nothing is missing");
+        let expected = facts_up_to(cluster.node(1), end).await.expect("nothing is missing");
+        assert_eq!(found, expected, "round {round}");
+        assert!(found.len() >= 60);
+        third.shutdown().await.expect("it stops");
+        drop(third);
+        child = spawn_child_with(&cluster, &settings);
+        until("the child being back", || {
+            let view = cluster.node(cluster.node(1).cluster().leader.filter(|leader| *leader < 3)?).cluster();
+            let last = view.members[view.node as usize - 1].last_index?;
+            view.members[2].last_index.filter(|index| *index + 5 > last)
+        })
+        .await;
+    }
+    child.kill();
+    let third = start(settings).await;
+    applied_end(&third).await;
+    assert!(own_view(&third).purged_index > Some(200), "it cuts its log: {:?}", own_view(&third));
+}
+
+#[tokio::test]
+async fn a_node_that_came_by_checkpoint_gets_the_facts_before_it_byte_for_byte() {
+    let mut cluster = Cluster::new(3);
+    cluster.limits.checkpoint_log_entries = 100;
+    cluster.limits.log_entries_kept = 10;
+    cluster.limits.entry_requests_max = 1;
+    cluster.limits.facts_block_bytes = 500;
+    cluster.limits.facts_fetch_bytes = 1_000;
+    cluster.timing.tick = Span(50);
+    cluster.timing.facts_retry_min = Span(50);
+    cluster.start_all().await;
+    let leader = cluster.leader().await;
+    propose(cluster.node(leader), put_account("first")).await;
+    let behind = leader % 3 + 1;
+    cluster.stop(behind).await;
+    let writer = cluster.leader().await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut n = 0;
+    while n < 300 || own_view(cluster.node(writer)).purged_index < Some(250) {
+        assert!(Instant::now() < deadline, "the log is not cut: {:?}", own_view(cluster.node(writer)));
+        propose(cluster.node(writer), put_account(&format!("account-{n}"))).await;
+        n += 1;
+    }
+    cluster.start(behind).await;
+    let end = applied_end(cluster.node(writer)).await;
+    let found = complete_facts(cluster.node(behind), end).await;
+    assert!(own_view(cluster.node(behind)).purged_index >= Some(250), "it came by checkpoint");
+    let expected = facts_up_to(cluster.node(writer), end).await.expect("nothing is missing");
+    assert_eq!(found, expected);
+    assert!(found.len() >= 300);
+    let before = cluster.node(behind).facts_before(end, 100).await.expect("it reads");
+    let last: Vec<_> = before.entries.iter().map(|(index, facts)| (*index, facts.to_vec())).collect();
+    assert_eq!(last, expected[expected.len() - last.len()..]);
+    // They are here to stay.
+    cluster.stop(behind).await;
+    cluster.start(behind).await;
+    assert_eq!(cluster.node(behind).facts_status().missing_entries, 0);
+    assert_eq!(complete_facts(cluster.node(behind), end).await, expected);
+}
+
+#[tokio::test]
+async fn damaged_facts_are_refused_alone_and_fetched_again_among_others() {
+    let mut cluster = Cluster::new(3);
+    cluster.limits.checkpoint_log_entries = 50;
+    cluster.limits.entry_requests_max = 1;
+    cluster.timing.tick = Span(50);
+    cluster.timing.facts_retry_min = Span(50);
+    cluster.start_all().await;
+    let leader = cluster.leader().await;
+    for n in 0..120 {
+        propose(cluster.node(leader), put_account(&format!("account-{n}"))).await;
+    }
+    let end = applied_end(cluster.node(leader)).await;
+    let expected = facts_up_to(cluster.node(leader), end).await.expect("nothing is missing");
+    until("a checkpoint on each", || {
+        (1..=3).all(|id| own_view(cluster.node(id)).checkpoint_index >= Some(50)).then_some(())
+    })
+    .await;
+    for id in 1..=3 {
+        cluster.stop(id).await;
+    }
+    let blocks = |id| {
+        let items = std::fs::read_dir(cluster.data_dir(id).join("facts")).expect("it lists");
+        let paths = items.map(|item| item.expect("an item").path());
+        paths.filter(|path| path.extension().is_some_and(|suffix| suffix == "blocks")).collect::<Vec<_>>()
+    };
+    for path in blocks(1) {
+        let mut bytes = std::fs::read(&path).expect("it reads");
+        bytes[100] ^= 1;
+        std::fs::write(&path, bytes).expect("it writes");
+    }
+    for path in blocks(2) {
+        std::fs::write(&path, []).expect("it is cut");
+    }
+    // Alone it has no one to ask.
+    cluster.start(1).await;
+    let answer = facts_up_to(cluster.node(1), 51).await;
+    assert!(matches!(answer, Err(FactsError::Missing { .. })), "{answer:?}");
+    assert!(cluster.node(1).facts_status().missing_entries > 0);
+    cluster.start(2).await;
+    cluster.start(3).await;
+    cluster.leader().await;
+    for id in 1..=3 {
+        assert_eq!(complete_facts(cluster.node(id), end).await, expected, "node {id}");
+    }
 }

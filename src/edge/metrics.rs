@@ -12,7 +12,7 @@ use axum::http::StatusCode;
 use crate::decision::reply::{Outcome, Reason, Reply};
 use crate::edge::calls::Call;
 use crate::edge::kind::Kind;
-use crate::replication::ClusterView;
+use crate::replication::{ClusterView, FactsStatus};
 
 const CALLS: usize = Call::ALL.len();
 
@@ -113,15 +113,15 @@ impl Metrics {
         }
     }
 
-    /// All of it as text, with where the log is.
-    pub(crate) fn text(&self, cluster: &ClusterView) -> String {
+    /// All of it as text, with where the log is and how much of the facts is here.
+    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster);
+        let _infallible = self.write(&mut text, cluster, facts);
         text
     }
 
-    fn write(&self, text: &mut String, cluster: &ClusterView) -> std::fmt::Result {
+    fn write(&self, text: &mut String, cluster: &ClusterView, facts: &FactsStatus) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests) {
             for (class, counter) in (1..).zip(classes) {
@@ -215,7 +215,14 @@ impl Metrics {
                 applied,
             )?;
         }
-        Ok(())
+        single(text, "quorate_facts_bytes", "gauge", "Facts that this node keeps.", facts.bytes)?;
+        single(
+            text,
+            "quorate_facts_missing_entries",
+            "gauge",
+            "Applied log entries whose facts are missing on this node.",
+            facts.missing_entries,
+        )
     }
 }
 
@@ -252,12 +259,15 @@ mod tests {
             metrics.request(Call::Admit, StatusCode::OK, Duration::from_micros(us));
         }
         let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
-        let text = metrics.text(&cluster);
+        let facts = FactsStatus { bytes: 7, missing_entries: 3, complete_from: 9 };
+        let text = metrics.text(&cluster, &facts);
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
             "quorate_http_request_duration_seconds_bucket{le=\"+Inf\"} 4",
             "quorate_http_request_duration_seconds_sum 20.001002",
+            "quorate_facts_bytes 7",
+            "quorate_facts_missing_entries 3",
             "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"2xx\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

@@ -151,6 +151,18 @@ pub enum ReadError {
     Fatal(FatalError),
 }
 
+/// Why facts are not answered.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FactsError {
+    /// This node does not have them. It asks the others for them; they do.
+    #[error("the facts of log entries {first} to {last} are missing on this node")]
+    Missing { first: u64, last: u64 },
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    #[error("the node has failed: {0}")]
+    Fatal(String),
+}
+
 /// Why the membership was not changed, or leadership not transferred.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize, serde::Deserialize)]
 pub enum MembershipError {

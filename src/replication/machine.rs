@@ -8,6 +8,7 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
@@ -20,6 +21,8 @@ use crate::replication::checkpoint::{CheckpointStore, Manifest};
 use crate::replication::clock;
 use crate::replication::entry::{Batch, BatchError};
 use crate::replication::error::{FatalError, StorageError};
+use crate::replication::facts::FactStore;
+use crate::replication::record;
 use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::units::Millis;
 
@@ -51,6 +54,7 @@ pub(crate) struct Progress {
 pub(crate) struct Machine {
     shared: Shared,
     checkpoints: Arc<CheckpointStore>,
+    facts: Arc<FactStore>,
     fail: Arc<dyn Fn(FatalError) + Send + Sync>,
 }
 
@@ -62,7 +66,8 @@ pub(crate) struct Checkpoint {
 }
 
 impl Shared {
-    pub(crate) fn new(applied: Applied) -> Self {
+    pub(crate) fn new(mut applied: Applied) -> Self {
+        applied.state.keep_facts(true);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
         let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
         Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress) }
@@ -70,6 +75,11 @@ impl Shared {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn install(&self, mut applied: Applied) {
+        applied.state.keep_facts(true);
+        *self.lock() = applied;
     }
 
     pub(crate) fn now(&self) -> Millis {
@@ -85,13 +95,19 @@ impl Machine {
     pub(crate) fn new(
         shared: Shared,
         checkpoints: Arc<CheckpointStore>,
+        facts: Arc<FactStore>,
         fail: Arc<dyn Fn(FatalError) + Send + Sync>,
     ) -> Self {
-        Machine { shared, checkpoints, fail }
+        Machine { shared, checkpoints, facts, fail }
     }
 
     /// Applies one batch. Replies are gathered only where somebody waits for them.
-    fn apply_batch(&self, log_id: LogId, batch: &Batch, answered: bool) -> Result<Replies, BatchError> {
+    fn apply_batch(
+        &self,
+        log_id: LogId,
+        batch: &Batch,
+        answered: bool,
+    ) -> Result<(Replies, Option<Bytes>), BatchError> {
         let (proposed_at, count, _) = batch.open()?;
         let mut applied = self.shared.lock();
         let at = clock::advance(applied.state.now(), proposed_at);
@@ -105,8 +121,9 @@ impl Machine {
                 replies.push(reply);
             }
         })?;
+        let facts = facts_of(state);
         applied.last = Some(log_id);
-        Ok(Replies(replies))
+        Ok((Replies(replies), facts))
     }
 
     fn snapshot(&self, manifest: Manifest) -> Result<Sealed, StorageError> {
@@ -115,6 +132,19 @@ impl Machine {
         })?;
         Ok(Snapshot { meta, snapshot: Checkpoint { store: self.checkpoints.clone(), manifest } })
     }
+}
+
+/// What applying an entry leaves for good, encoded. Only what the log determines is in it: applied again,
+/// anywhere, it gives the same bytes.
+fn facts_of(state: &mut State) -> Option<Bytes> {
+    if state.facts().is_empty() {
+        return None;
+    }
+    let mut encoded = Vec::with_capacity(64 * state.facts().len());
+    // Plain data into memory: there is nothing that can fail.
+    record::encode_into(&state.facts(), &mut encoded).expect("facts are plain data");
+    state.clear_facts();
+    Some(encoded.into())
 }
 
 /// A checkpoint as openraft sees it.
@@ -144,7 +174,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let log_id = entry.log_id();
-            let replies = match &entry.payload {
+            let (replies, facts) = match &entry.payload {
                 EntryPayload::Normal(batch) => {
                     progress.bytes += batch.as_bytes().len() as u64;
                     self.apply_batch(log_id, batch, responder.is_some()).map_err(|error| {
@@ -160,19 +190,21 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 }
                 EntryPayload::Blank => {
                     self.shared.lock().last = Some(log_id);
-                    Replies::default()
+                    (Replies::default(), None)
                 }
                 EntryPayload::Membership(membership) => {
                     let mut applied = self.shared.lock();
                     applied.last = Some(log_id);
                     applied.membership = StoredMembership::new(Some(log_id), membership.clone());
-                    Replies::default()
+                    (Replies::default(), None)
                 }
             };
             progress.next_index = log_id.index() + 1;
             if let Some(responder) = responder {
                 responder.send(replies);
             }
+            // Waits for room in memory and for no disk; before anybody is told how far this node applied.
+            self.facts.push(log_id.index(), facts).await?;
         }
         self.shared.progress.send_replace(progress);
         Ok(())
@@ -189,13 +221,16 @@ impl RaftStateMachine<TypeConfig> for Machine {
             last: applied.last,
             membership: applied.membership.clone(),
             checkpoints: self.checkpoints.clone(),
+            facts: self.facts.clone(),
         }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: Checkpoint) -> Result<(), io::Error> {
         let Checkpoint { store, manifest } = snapshot;
-        let own = self.checkpoints.clone();
+        let (own, facts) = (self.checkpoints.clone(), self.facts.clone());
         let state = off_the_runtime(move || {
+            // The log is cut behind it: what was applied of that must not be lost with it.
+            facts.flush(u64::MAX)?;
             // What a peer sent was received into our own store, and verified and sealed there.
             let manifest = match Arc::ptr_eq(&store, &own) {
                 true => manifest,
@@ -204,10 +239,11 @@ impl RaftStateMachine<TypeConfig> for Machine {
             own.restore(&manifest)
         })
         .await?;
-        {
-            let mut applied = self.shared.lock();
-            *applied = Applied { state, last: meta.last_log_id, membership: meta.last_membership.clone() };
-        }
+        self.shared.install(Applied {
+            state,
+            last: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+        });
         let next_index = meta.last_log_id.map_or(0, |last| last.index() + 1);
         self.shared.progress.send_modify(|progress| progress.next_index = next_index);
         Ok(())
@@ -226,6 +262,7 @@ pub(crate) struct Builder {
     last: Option<LogId>,
     membership: StoredMembership,
     checkpoints: Arc<CheckpointStore>,
+    facts: Arc<FactStore>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
@@ -237,8 +274,12 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
             (self.checkpoints.clone(), self.last.map(Position::from), self.membership.clone());
         let started = std::time::Instant::now();
         let manifest = off_the_runtime({
-            let store = store.clone();
-            move || store.write(&view, last, &membership)
+            let (store, facts) = (store.clone(), self.facts.clone());
+            move || {
+                // The log is cut behind a checkpoint: the facts up to it must be durable before it is one.
+                facts.flush(last.map_or(0, |last| last.index + 1))?;
+                store.write(&view, last, &membership)
+            }
         })
         .await?;
         tracing::info!(

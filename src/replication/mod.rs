@@ -3,7 +3,7 @@
 //! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits (`waiting`) into one log entry
 //! (`entry`), or forwards it to the leader. openraft agrees on entries; `log` makes them durable on
 //! sled, `peer` carries them between nodes, `machine` applies them to the decision core's state,
-//! `checkpoint` lets the log be cut. `clock` and `time` give entries their time, `read` makes
+//! `checkpoint` lets the log be cut, `facts` keeps what applying leaves for good. `clock` and `time` give entries their time, `read` makes
 //! reads as fresh as the moment they were asked, `membership` changes who takes part. `identity`,
 //! `acquaintances` and `record` keep a disk from being taken for what it is not.
 //!
@@ -19,6 +19,7 @@ mod checkpoint;
 mod clock;
 mod entry;
 mod error;
+mod facts;
 mod heard;
 mod identity;
 mod log;
@@ -41,8 +42,10 @@ mod worst_replies;
 
 pub use entry::{BatchError, Proposal, TooLarge, fingerprint};
 pub use error::{
-    FatalError, MembershipError, OlderCopy, ProposeError, ReadError, ShutdownError, StartError, StorageError,
+    FactsError, FatalError, MembershipError, OlderCopy, ProposeError, ReadError, ShutdownError, StartError,
+    StorageError,
 };
+pub use facts::{FactsPage, FactsStatus};
 pub use log::stored::StoredError;
 pub use record::RecordError;
 pub use replica::Replica;

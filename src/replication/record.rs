@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Manifest = 6,
     Acquaintances = 7,
     Journal = 8,
+    Facts = 9,
+    FactsContents = 10,
 }
 
 /// Why bytes are not the record that was expected.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -21,8 +22,11 @@ use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{
-    FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError, full_text,
+    FactsError, FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError,
+    StorageError, full_text,
 };
+use crate::replication::facts::fetch::Fetcher;
+use crate::replication::facts::{FactStore, FactsPage, FactsStatus, Unread};
 use crate::replication::heard::LeaderHeard;
 use crate::replication::identity::Identity;
 use crate::replication::log::LogStore;
@@ -60,6 +64,7 @@ struct Inner {
     changes: Arc<Changes>,
     checkpoints: Arc<CheckpointStore>,
     acquaintances: Arc<Acquaintances>,
+    facts: Arc<FactStore>,
     failure: Failure,
     stopping: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
@@ -137,14 +142,22 @@ impl Replica {
             .map_err(StartError::Settings)?;
         let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
         let shared = Shared::new(applied);
-        let on_storage_failure = {
+        let on_storage_failure = || {
             let failure = failure.clone();
             Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
         };
-        let (log, log_writer) = LogStore::start(disk, recovered, writes, &limits, on_storage_failure)?;
+        let next_index = shared.progress().borrow().next_index;
+        let facts = tokio::task::spawn_blocking({
+            let (path, limits, on_failure) =
+                (settings.data_dir.join("facts"), limits.clone(), on_storage_failure());
+            move || FactStore::open(&path, next_index, &limits, on_failure)
+        });
+        let facts = Arc::new(facts.await.map_err(|error| StartError::Consensus(error.to_string()))??);
+        let (log, log_writer) = LogStore::start(disk, recovered, writes, &limits, on_storage_failure())?;
         let machine = {
             let failure = failure.clone();
-            Machine::new(shared.clone(), checkpoints.clone(), Arc::new(move |error| failure.set(error)))
+            let fail = Arc::new(move |error| failure.set(error));
+            Machine::new(shared.clone(), checkpoints.clone(), facts.clone(), fail)
         };
         let config = consensus_config(&settings.cluster_id, &timing, &limits)?;
         let network = Network { peers: peers.clone() };
@@ -162,8 +175,18 @@ impl Replica {
             timing: timing.clone(),
             limits: limits.clone(),
             raft: raft.clone(),
-            peers,
+            peers: peers.clone(),
         });
+        let fetcher = Fetcher {
+            node,
+            timing: timing.clone(),
+            limits,
+            raft: raft.clone(),
+            peers,
+            shared: shared.clone(),
+            facts: facts.clone(),
+            fail: on_storage_failure(),
+        };
         let heard = Arc::new(LeaderHeard::new(Instant::now()));
         let desk = Arc::new(Desk {
             passport,
@@ -175,6 +198,7 @@ impl Replica {
             reads: reads.clone(),
             changes: changes.clone(),
             checkpoints: checkpoints.clone(),
+            facts: facts.clone(),
             receiving: tokio::sync::Mutex::default(),
         });
         let mut server = Server::builder()
@@ -211,6 +235,7 @@ impl Replica {
             changes,
             checkpoints,
             acquaintances,
+            facts,
             failure,
             stopping: AtomicBool::new(false),
             tasks: Mutex::default(),
@@ -221,6 +246,7 @@ impl Replica {
         replica.spawn(reads.drive());
         replica.spawn(time.keep(batcher));
         replica.spawn(watch_consensus(Arc::downgrade(&replica.0)));
+        replica.spawn(fetcher.drive());
         replica.spawn(take_checkpoints(Arc::downgrade(&replica.0)));
         replica.spawn(keep_acquaintances(Arc::downgrade(&replica.0)));
         replica.found(&recovered).await?;
@@ -268,6 +294,52 @@ impl Replica {
     /// The state as this node has it: may be behind.
     pub fn read_local<T>(&self, look: impl FnOnce(&State) -> T) -> T {
         look(&self.0.shared.lock().state)
+    }
+
+    /// What the apply of the log entries of `range` left, in their order: of as many as fit into `bytes_max`,
+    /// of one at least, and of none beyond what this node has applied. As fresh as this node is: a
+    /// [`Self::read`] before makes it as fresh as the cluster. The disk is read off the async threads.
+    pub async fn facts(&self, range: Range<u64>, bytes_max: usize) -> Result<FactsPage, FactsError> {
+        let end = range.end.min(self.next_index());
+        let range = range.start.min(end)..end;
+        self.facts_page(move |facts| facts.read(range, bytes_max)).await
+    }
+
+    /// The same for the entries before `end`: the last of them that fit.
+    pub async fn facts_before(&self, end: u64, bytes_max: usize) -> Result<FactsPage, FactsError> {
+        let end = end.min(self.next_index());
+        self.facts_page(move |facts| facts.read_back(end, bytes_max)).await
+    }
+
+    /// How many facts this node has, and whether any are missing.
+    pub fn facts_status(&self) -> FactsStatus {
+        self.0.facts.status(self.next_index())
+    }
+
+    fn next_index(&self) -> u64 {
+        self.0.shared.progress().borrow().next_index
+    }
+
+    async fn facts_page(
+        &self,
+        read: impl FnOnce(&FactStore) -> Result<FactsPage, Unread> + Send + 'static,
+    ) -> Result<FactsPage, FactsError> {
+        if self.0.stopping.load(Ordering::Acquire) {
+            return Err(FactsError::ShuttingDown);
+        }
+        let facts = self.0.facts.clone();
+        let page = tokio::task::spawn_blocking(move || read(&facts)).await;
+        match page.map_err(|error| FactsError::Fatal(error.to_string()))? {
+            Ok(page) => Ok(page),
+            Err(Unread::Missing(gap)) => {
+                Err(FactsError::Missing { first: gap.start, last: gap.end.saturating_sub(1) })
+            }
+            Err(Unread::Storage(error)) => {
+                let text = full_text(&error);
+                self.0.failure.set(FatalError::Storage(text.clone()));
+                Err(FactsError::Fatal(text))
+            }
+        }
     }
 
     /// The cluster as this node sees it.
@@ -340,6 +412,10 @@ impl Replica {
                 listener.abort();
             }
         }
+        let facts = inner.facts.clone();
+        let facts_closed = tokio::task::spawn_blocking(move || facts.close());
+        let facts_closed =
+            tokio::time::timeout(duration(inner.settings.timing.drain_max), facts_closed).await;
         let log_writer = inner.log_writer.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(log_writer) = log_writer {
             let joined = tokio::task::spawn_blocking(move || log_writer.join());
@@ -347,6 +423,9 @@ impl Replica {
                 Ok(Ok(Ok(()))) => {}
                 _ => return Err(ShutdownError::Storage),
             }
+        }
+        if !matches!(facts_closed, Ok(Ok(Ok(())))) {
+            return Err(ShutdownError::Storage);
         }
         let acquaintances = inner.acquaintances.clone();
         off_the_runtime(move || acquaintances.save()).await.map_err(|error| {
@@ -379,7 +458,8 @@ impl Replica {
         }
         let last_index = inner.raft.metrics().borrow_watched().last_log_index;
         let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
-        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, last_index, deadline).await
+        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, &inner.facts, last_index, deadline)
+            .await
     }
 
     /// The first members agree on who they are, if this is their first start.
@@ -473,6 +553,13 @@ fn check(settings: &Settings) -> Result<(), StartError> {
     }
     if settings.limits.entries_in_flight_max == 0 || settings.limits.forwards_in_flight_max == 0 {
         return wrong("entries_in_flight_max and forwards_in_flight_max are at least 1".to_owned());
+    }
+    let limits = &settings.limits;
+    if limits.facts_fetch_bytes > Limits::MESSAGE_BYTES_MAX / 2 {
+        return wrong(format!("facts_fetch_bytes is above {}", Limits::MESSAGE_BYTES_MAX / 2));
+    }
+    if limits.facts_block_bytes == 0 || limits.facts_fetch_bytes == 0 {
+        return wrong("facts_block_bytes and facts_fetch_bytes are at least 1".to_owned());
     }
     let mut ids: Vec<u64> = settings.founders.iter().map(|member| member.id).collect();
     ids.sort_unstable();

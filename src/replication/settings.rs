@@ -81,6 +81,10 @@ pub struct Timing {
     pub membership_max: Span,
     /// How long a stopping node waits for what is under way.
     pub drain_max: Span,
+    /// How often a node looks whether it lacks facts, and asks the others for them; where nobody has them,
+    /// the time doubles up to `facts_retry_max`.
+    pub facts_retry_min: Span,
+    pub facts_retry_max: Span,
 }
 
 impl Default for Timing {
@@ -99,6 +103,8 @@ impl Default for Timing {
             clock_sample: Span(1_000),
             membership_max: Span(10_000),
             drain_max: Span(5_000),
+            facts_retry_min: Span(1_000),
+            facts_retry_max: Span(60_000),
         }
     }
 }
@@ -131,6 +137,16 @@ pub struct Limits {
     pub log_entries_kept: u64,
     /// How far behind a learner may be when it is promoted, in entries.
     pub promotion_lag_max: u64,
+    /// Facts that are written as one block, in bytes (at least those of one entry).
+    pub facts_block_bytes: usize,
+    /// A file of facts is ended when it has so many bytes.
+    pub facts_file_bytes: u64,
+    /// Facts that may be written before they are synced, in bytes. A checkpoint syncs all of them.
+    pub facts_sync_bytes: u64,
+    /// Facts that wait to be written before apply waits for them, in bytes.
+    pub facts_waiting_bytes_max: usize,
+    /// Facts that are fetched from another node by one call, in bytes (at least those of one entry).
+    pub facts_fetch_bytes: usize,
 }
 
 impl Limits {
@@ -161,6 +177,11 @@ impl Default for Limits {
             checkpoint_log_entries: 100_000,
             log_entries_kept: 5_000,
             promotion_lag_max: 200,
+            facts_block_bytes: 64 * 1024,
+            facts_file_bytes: 64 * 1024 * 1024,
+            facts_sync_bytes: 8 * 1024 * 1024,
+            facts_waiting_bytes_max: 32 * 1024 * 1024,
+            facts_fetch_bytes: 1024 * 1024,
         }
     }
 }

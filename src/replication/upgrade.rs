@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use crate::decision::RULES;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::error::StorageError;
+use crate::replication::facts::FactStore;
 use crate::replication::log::disk::{Disk, Group, Recovered};
 use crate::replication::machine::{Shared, off_the_runtime};
 use crate::replication::types::Position;
@@ -24,6 +25,7 @@ use crate::replication::types::Position;
 pub(crate) async fn checkpoint_at_stop(
     shared: &Shared,
     store: &Arc<CheckpointStore>,
+    facts: &Arc<FactStore>,
     last_index: Option<u64>,
     deadline: Instant,
 ) -> Result<(), StorageError> {
@@ -31,8 +33,9 @@ pub(crate) async fn checkpoint_at_stop(
         let applied = shared.lock();
         (applied.state.view(), applied.last.map(Position::from), applied.membership.clone())
     };
-    let store = store.clone();
+    let (store, facts) = (store.clone(), facts.clone());
     let written = off_the_runtime(move || {
+        facts.flush(applied.map_or(0, |applied| applied.index + 1))?;
         if applied <= store.newest()?.and_then(|manifest| manifest.last) {
             return Ok(true);
         }

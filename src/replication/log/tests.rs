@@ -15,6 +15,7 @@ use crate::decision::command::{Command as Decide, PutAccount, Request};
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::StorageError;
+use crate::replication::facts::FactStore;
 use crate::replication::log::LogStore;
 use crate::replication::log::disk::{Disk, EntryReader, Group, Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
@@ -40,9 +41,13 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Builder 
         let (log, _thread) =
             LogStore::start(disk, recovered, writes, &Limits::default(), never).expect("it starts");
         let checkpoints = CheckpointStore::open(&directory.path().join("checkpoints")).expect("it opens");
+        let never = Box::new(|error: &StorageError| panic!("{error}"));
+        let facts =
+            FactStore::open(&directory.path().join("facts"), 0, &Limits::default(), never).expect("it opens");
         let machine = Machine::new(
             Shared::new(Applied::default()),
             Arc::new(checkpoints),
+            Arc::new(facts),
             Arc::new(|error| panic!("{error}")),
         );
         Ok((directory, log, machine))

@@ -23,6 +23,8 @@ use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::{MembershipError, full_text};
+use crate::replication::facts::FactStore;
+use crate::replication::facts::fetch;
 use crate::replication::heard::LeaderHeard;
 use crate::replication::machine::{Checkpoint, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
@@ -30,8 +32,8 @@ use crate::replication::peer::client::duration;
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::wire::{
-    self, AppendAnswer, Appended, Change, ChangeAnswer, CheckpointHead, ProposeAnswer, ReadAnswer,
-    TransferAnswer, TransferCall, VoteAnswer, VoteCall, path,
+    self, AppendAnswer, Appended, Change, ChangeAnswer, CheckpointHead, FactsAnswer, FactsCall,
+    ProposeAnswer, ReadAnswer, TransferAnswer, TransferCall, VoteAnswer, VoteCall, path,
 };
 use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
@@ -53,6 +55,7 @@ pub(crate) struct Desk {
     pub(crate) reads: Arc<Reads>,
     pub(crate) changes: Arc<Changes>,
     pub(crate) checkpoints: Arc<CheckpointStore>,
+    pub(crate) facts: Arc<FactStore>,
     /// One checkpoint is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
 }
@@ -156,6 +159,7 @@ impl Desk {
             path::PROPOSE if !self.is_member(from) => encode(&ProposeAnswer::NotMember),
             path::READ_INDEX if !self.is_member(from) => encode(&ReadAnswer::NotMember),
             path::CHANGE if !self.is_member(from) => encode(&ChangeAnswer::Failed(not_member(from))),
+            path::FACTS if !self.is_member(from) => encode(&FactsAnswer::NotMember),
             path::HEARTBEAT => self.heartbeat(&body).await,
             path::VOTE => {
                 let answer = self.raft.vote(decode::<VoteCall>(&body)?.into()).await;
@@ -179,6 +183,7 @@ impl Desk {
                 let deadline = Instant::now() + duration(self.timing.membership_max);
                 encode(&self.changes.carry_out(decode::<Change>(&body)?, deadline).await)
             }
+            path::FACTS => self.facts(decode(&body)?).await,
             _ => Err(Status::unimplemented("no such call")),
         };
         Ok(self.signed(answer?))
@@ -215,6 +220,17 @@ impl Desk {
             Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,
             Err(Refusal::Unknown(_)) => ProposeAnswer::Unknown,
         }
+    }
+
+    /// Facts for a node that lacks them.
+    async fn facts(&self, call: FactsCall) -> Result<Bytes, Status> {
+        let facts = self.facts.clone();
+        let answer = off_the_runtime(move || fetch::answer(&facts, call)).await;
+        let answer = answer.map_err(|error| {
+            tracing::error!(error = &error as &dyn std::error::Error, "cannot read facts for another node");
+            Status::unavailable(full_text(&error))
+        })?;
+        encode(&answer)
     }
 
     /// Receives a checkpoint, verifies it, and hands it to openraft.

@@ -1,5 +1,7 @@
 //! What nodes say to each other. A change of anything here is a new [`PROTOCOL`].
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use openraft::alias::LogIdOf;
 use openraft::raft::{
@@ -38,6 +40,8 @@ pub(crate) mod path {
     pub(crate) const WALL_CLOCK: &str = "/quorate.Peer/WallClock";
     /// A [`super::Change`], answered with a [`super::ChangeAnswer`].
     pub(crate) const CHANGE: &str = "/quorate.Peer/Change";
+    /// A [`super::FactsCall`], answered with a [`super::FactsAnswer`].
+    pub(crate) const FACTS: &str = "/quorate.Peer/Facts";
 }
 
 /// What stands in front of the entries of one append.
@@ -273,4 +277,24 @@ pub(crate) enum ChangeAnswer {
     Done,
     Failed(MembershipError),
     NotLeader,
+}
+
+/// Asks for the facts of log entries.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct FactsCall {
+    pub(crate) range: Range<u64>,
+    /// How many bytes of facts are wanted; those of one entry may be more.
+    pub(crate) bytes_max: usize,
+    /// Where in the record the answer is to begin: 0, but for a record that is larger than an answer.
+    pub(crate) offset: usize,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum FactsAnswer {
+    /// A part of the record of a block, which begins with the first entries of the range that are there.
+    Part { record_bytes: usize, part: Bytes },
+    /// Nothing of the range is there.
+    Missing,
+    /// The node that asks is not in the cluster.
+    NotMember,
 }
