@@ -23,9 +23,9 @@ use crate::replication::error::{
     FatalError, MembershipError, ProposeError, ReadError, ShutdownError, StartError, StorageError, full_text,
 };
 use crate::replication::identity::{Acquaintances, Identity};
-use crate::replication::log::LogStore;
 use crate::replication::log::disk::Recovered;
 use crate::replication::log::sled_disk::SledDisk;
+use crate::replication::log::{LogReader, LogStore};
 use crate::replication::machine::{Applied, Machine, Shared};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
@@ -61,6 +61,7 @@ struct Inner {
     /// What tells the listener for peers to stop, and the listener.
     listener: Mutex<Option<(watch::Sender<()>, JoinHandle<()>)>>,
     log_writer: Mutex<Option<thread::JoinHandle<()>>>,
+    log_reader: Mutex<Option<LogReader>>,
 }
 
 /// The first reason why this node cannot go on.
@@ -131,6 +132,7 @@ impl Replica {
             Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
         };
         let (log, log_writer) = LogStore::start(disk, recovered, &limits, on_storage_failure)?;
+        let log_reader = log.log_reader();
         let machine = {
             let failure = failure.clone();
             Machine::new(shared.clone(), checkpoints.clone(), Arc::new(move |error| failure.set(error)))
@@ -201,6 +203,7 @@ impl Replica {
             tasks: Mutex::default(),
             listener: Mutex::new(Some((stop_serving, tokio::spawn(serving)))),
             log_writer: Mutex::new(Some(log_writer)),
+            log_reader: Mutex::new(Some(log_reader)),
         }));
         replica.spawn(batcher.clone().drive());
         replica.spawn(reads.drive());
@@ -344,12 +347,10 @@ impl Replica {
     /// Writes a checkpoint of what is applied. A node that cannot go on leaves its disk as it is.
     async fn checkpoint(&self) -> Result<(), StorageError> {
         let inner = &self.0;
-        if inner.failure.get().is_some() {
-            return Ok(());
-        }
-        let last_index = inner.raft.metrics().borrow_watched().last_log_index;
+        let log = inner.log_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(log) = log.filter(|_| inner.failure.get().is_none()) else { return Ok(()) };
         let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
-        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, last_index, deadline).await
+        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, &log, deadline).await
     }
 
     /// The first members agree on who they are, if this is their first start.
