@@ -29,9 +29,9 @@ use crate::replication::facts::fetch::Fetcher;
 use crate::replication::facts::{FactStore, FactsPage, FactsStatus, Unread};
 use crate::replication::heard::LeaderHeard;
 use crate::replication::identity::Identity;
-use crate::replication::log::LogStore;
 use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
+use crate::replication::log::{LogReader, LogStore};
 use crate::replication::machine::{Applied, Machine, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
@@ -71,6 +71,7 @@ struct Inner {
     /// What tells the listener for peers to stop, and the listener.
     listener: Mutex<Option<(watch::Sender<()>, JoinHandle<()>)>>,
     log_writer: Mutex<Option<thread::JoinHandle<()>>>,
+    log_reader: Mutex<Option<LogReader>>,
 }
 
 /// The first reason why this node cannot go on.
@@ -154,6 +155,7 @@ impl Replica {
         });
         let facts = Arc::new(facts.await.map_err(|error| StartError::Consensus(error.to_string()))??);
         let (log, log_writer) = LogStore::start(disk, recovered, writes, &limits, on_storage_failure())?;
+        let log_reader = log.log_reader();
         let machine = {
             let failure = failure.clone();
             let fail = Arc::new(move |error| failure.set(error));
@@ -241,6 +243,7 @@ impl Replica {
             tasks: Mutex::default(),
             listener: Mutex::new(Some((stop_serving, tokio::spawn(serving)))),
             log_writer: Mutex::new(Some(log_writer)),
+            log_reader: Mutex::new(Some(log_reader)),
         }));
         replica.spawn(batcher.clone().drive());
         replica.spawn(reads.drive());
@@ -453,13 +456,10 @@ impl Replica {
     /// Writes a checkpoint of what is applied. A node that cannot go on leaves its disk as it is.
     async fn checkpoint(&self) -> Result<(), StorageError> {
         let inner = &self.0;
-        if inner.failure.get().is_some() {
-            return Ok(());
-        }
-        let last_index = inner.raft.metrics().borrow_watched().last_log_index;
+        let log = inner.log_reader.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(log) = log.filter(|_| inner.failure.get().is_none()) else { return Ok(()) };
         let deadline = Instant::now() + duration(inner.settings.timing.drain_max);
-        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, &inner.facts, last_index, deadline)
-            .await
+        upgrade::checkpoint_at_stop(&inner.shared, &inner.checkpoints, &inner.facts, &log, deadline).await
     }
 
     /// The first members agree on who they are, if this is their first start.

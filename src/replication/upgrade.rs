@@ -15,18 +15,21 @@ use crate::decision::RULES;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::error::StorageError;
 use crate::replication::facts::FactStore;
+use crate::replication::log::LogReader;
 use crate::replication::log::disk::{Disk, Group, Recovered};
 use crate::replication::machine::{Shared, off_the_runtime};
 use crate::replication::types::Position;
 
+/// How much of what is in the log beyond a checkpoint is looked at.
+const BEYOND_BYTES_MAX: usize = 1024 * 1024;
+
 /// Writes a checkpoint of what is applied, unless the newest one has all of it. Gives up when time is
-/// out: then the next start applies what the log has, as after a kill. `last_index` is the last entry of
-/// the log. Call it when nothing is applied any more.
+/// out: then the next start applies what the log has, as after a kill. Call it when consensus has ended.
 pub(crate) async fn checkpoint_at_stop(
     shared: &Shared,
     store: &Arc<CheckpointStore>,
     facts: &Arc<FactStore>,
-    last_index: Option<u64>,
+    log: &LogReader,
     deadline: Instant,
 ) -> Result<(), StorageError> {
     let (view, applied, membership) = {
@@ -43,21 +46,24 @@ pub(crate) async fn checkpoint_at_stop(
     })
     .await?;
     let index = applied.map(|applied| applied.index);
+    let next_index = index.map_or(0, |index| index + 1);
+    let beyond = log.read(next_index..u64::MAX, BEYOND_BYTES_MAX)?;
+    let batches = beyond.iter().filter(|entry| matches!(entry.payload, EntryPayload::Normal(_))).count();
     if !written {
         tracing::warn!(
             index,
             "there was no time for a checkpoint of all that is applied: the next start applies the log, and \
              needs a build with the same rules ({RULES})"
         );
-    } else if last_index > index {
+    } else if batches > 0 {
         tracing::warn!(
             index,
-            last_index,
-            "the log goes on beyond the checkpoint, with what is not known to be agreed: the next start needs \
-             a build with the same rules ({RULES})"
+            batches,
+            "the log goes on beyond the checkpoint, with batches that are not known to be agreed: the next start \
+             needs a build with the same rules ({RULES})"
         );
     } else {
-        tracing::info!(index, "the checkpoint has all that is in the log");
+        tracing::info!(index, "the checkpoint has all that was decided in the log");
     }
     Ok(())
 }

@@ -90,6 +90,15 @@ impl LogStore {
         Ok((LogStore { tail, reader, queue: sender, append_bytes_max }, thread))
     }
 
+    /// Reads what is appended, durable or not. It does not keep the writer thread from ending.
+    pub(crate) fn log_reader(&self) -> LogReader {
+        LogReader {
+            tail: self.tail.clone(),
+            reader: self.reader.clone(),
+            append_bytes_max: self.append_bytes_max,
+        }
+    }
+
     fn tail(&self) -> MutexGuard<'_, Tail> {
         self.tail.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,7 +115,7 @@ impl LogReader {
 
     /// What the log has of `range`, from its start on. Entries on disk are read on the spot: they
     /// are needed only by a follower that is behind, or at the start.
-    fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, StorageError> {
+    pub(crate) fn read(&self, range: Range<u64>, bytes_max: usize) -> Result<Vec<Entry>, StorageError> {
         let Found { on_disk, in_memory } = self.tail().find(range, bytes_max);
         if on_disk.is_empty() {
             return Ok(in_memory);
@@ -165,11 +174,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
-        LogReader {
-            tail: self.tail.clone(),
-            reader: self.reader.clone(),
-            append_bytes_max: self.append_bytes_max,
-        }
+        self.log_reader()
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
