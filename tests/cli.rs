@@ -26,6 +26,7 @@ fn bad_arguments_fail_with_two_and_say_what_is_wrong() {
         &["admit", "a", "f", "--usage", "requests=-1"],
         &["admit", "a", "f", "--usage", "requests=1", "--hold", "ten minutes"],
         &["grant", "add", "a", "g", "1.1234567"],
+        &["grant", "revoke", "a", "g"],
         &["account", "put", "a", "--plan", "p", "--no-plan"],
         &["replay", "t.csv", "--speed", "fast"],
         &["replay", "t.csv", "--batch", "0"],

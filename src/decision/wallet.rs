@@ -99,6 +99,9 @@ impl Wallet {
         let place = self.place(sequence).expect("only what is left of a live grant moves");
         let grant = &mut self.live[place];
         grant.books.move_credits(amount, from, to);
+        if (from, to) == (Bucket::Held, Bucket::Revoked) {
+            grant.awaited.0 -= amount.0;
+        }
         grant.awaited = grant.awaited.min(grant.books.held);
         self.books.move_credits(amount, from, to);
         let grant = &self.live[place];

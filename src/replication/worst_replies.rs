@@ -2,8 +2,8 @@
 
 use crate::decision::State;
 use crate::decision::command::{
-    Admit, Change, Command, PutAccount, PutGrant, PutPolicy, Release, Request, Settle, Source, SpendingCap,
-    Stamp,
+    Admit, Change, Command, PutAccount, PutGrant, PutPolicy, Release, Request, Revoke, Settle, Source,
+    SpendingCap, Stamp,
 };
 use crate::decision::command::{Extend, Period};
 use crate::decision::reply::{AdmissionId, Outcome, Reply};
@@ -147,6 +147,22 @@ fn no_reply_is_larger_than_what_was_asked_lets_it_be() {
     worst.apply(Command::Extend(Extend { admission: AdmissionId(8), ttl: Span::HOUR }));
     for id in 1..=9 {
         worst.apply(Command::Release(Release { admission: AdmissionId(id) }));
+    }
+    let (account, grant) = (path(4), grant_id(4, 255));
+    let (reply, ..) = worst.apply(Command::PutGrant(PutGrant {
+        account: &account,
+        id: &name("again"),
+        source: Source::Adjustment,
+        credits: Credits(1_000_000),
+        priority: u32::MAX,
+        effective_at: None,
+        expires_at: None,
+        reason: Some("an outage"),
+    }));
+    assert!(matches!(reply.outcome, Outcome::GrantPut(_)), "{reply:?}");
+    for grant in [name("again"), grant] {
+        let (account, reason) = (account.as_str(), "disputed");
+        worst.apply(Command::Revoke(Revoke { account, grant: &grant, credits: None, reason }));
     }
     worst.apply(Command::Tick);
 }

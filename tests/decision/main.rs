@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `scripts` | golden scripts: one scenario a file in `tests/decision/scripts`, readable as a story |
 //! | `properties` | the promises, for policies and commands that nobody thought of |
+//! | `planted` | errors planted into facts, and that an audit finds them |
 //! | `story` | facts told line by line |
 //! | `laws` | what holds for every command whatever it is, checked under both |
 //!
@@ -12,6 +13,7 @@
 
 mod laws;
 mod oracle;
+mod planted;
 mod properties;
 mod scripts;
 mod story;

@@ -12,6 +12,7 @@ use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
     Request, Revoke, Settle, Source, SpendingCap, Stamp,
 };
+use quorate::decision::facts::Fact;
 use quorate::decision::policy::{
     Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
     Quota, Settings, Then,
@@ -77,7 +78,7 @@ enum Act {
 }
 
 #[derive(Clone, Debug)]
-struct Step {
+pub struct Step {
     /// Milliseconds by which the stamp is later than the last one, or earlier.
     later: i64,
     key: Option<u8>,
@@ -148,7 +149,7 @@ fn some_limits(most: usize, capacity: bool) -> impl Strategy<Value = Vec<LimitDo
     (0..=most).prop_flat_map(move |count| (0..count).map(|place| limits(place, capacity)).collect::<Vec<_>>())
 }
 
-fn policies() -> impl Strategy<Value = Document> {
+pub fn policies() -> impl Strategy<Value = Document> {
     let overruns = select(vec![Overrun::Draw, Overrun::Refuse]);
     let plan = (overruns, some_limits(4, false))
         .prop_map(|(overrun, limits)| PlanDocument { overrun, limits })
@@ -268,7 +269,7 @@ fn steady_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     steps(act.boxed(), count)
 }
 
-fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     let plan = prop::option::of(prop::option::weighted(0.8, select(PLANS.to_vec())));
     let account = (
         select(ACCOUNTS.to_vec()),
@@ -432,7 +433,7 @@ fn change<T>(change: Option<Option<T>>) -> Change<T> {
     }
 }
 
-fn run<S: Strategy>(
+pub fn run<S: Strategy>(
     name: &'static str,
     cases: u32,
     strategy: S,
@@ -475,6 +476,29 @@ fn apply_again(
     let command = performer.command(&step.act, names);
     let key = names.key(step.key, &command);
     state.apply(*stamp, &Request { key, command })
+}
+
+/// The facts that steps leave, after a policy and accounts with plans are put; with the entry of each.
+pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<Vec<(u64, Fact)>, String> {
+    let names = Names::new();
+    let mut performer = Performer::new(std::slice::from_ref(document));
+    let mut state = State::new();
+    state.keep_facts(true);
+    let mut facts = Vec::new();
+    let plans = ACCOUNTS.into_iter().zip(PLANS.into_iter().cycle());
+    let accounts =
+        plans.map(|(account, plan)| Act::Account { account, plan: Some(Some(plan)), cap: None, open: true });
+    let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+    let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+    for step in set_up.chain(steps) {
+        let stamp = performer.stamp(step.later);
+        let command = performer.command(&step.act, &names);
+        let reply = state.apply(stamp, &Request { key: names.key(step.key, &command), command });
+        performer.note(&reply);
+        facts.extend(state.take_facts().into_iter().map(|fact| (stamp.index, fact)));
+    }
+    state.check()?;
+    Ok(facts)
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub struct Audit {
     facts: u64,
 }
 
+/// Amounts by account and grant.
+type ByGrant = BTreeMap<(u32, u64), i128>;
+
 struct Account {
     path: Arc<str>,
     /// The index of the entry with its latest fact.
@@ -64,8 +67,8 @@ struct Open {
     admitted_at: Millis,
     policy: u64,
     multipliers: Vec<Multiplier>,
-    /// What wallets keep for it, by account and grant.
-    held: BTreeMap<(u32, u64), i128>,
+    /// What wallets keep for it.
+    held: ByGrant,
 }
 
 /// The entry under way.
@@ -84,7 +87,7 @@ struct ChargeUnderWay {
     charge: Charge,
     posted: i128,
     /// What the hold that ends here still keeps.
-    held: Option<(AdmissionId, BTreeMap<(u32, u64), i128>)>,
+    held: Option<(AdmissionId, ByGrant)>,
 }
 
 #[derive(Clone, Copy)]
@@ -414,12 +417,7 @@ impl Audit {
     }
 
     /// Checks that the charge is by the right rate card: today's for an admission, the hold's for its end.
-    fn check_terms(
-        &mut self,
-        id: FactId,
-        usage: &Usage,
-        charge: &Charge,
-    ) -> Option<(AdmissionId, BTreeMap<(u32, u64), i128>)> {
+    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, ByGrant)> {
         let admission = usage.admission;
         let is_first = match self.open.get_mut(&admission) {
             Some(open) if usage.outcome == UsageOutcome::Held => {
@@ -492,13 +490,12 @@ impl Audit {
         let due = self.entry.due.take();
         let announced = matches!(posting.why, Why::Granted | Why::Revoked);
         match due {
-            Some(due) if due.is(posting) => {
-                if due.credits != posting.amount {
-                    let (said, posted) = (due.credits, posting.amount);
-                    self.find(Finding::PostedOtherwise { id, why: due.why, said, posted });
-                }
+            Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
+            Some(due) if due.credits != posting.amount => {
+                let (said, posted) = (due.credits, posting.amount);
+                self.find(Finding::PostedOtherwise { id, why: due.why, said, posted });
             }
-            Some(due) => self.find(due.missing(id.index)),
+            Some(_) => {}
             None if announced => self.find(Finding::PostingUnannounced { id, why: posting.why }),
             None => {}
         }

@@ -1,0 +1,277 @@
+//! Errors planted into facts that are right: each must be found, and named.
+
+use proptest::prelude::*;
+use proptest::sample::Index;
+use quorate::decision::audit::{Audit, Finding};
+use quorate::decision::facts::{Charge, Fact, Posting};
+use quorate::units::Credits;
+
+use crate::properties::{any_steps, facts_of, policies, run};
+
+type Facts = Vec<(u64, Fact)>;
+
+/// What the audit of these facts finds, with how they end left to the balances of the right ones.
+fn findings(facts: &Facts, right: &Facts) -> Vec<Finding> {
+    let mut audit = audited(facts);
+    audit.finish();
+    let mut shown: Vec<(String, String, _)> = Vec::new();
+    for (account, grant, balances) in audited(right).balances() {
+        shown.push((account.to_string(), grant.to_string(), balances));
+    }
+    for account in
+        shown.iter().map(|(account, ..)| account.clone()).collect::<std::collections::BTreeSet<_>>()
+    {
+        let grants = shown.iter().filter(|(of, ..)| *of == account);
+        audit.compare(&account, grants.map(|(_, grant, balances)| (&**grant, *balances)));
+    }
+    audit.findings().to_vec()
+}
+
+fn audited(facts: &Facts) -> Audit {
+    let mut audit = Audit::new();
+    for (index, fact) in facts {
+        audit.take(*index, fact);
+    }
+    audit
+}
+
+/// An error that can be made in the fact at a place; nothing where it cannot.
+struct Error {
+    name: &'static str,
+    plant: fn(&mut Facts, usize) -> Option<()>,
+    /// What must be found for it.
+    named: fn(&Finding) -> bool,
+}
+
+fn posting(facts: &mut Facts, place: usize) -> Option<&mut Posting> {
+    match &mut facts[place].1 {
+        Fact::Posting(posting) => Some(posting),
+        _ => None,
+    }
+}
+
+fn charge(facts: &mut Facts, place: usize) -> Option<&mut Charge> {
+    match &mut facts[place].1 {
+        Fact::Charge(charge) => Some(charge),
+        _ => None,
+    }
+}
+
+/// Closes the numbers of an entry up, and the links with them, as a careful forger would.
+fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
+    let moved = |number: &mut u32| {
+        if *number >= from {
+            *number = if up { *number + 1 } else { *number - 1 };
+        }
+    };
+    for (_, fact) in facts.iter_mut().filter(|(at, _)| *at == index) {
+        match fact {
+            Fact::Usage(usage) => moved(&mut usage.number),
+            Fact::Charge(charge) => {
+                moved(&mut charge.number);
+                moved(&mut charge.usage);
+            }
+            Fact::Posting(posting) => {
+                moved(&mut posting.number);
+                posting.charge.iter_mut().for_each(moved);
+            }
+            _ => {}
+        }
+    }
+}
+
+const ERRORS: &[Error] = &[
+    Error {
+        name: "an amount is flipped",
+        plant: |facts, place| {
+            let amount = &mut posting(facts, place)?.amount;
+            *amount = Credits(if amount.0 == i64::MAX { 1 } else { amount.0 + 1 });
+            Some(())
+        },
+        named: |finding| {
+            matches!(
+                finding,
+                Finding::PostingsDiffer { .. }
+                    | Finding::HoldNotResolved { .. }
+                    | Finding::PostedOtherwise { .. }
+                    | Finding::BucketNegative { .. }
+                    | Finding::ExpiredInPart { .. }
+            )
+        },
+    },
+    Error {
+        name: "a posting is missing",
+        plant: |facts, place| {
+            posting(facts, place)?;
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| {
+            matches!(
+                finding,
+                Finding::FactMissing { .. }
+                    | Finding::PostingsDiffer { .. }
+                    | Finding::HoldNotResolved { .. }
+                    | Finding::PostingMissing { .. }
+                    | Finding::NotExpired { .. }
+            )
+        },
+    },
+    Error {
+        name: "a posting is missing and the numbers are closed up",
+        plant: |facts, place| {
+            let number = posting(facts, place)?.number;
+            let (index, _) = facts.remove(place);
+            renumber(facts, index, number + 1, false);
+            Some(())
+        },
+        named: |finding| {
+            matches!(
+                finding,
+                Finding::PostingsDiffer { .. }
+                    | Finding::HoldNotResolved { .. }
+                    | Finding::PostingMissing { .. }
+                    | Finding::NotExpired { .. }
+            )
+        },
+    },
+    Error {
+        name: "a posting is there twice",
+        plant: |facts, place| {
+            posting(facts, place)?;
+            let twin = facts[place].clone();
+            facts.insert(place + 1, twin);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FactRepeated { .. }),
+    },
+    Error {
+        name: "a posting is made twice under numbers of its own",
+        plant: |facts, place| {
+            let number = posting(facts, place)?.number;
+            let index = facts[place].0;
+            let mut twin = facts[place].clone();
+            renumber(facts, index, number + 1, true);
+            if let Fact::Posting(twin) = &mut twin.1 {
+                (twin.number, twin.previous) = (number + 1, index);
+            }
+            facts.insert(place + 1, twin);
+            Some(())
+        },
+        named: |finding| {
+            matches!(
+                finding,
+                Finding::PostingsDiffer { .. }
+                    | Finding::HoldNotResolved { .. }
+                    | Finding::PostingUnannounced { .. }
+                    | Finding::BucketNegative { .. }
+            )
+        },
+    },
+    Error {
+        name: "a charge is missing",
+        plant: |facts, place| {
+            charge(facts, place)?;
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::UsageWithoutCharge { .. }),
+    },
+    Error {
+        name: "a usage is missing",
+        plant: |facts, place| {
+            charge(facts, place)?;
+            facts.remove(place.checked_sub(1)?);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::ChargeWithoutUsage { .. }),
+    },
+    Error {
+        name: "a price is flipped, and who carries it with it",
+        plant: |facts, place| {
+            let charge = charge(facts, place)?;
+            charge.amount.0 = charge.amount.0.checked_add(1)?;
+            charge.uncovered.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::AmountDiffers { .. }),
+    },
+    Error {
+        name: "an admission is debited again in an entry of its own",
+        plant: |facts, place| {
+            charge(facts, place)?;
+            let first = place.checked_sub(1)?;
+            let group = facts[place + 1..].iter().take_while(|(_, fact)| matches!(fact, Fact::Posting(_)));
+            let mut again: Facts = facts[first..place + 1 + group.count()].to_vec();
+            let last = facts.last()?.0;
+            for (number, (index, fact)) in again.iter_mut().enumerate() {
+                *index = last + 1;
+                match fact {
+                    Fact::Usage(usage) => usage.number = number as u32,
+                    Fact::Charge(charge) => (charge.number, charge.usage) = (number as u32, 0),
+                    Fact::Posting(posting) => {
+                        (posting.number, posting.charge) = (number as u32, posting.charge.map(|_| 1));
+                    }
+                    _ => return None,
+                }
+            }
+            facts.extend(again);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::DebitedTwice { .. }),
+    },
+    Error {
+        name: "an entry is there twice",
+        plant: |facts, place| {
+            posting(facts, place)?;
+            let index = facts[place].0;
+            let last = facts.last()?.0;
+            let entry: Facts = facts.iter().filter(|(at, _)| *at == index).cloned().collect();
+            facts.extend(entry);
+            (index < last).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::EntryRepeated { .. }),
+    },
+    Error {
+        name: "an entry of an account's history is missing",
+        plant: |facts, place| {
+            let account = posting(facts, place)?.account;
+            let index = facts[place].0;
+            let goes_on = facts.iter().any(|(at, fact)| *at > index && fact.account() == Some(account));
+            facts.retain(|(at, _)| *at != index);
+            goes_on.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::HistoryBroken { .. }),
+    },
+];
+
+#[test]
+fn every_planted_error_is_found_and_named() {
+    let strategy = (policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
+    let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
+    run("every_planted_error", 150, strategy, |(document, steps, places)| {
+        let right = facts_of(&document, steps)?;
+        let found = findings(&right, &right);
+        if !found.is_empty() {
+            return Err(format!("found in facts that are right: {found:?}"));
+        }
+        for (number, (error, from)) in ERRORS.iter().zip(places).enumerate() {
+            // The first place from a random one on where the error can be made.
+            let from = if right.is_empty() { 0 } else { from.index(right.len()) };
+            let wrong = (0..right.len()).find_map(|step| {
+                let mut wrong = right.clone();
+                (error.plant)(&mut wrong, (from + step) % right.len()).map(|()| wrong)
+            });
+            let Some(wrong) = wrong else { continue };
+            planted.borrow_mut()[number] += 1;
+            let found = findings(&wrong, &right);
+            if !found.iter().any(error.named) {
+                return Err(format!("{} was planted, and found is {found:#?}", error.name));
+            }
+        }
+        Ok(())
+    });
+    for (error, planted) in ERRORS.iter().zip(planted.into_inner()) {
+        assert!(planted > 10, "{}: it was planted {planted} times only", error.name);
+    }
+}
