@@ -52,6 +52,8 @@ pub struct StoppedNode {
     state: State,
     /// The first entry that is not applied in `state`.
     next_index: u64,
+    /// The first entry behind the checkpoint: from here on facts can be made from the log.
+    first_made: u64,
     /// What the entries behind the checkpoint leave, made from the log.
     made: BTreeMap<u64, Vec<Fact>>,
 }
@@ -74,7 +76,8 @@ impl StoppedNode {
         });
         let facts = FactStore::open(&directory.join("facts"), next_index, &Limits::default(), on_failure)?;
         let node = identity.node;
-        let mut stopped = StoppedNode { node, facts, state, next_index, made: BTreeMap::new() };
+        let first_made = next_index;
+        let mut stopped = StoppedNode { node, facts, state, next_index, first_made, made: BTreeMap::new() };
         stopped.state.keep_facts(true);
         stopped.apply(&disk, recovered.committed)?;
         Ok(stopped)
@@ -128,9 +131,8 @@ impl StoppedNode {
     /// Returns the entries of which the stored facts are not what the log gives.
     pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<Vec<u64>, StoppedError> {
         let mut altered = Vec::new();
-        let first_made = self.first_made();
-        self.stored(0..first_made, &mut take)?;
-        for index in first_made..self.next_index {
+        self.stored(0..self.first_made, &mut take)?;
+        for index in self.first_made..self.next_index {
             let made = self.made.get(&index).map_or(&[][..], Vec::as_slice);
             match self.stored_entry(index)? {
                 Some(stored) => {
@@ -143,11 +145,6 @@ impl StoppedNode {
             }
         }
         Ok(altered)
-    }
-
-    /// From here on facts can be made from the log.
-    fn first_made(&self) -> u64 {
-        self.made.keys().next().copied().unwrap_or(self.next_index)
     }
 
     fn stored(&self, range: Range<u64>, take: &mut impl FnMut(u64, &[Fact])) -> Result<(), StoppedError> {
