@@ -42,6 +42,9 @@ pub(crate) const FACTS_READ_BYTES: usize = 256 * 1024;
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
+/// How many times so much the history of one admission may take.
+pub(crate) const HISTORY_PAGES_MAX: usize = 256;
+
 /// Accounts in a page of balances.
 pub(crate) const ACCOUNTS_PER_PAGE_MAX: usize = 1_000;
 

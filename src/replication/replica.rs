@@ -333,6 +333,11 @@ impl Replica {
         self.0.facts.status(self.next_index())
     }
 
+    /// The first entry of which this node has no facts yet, because it has not applied it.
+    pub fn facts_end(&self) -> u64 {
+        self.next_index()
+    }
+
     fn next_index(&self) -> u64 {
         self.0.shared.progress().borrow().next_index
     }

@@ -170,6 +170,55 @@ async fn usage_is_summed_in_groups_and_a_hold_counts_once() {
 }
 
 #[tokio::test]
+async fn any_admission_is_found_however_old() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    let policy = format!("{}\n[settings]\nadmissions_kept = 3\n", crate::node::POLICY);
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    grant(&mut client, "acme", "purchase-81", "100000").await;
+    let held = r#"{"account":"acme","feature":"video.generate","usage":{"requests":1,"video_seconds":50},"hold":{"ttl_ms":600000}}"#;
+    let mut decided = Vec::new();
+    for round in 1..=30 {
+        match round % 3 {
+            0 => {
+                let held = client.post("/v1/admissions", held).await.expect(200);
+                let path = format!("/v1/admissions/{}/settle", held["admission"].as_str().expect("an id"));
+                let usage = r#"{"usage":{"requests":1,"video_seconds":40},"final":true}"#;
+                client.post(&path, usage).await.expect(200);
+                decided.push((held, "320", 2));
+            }
+            _ => decided.push((
+                client.post("/v1/admissions", &admission("acme", 5)).await.expect(200),
+                "40",
+                1,
+            )),
+        }
+    }
+    for (answer, cost, events) in &decided {
+        let id = answer["admission"].as_str().expect("an id");
+        let found = client.get(&format!("/v1/admissions/{id}?events=true")).await.expect(200);
+        assert_eq!(found["admission"], id, "{found}");
+        assert_eq!((&found["status"], &found["cost"]), (&json!("settled"), &json!(cost)), "{found}");
+        assert_eq!(found["receipt"]["index"], answer["receipt"]["index"], "{found}");
+        assert_eq!(found["receipt"]["position"], answer["receipt"]["position"], "{found}");
+        assert_eq!(found["admitted_at"], answer["receipt"]["at"], "{found}");
+        assert_eq!(found["events"].as_array().expect("events").len(), *events, "{found}");
+        let paid: f64 = found["paid_by"]
+            .as_array()
+            .expect("payers")
+            .iter()
+            .map(|payment| payment["credits"].as_str().expect("credits").parse::<f64>().expect("a number"))
+            .sum();
+        assert_eq!(paid.to_string(), *cost, "{found}");
+    }
+    client.get("/v1/admissions/adm_ff").await.problem(404, "admission_unknown");
+    client.get("/v1/admissions/adm_0").await.problem(404, "admission_unknown");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn what_cannot_be_meant_is_refused_by_name() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;

@@ -6,6 +6,7 @@
 //! empty, and still have a cursor to go on from.
 
 mod group;
+pub(crate) mod history;
 mod names;
 mod place;
 mod walk;

@@ -205,6 +205,14 @@ impl ChargeItem {
     }
 }
 
+/// One event in the life of an admission: what happened, what it costs, and what moved for it.
+#[derive(Serialize)]
+pub(crate) struct EventItem {
+    pub(crate) usage: UsageItem,
+    pub(crate) charge: Option<ChargeItem>,
+    pub(crate) postings: Vec<PostingItem>,
+}
+
 #[derive(Serialize)]
 pub(crate) struct PostingItem {
     #[serde(flatten)]
