@@ -30,8 +30,9 @@ pub use answers::{
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
-    AccountBalances, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery, EntryFacts,
-    FactsPage, GrantBalances, Marked, PostingItem, StateHash, UsageGroup, UsageGroups, UsageItem,
+    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery,
+    EntryFacts, FactsPage, GrantBalances, Marked, MultiplierItem, PostingItem, StateHash, UsageGroup,
+    UsageGroups, UsageItem,
 };
 pub use error::{ClientError, Problem};
 pub use requests::{
@@ -249,6 +250,11 @@ impl Client {
     /// A decided request, and what became of it.
     pub async fn admission(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
         self.call(&Call::get(format!("/v1/admissions/{}", segment(admission)))).await
+    }
+
+    /// The same, with everything that became of it.
+    pub async fn admission_events(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
+        self.call(&Call::get(format!("/v1/admissions/{}?events=true", segment(admission)))).await
     }
 
     // --- accounts -------------------------------------------------------------------------------

@@ -277,3 +277,39 @@ fn the_datasets_are_shown_and_summed() {
         (&json!(ACCOUNT), &json!("520"), &json!(1))
     );
 }
+
+#[test]
+fn a_decision_is_explained_and_asked_again() {
+    let nodes = with_account();
+    let explain = |more: &[&str]| {
+        let output = nodes.quorate(&[&["account", "explain", ACCOUNT], more].concat());
+        assert!(output.status.success(), "{}", nodes.text(&output.stderr));
+        nodes.text(&output.stdout)
+    };
+    assert!(explain(&[]).contains("has asked for nothing yet"));
+    let large = admit(&["requests=1,video_seconds=30", "--attribute", "resolution=1080p"]);
+    let (_, admitted) = nodes.json(&large);
+    let (code, _) = nodes.json(&large);
+    assert_eq!(code, 1, "the second is refused");
+    let told = explain(&[]);
+    for part in ["was refused at", "credits_short: allowances and wallets together", "nothing was debited"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let id = admitted["admission"].as_str().expect("an id");
+    let told = explain(&[id]);
+    for part in [
+        "528 credits by the prices of policy 1, resolution=1080p times 2.2",
+        "allowance five_hours",
+        "grant promo-may of acme:video:u17",
+        "available to spent",
+        "the same request now would be refused: credits_short",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (code, answer) = nodes.json(&["account", "explain", ACCOUNT, id]);
+    assert_eq!((code, &answer["request"]["admission"]), (0, &json!(id)));
+    assert_eq!(answer["now"]["reason"], "credits_short");
+    let output = nodes.quorate(&["account", "explain", "other", id]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(nodes.text(&output.stderr).contains("is of the account acme:video:u17"));
+}

@@ -189,7 +189,7 @@ fn or_dash(text: &Option<String>) -> String {
     text.clone().unwrap_or_else(|| "-".to_owned())
 }
 
-fn units(units: &BTreeMap<String, u64>) -> String {
+pub(super) fn units(units: &BTreeMap<String, u64>) -> String {
     let parts: Vec<_> = units.iter().map(|(unit, quantity)| format!("{unit}={quantity}")).collect();
     parts.join(",")
 }

@@ -12,6 +12,7 @@ mod bench;
 mod cluster;
 mod datasets;
 mod error;
+mod explain;
 mod output;
 mod policy;
 pub mod replay;

@@ -76,11 +76,29 @@ pub struct ChargeItem {
     pub feature: String,
     pub outcome: String,
     pub policy: u64,
+    #[serde(default)]
+    pub multipliers: Vec<MultiplierItem>,
     pub amount: Credits,
     pub allowances: Vec<AllowanceItem>,
     pub drawn: Credits,
     pub uncovered: Credits,
     pub postings: Vec<String>,
+}
+
+/// An attribute that changed a price.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MultiplierItem {
+    pub attribute: String,
+    pub value: String,
+    pub multiplier: String,
+}
+
+/// One event in the life of an admission.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AdmissionEvent {
+    pub usage: UsageItem,
+    pub charge: Option<ChargeItem>,
+    pub postings: Vec<PostingItem>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
