@@ -262,7 +262,7 @@ fn charged(items: &[ChargeItem]) -> Table {
             item.amount.to_string(),
             item.drawn.to_string(),
             item.uncovered.to_string(),
-            allowances.join(","),
+            if allowances.is_empty() { "-".to_owned() } else { allowances.join(",") },
             item.policy.to_string(),
             item.usage.clone(),
         ]);
