@@ -133,6 +133,21 @@ fn every_workload_is_admitted_whole() {
 }
 
 #[test]
+fn pairs_of_a_hold_and_its_settlement_are_paid_by_a_wallet_of_eight_grants() {
+    let node = Node::start();
+    let setup = node.bench(&["--setup", "--pay", "wallet8", "--duration", "0s", "--accounts", "50"]);
+    assert!(setup.status.success(), "{}", String::from_utf8_lossy(&setup.stderr));
+    for arguments in [
+        &["--workload", "holds", "--pay", "wallet8"][..],
+        &["--workload", "holds", "--keys"],
+        &["--workload", "single", "--pay", "wallet8"],
+    ] {
+        let report = node.measure(arguments);
+        assert_eq!((&report["admitted"], &report["errors"]), (&COUNT.into(), &0.into()), "{report}");
+    }
+}
+
+#[test]
 fn accounts_that_are_not_there_are_errors_and_fail_the_run() {
     let node = Node::start();
     let output =

@@ -13,32 +13,53 @@ quorate_version() {
     "$QUORATE" --version
 }
 
-quorate_start() {
-    local id other
-    rm -rf "$DATA/quorate"
-    mkdir -p "$DATA/quorate"
-    for id in 1 2 3; do
-        {
-            printf 'cluster_id = "bench"\ndata_dir = "%s"\n' "$DATA/quorate/node$id"
-            printf '[node]\nid = %s\nregion = "bench"\n' "$id"
-            printf '[client]\nlisten = "127.0.0.1:1710%s"\n' "$id"
-            printf '[peer]\nlisten = "127.0.0.1:1720%s"\naddress = "127.0.0.1:1720%s"\n' "$id" "$id"
-            for other in 1 2 3; do
-                printf '[[founders]]\nid = %s\nregion = "bench"\n' "$other"
-                printf 'peer_address = "127.0.0.1:1720%s"\nclient_address = "127.0.0.1:1710%s"\n' "$other" "$other"
-            done
-        } >"$DATA/quorate/node$id.toml"
-        QUORATE_LOG=warn start "quorate-node$id" "$QUORATE" serve --config "$DATA/quorate/node$id.toml"
-        quorate_pids+=("$!")
+# Writes the configuration of a node: quorate_config NAME ID PORTS MORE
+quorate_config() {
+    local name="$1" id="$2" ports="$3" more="$4" other
+    printf 'cluster_id = "bench"\ndata_dir = "%s"\n' "$DATA/$name/node$id"
+    printf '[node]\nid = %s\nregion = "bench"\n' "$id"
+    printf '[client]\nlisten = "127.0.0.1:%s"\n' "$((ports + 100 + id))"
+    printf '[peer]\nlisten = "127.0.0.1:%s"\naddress = "127.0.0.1:%s"\n' "$((ports + 200 + id))" "$((ports + 200 + id))"
+    for other in 1 2 3; do
+        printf '[[founders]]\nid = %s\nregion = "bench"\n' "$other"
+        printf 'peer_address = "127.0.0.1:%s"\nclient_address = "127.0.0.1:%s"\n' \
+            "$((ports + 200 + other))" "$((ports + 100 + other))"
     done
+    printf '%b' "$more"
+}
+
+# Starts three nodes: quorate_nodes NAME PORTS MORE
+quorate_nodes() {
+    local name="$1" ports="$2" more="$3" id
+    rm -rf "${DATA:?}/$name"
+    mkdir -p "$DATA/$name"
+    for id in 1 2 3; do
+        quorate_config "$name" "$id" "$ports" "$more" >"$DATA/$name/node$id.toml"
+        QUORATE_LOG=warn start "$name-node$id" "$QUORATE" serve --config "$DATA/$name/node$id.toml"
+        [ "$name" != quorate ] || quorate_pids+=("$!")
+    done
+}
+
+# Makes what the works need: quorate_prepare WHAT
+quorate_prepare() {
     # Three connections, so that every node has to answer.
-    wait_for "the Quorate cluster" \
-        quorate_ask --setup --accounts 1 --connections 3 --count 3 --warmup 0s --duration 5s
+    wait_for "$1" quorate_ask --setup --accounts 1 --connections 3 --count 3 --warmup 0s --duration 5s
     quorate_ask --setup --duration 0s --accounts "$ACCOUNTS" >"$DATA/quorate-setup.json"
+    case ",$works," in *,credits,* | *,holds,*)
+        quorate_ask --setup --pay credits --duration 0s --accounts "$ACCOUNTS" >"$DATA/quorate-credits.json" ;;
+    esac
+    case ",$works," in *,wallet8,*)
+        quorate_ask --setup --pay wallet8 --prefix wallet8- --duration 0s --accounts "$ACCOUNTS" >"$DATA/quorate-wallet8.json" ;;
+    esac
+}
+
+quorate_start() {
+    quorate_nodes quorate 17000 ''
+    quorate_prepare "the Quorate cluster"
 }
 
 quorate_ask() {
-    "$QUORATE" --json --node "$QUORATE_NODES_BENCH" bench "$@"
+    "$QUORATE" --json --node "${nodes:-$QUORATE_NODES_BENCH}" bench "$@"
 }
 
 # One measured run: quorate_run FIELD ARGUMENTS…
@@ -53,6 +74,9 @@ quorate_single() { quorate_run decisions_per_second; }
 quorate_keyed() { quorate_run decisions_per_second --keys; }
 quorate_credits() { quorate_run decisions_per_second --pay credits; }
 quorate_batch() { quorate_run decisions_per_second --workload batch --batch "$BATCH"; }
+quorate_holds() { quorate_run decisions_per_second --workload holds --pay credits; }
+# The work `credits` on accounts of their own, whose wallets have eight grants.
+quorate_wallet8() { quorate_run decisions_per_second --pay wallet8 --prefix wallet8-; }
 quorate_hot() { quorate_run decisions_per_second --workload hot; }
 quorate_serial() { quorate_run p50 --workload serial; }
 

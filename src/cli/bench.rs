@@ -95,6 +95,8 @@ enum Workload {
     Hot,
     /// One decision a request, on one connection
     Serial,
+    /// Pairs of a hold and its settlement, on accounts chosen at random; a pair counts once
+    Holds,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -110,6 +112,8 @@ enum Pay {
     Limit,
     /// A grant in the account's wallet
     Credits,
+    /// A wallet with eight grants
+    Wallet8,
 }
 
 /// Why a run could not be made.
@@ -169,8 +173,10 @@ impl Plan {
             let expected = format!("at most {PREFIX_BYTES_MAX} of A-Z a-z 0-9 . _ @ + - :");
             return Err(BenchError::Argument { argument: "--prefix", expected });
         }
-        if args.peer == Peer::Etcd && args.workload == Workload::Batch {
-            return Err(BenchError::Workload("batch"));
+        match (args.peer, args.workload) {
+            (Peer::Etcd, Workload::Batch) => return Err(BenchError::Workload("batch")),
+            (Peer::Etcd, Workload::Holds) => return Err(BenchError::Workload("holds")),
+            _ => {}
         }
         Ok(Plan {
             nodes: global.nodes.iter().map(authority).collect::<Result<_, _>>()?,

@@ -41,6 +41,7 @@ pub(crate) struct Shared {
     applied: Arc<Mutex<Applied>>,
     progress: Arc<watch::Sender<Progress>>,
     marks: Arc<Marks>,
+    keeps_facts: bool,
 }
 
 /// How far this node has applied, for those who wait for it or measure it.
@@ -68,11 +69,17 @@ pub(crate) struct Checkpoint {
 }
 
 impl Shared {
-    pub(crate) fn new(mut applied: Applied) -> Self {
-        applied.state.keep_facts(true);
+    /// Facts are left out only to measure what they cost.
+    pub(crate) fn new(mut applied: Applied, keeps_facts: bool) -> Self {
+        applied.state.keep_facts(keeps_facts);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
         let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
-        Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress), marks: Arc::default() }
+        Shared {
+            applied: Arc::new(Mutex::new(applied)),
+            progress: Arc::new(progress),
+            marks: Arc::default(),
+            keeps_facts,
+        }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
@@ -80,7 +87,7 @@ impl Shared {
     }
 
     fn install(&self, mut applied: Applied) {
-        applied.state.keep_facts(true);
+        applied.state.keep_facts(self.keeps_facts);
         *self.lock() = applied;
     }
 

@@ -143,7 +143,10 @@ impl Replica {
         let passport = Passport::new(&identity, writes.clone(), acquaintances.clone(), on_older_copy)
             .map_err(StartError::Settings)?;
         let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
-        let shared = Shared::new(applied);
+        if limits.no_facts_for_benchmarks {
+            tracing::warn!("this node keeps no facts: it is good for benchmarks, and for nothing else");
+        }
+        let shared = Shared::new(applied, !limits.no_facts_for_benchmarks);
         let on_storage_failure = || {
             let failure = failure.clone();
             Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))

@@ -147,6 +147,9 @@ pub struct Limits {
     pub facts_waiting_bytes_max: usize,
     /// Facts that are fetched from another node by one call, in bytes (at least those of one entry).
     pub facts_fetch_bytes: usize,
+    /// For benchmarks only: keep no facts, so that what keeping them costs can be measured. Such a node's
+    /// books can never be proved, and its data are good for nothing else.
+    pub no_facts_for_benchmarks: bool,
 }
 
 impl Limits {
@@ -185,6 +188,7 @@ impl Default for Limits {
             facts_sync_bytes: 8 * 1024 * 1024,
             facts_waiting_bytes_max: 32 * 1024 * 1024,
             facts_fetch_bytes: 1024 * 1024,
+            no_facts_for_benchmarks: false,
         }
     }
 }

@@ -3,7 +3,7 @@
 use super::connection::number;
 use super::connection::{Answer, Connection};
 use super::peer::{AskError, Decided, shown};
-use super::request::{Body, Random, Template};
+use super::request::{self, Body, Random, Template};
 use super::{Pay, Plan, Workload};
 
 /// The feature whose requests a token bucket of the plan pays for.
@@ -18,7 +18,18 @@ pub(super) struct QuorateClient {
     /// The latest idempotency key: 24 bits of the run, 12 of the connection, 28 of a sequence.
     key: u64,
     batch: bool,
+    /// What a hold is settled with.
+    settling: Option<Settling>,
 }
+
+/// How a settlement is sent to the node of a connection.
+struct Settling {
+    plan: Plan,
+    node: String,
+}
+
+/// How long a hold lasts if it is never settled.
+const HOLD_TTL_MS: u64 = 60_000;
 
 impl QuorateClient {
     pub fn new(plan: &Plan, connection: usize, run: u32) -> QuorateClient {
@@ -47,11 +58,13 @@ impl QuorateClient {
             accounts: plan.accounts,
             key: u64::from(run) << 40 | (connection as u64) << 28,
             batch,
+            settling: (plan.workload == Workload::Holds)
+                .then(|| Settling { plan: plan.clone(), node: node.clone() }),
         }
     }
 
     pub async fn ask(&mut self, connection: &mut Connection) -> Result<Decided, AskError> {
-        let QuorateClient { template, random, accounts, key, batch } = self;
+        let QuorateClient { template, random, accounts, key, batch, settling } = self;
         let request = template.fill(
             || random.below(*accounts),
             || {
@@ -60,20 +73,52 @@ impl QuorateClient {
             },
         );
         let answer = connection.exchange(request).await?;
-        if *batch { many(&answer) } else { one(&answer) }
+        if *batch {
+            return many(&answer);
+        }
+        let decided = one(&answer)?;
+        match settling {
+            Some(settling) if decided.admitted == 1 => {
+                let held = answer.body.to_vec();
+                settling.settle(&held, connection).await
+            }
+            _ => Ok(decided),
+        }
     }
+}
+
+impl Settling {
+    /// Settles what `held` admitted, for what was reserved.
+    async fn settle(&self, held: &[u8], connection: &mut Connection) -> Result<Decided, AskError> {
+        let id = admission_id(held).ok_or_else(|| AskError::Answer { body: shown(held) })?;
+        let path = format!("/v1/admissions/{id}/settle");
+        let body = r#"{"usage":{"requests":1},"final":true}"#;
+        let request = request::once(&self.plan, &self.node, "POST", &path, "", body);
+        one(&connection.exchange(&request).await?)
+    }
+}
+
+/// The id in the answer to an admission.
+fn admission_id(answer: &[u8]) -> Option<&str> {
+    const ADMISSION: &[u8] = b"\"admission\":\"";
+    let start = memchr::memmem::find(answer, ADMISSION)? + ADMISSION.len();
+    let length = memchr::memchr(b'"', &answer[start..])?;
+    std::str::from_utf8(&answer[start..start + length]).ok()
 }
 
 /// The body of one admission.
 fn admission(plan: &Plan, body: Body, key: bool) -> Body {
     let feature = match plan.pay {
         Pay::Limit => LIMIT_FEATURE,
-        Pay::Credits => CREDITS_FEATURE,
+        Pay::Credits | Pay::Wallet8 => CREDITS_FEATURE,
     };
     let mut body = body
         .text(&format!("{{\"account\":\"{}", plan.prefix))
         .account()
         .text(&format!("\",\"feature\":\"{feature}\",\"usage\":{{\"requests\":1}}"));
+    if plan.workload == Workload::Holds {
+        body = body.text(&format!(",\"hold\":{{\"ttl_ms\":{HOLD_TTL_MS}}}"));
+    }
     if key {
         body = body.text(",\"key\":\"").key().text("\"");
     }
@@ -127,6 +172,14 @@ mod tests {
         let body = r#"{"results":[{"status":200,"decision":"admitted"},{"status":429},{"status":200}]}"#;
         let all = many(&answer(200, body)).expect("a good batch");
         assert_eq!(all, Decided { admitted: 2, refused: 1 });
+    }
+
+    #[test]
+    fn the_id_of_a_hold_is_found_in_its_answer() {
+        let answer = br#"{"decision":"admitted","admission":"adm_2f","cost":"1"}"#;
+        assert_eq!(admission_id(answer), Some("adm_2f"));
+        assert_eq!(admission_id(br#"{"decision":"refused"}"#), None);
+        assert_eq!(admission_id(br#"{"admission":"adm_"#), None);
     }
 
     #[test]

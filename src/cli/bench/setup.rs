@@ -23,6 +23,8 @@ const PLAN: &str = "bench";
 const BUCKET_REQUESTS: u64 = 86_400_000;
 /// What each account's grant holds.
 const GRANT_CREDITS: &str = "1000000000";
+/// Grants in a wallet of the payment `wallet8`.
+const WALLET_GRANTS: u32 = 8;
 
 /// What a setup made.
 #[derive(Debug)]
@@ -149,7 +151,6 @@ async fn put_some(
 ) -> Result<(), BenchError> {
     let mut connection = open(&node).await?;
     let account_body = json!({ "plan": PLAN }).to_string();
-    let grant_body = json!({ "id": "bench", "source": "adjustment", "credits": GRANT_CREDITS }).to_string();
     loop {
         let number = next.fetch_add(1, Ordering::Relaxed);
         if number >= accounts {
@@ -157,12 +158,28 @@ async fn put_some(
         }
         let account = format!("/v1/accounts/{}", request::account(&plan, number));
         ask(&mut connection, &plan, &node, ("PUT", &account), "", &account_body).await?;
-        if plan.pay == Pay::Credits {
-            let grants = format!("{account}/grants");
-            ask(&mut connection, &plan, &node, ("POST", &grants), "", &grant_body).await?;
+        let grants = format!("{account}/grants");
+        for number in 0..grants_of(plan.pay) {
+            ask(&mut connection, &plan, &node, ("POST", &grants), "", &grant(number)).await?;
         }
         progress.inc(1);
     }
+}
+
+/// How many grants an account gets.
+fn grants_of(pay: Pay) -> u32 {
+    match pay {
+        Pay::Limit => 0,
+        Pay::Credits => 1,
+        Pay::Wallet8 => WALLET_GRANTS,
+    }
+}
+
+/// One of an account's grants; those behind the first are drawn later.
+fn grant(number: u32) -> String {
+    let id = if number == 0 { "bench".to_owned() } else { format!("bench-{number}") };
+    let priority = 100 + number;
+    json!({ "id": id, "source": "adjustment", "credits": GRANT_CREDITS, "priority": priority }).to_string()
 }
 
 #[cfg(test)]

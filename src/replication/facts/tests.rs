@@ -155,7 +155,7 @@ async fn a_checkpoint_is_not_sealed_when_its_facts_cannot_be_made_durable() {
         Arc::new(CheckpointStore::open(&directory.path().join("checkpoints")).expect("it opens"));
     let applied = Applied { last: Some(position(9)), ..Applied::default() };
     let fail = Arc::new(|error| panic!("{error}"));
-    let mut machine = Machine::new(Shared::new(applied), checkpoints.clone(), facts.clone(), fail);
+    let mut machine = Machine::new(Shared::new(applied, true), checkpoints.clone(), facts.clone(), fail);
     push(&facts, 0..10).await;
     fs::remove_dir_all(&facts_path).expect("it is removed");
     let built = machine.get_snapshot_builder().await.build_snapshot().await;

@@ -45,7 +45,7 @@ impl StoreBuilder<TypeConfig, LogStore, Machine, tempfile::TempDir> for Builder 
         let facts =
             FactStore::open(&directory.path().join("facts"), 0, &Limits::default(), never).expect("it opens");
         let machine = Machine::new(
-            Shared::new(Applied::default()),
+            Shared::new(Applied::default(), true),
             Arc::new(checkpoints),
             Arc::new(facts),
             Arc::new(|error| panic!("{error}")),
