@@ -69,6 +69,7 @@ fn drawn_at(facts: &[Fact]) -> Option<usize> {
     facts.iter().position(|fact| matches!(fact, Fact::Posting(Posting { why: Why::Drawn, .. })))
 }
 
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
 fn flip_an_amount(facts: &mut Vec<Fact>) -> bool {
     let Some(Fact::Posting(posting)) = drawn_at(facts).map(|place| &mut facts[place]) else { return false };
     posting.amount = Credits(posting.amount.0 ^ 1 << 20);
@@ -85,6 +86,7 @@ fn double_a_posting(facts: &mut Vec<Fact>) -> bool {
     true
 }
 
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
 fn raise_a_price(facts: &mut Vec<Fact>) -> bool {
     let charge = facts.iter_mut().find_map(|fact| match fact {
         Fact::Charge(charge) if charge.amount > Credits::ZERO => Some(charge),

@@ -161,9 +161,9 @@ fn offline(directory: &Path) -> Result<Report, CliError> {
         .each(|index, facts| facts.iter().for_each(|fact| audit.take(index, fact)))
         .map_err(AuditError::from)?;
     let view = node.view();
-    let shown = view.wallets(0).map(|(_, account, grants)| {
-        let grants = grants.into_iter().map(|(id, credits)| (id.to_string(), credits));
-        (account.to_string(), grants.collect())
+    let shown = view.wallets(0).map(|wallet| {
+        let grants = wallet.grants.into_iter().map(|(id, credits)| (id.to_string(), credits));
+        (wallet.account.to_string(), grants.collect())
     });
     compare(&mut audit, &shown.collect());
     let mut report = Report { index: node.next_index().saturating_sub(1), ..Report::default() };

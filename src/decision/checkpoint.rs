@@ -26,6 +26,15 @@ pub struct View {
     trail: Pages<u64>,
 }
 
+/// What a wallet's grants have.
+pub struct WalletBooks<'a> {
+    /// The account's number.
+    pub number: u32,
+    pub account: &'a Arc<str>,
+    /// The id and the books of each.
+    pub grants: Vec<(&'a Arc<str>, Balances)>,
+}
+
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record(Kind);
@@ -116,14 +125,14 @@ impl View {
         head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
     }
 
-    /// The accounts from number `first` on that have a wallet: number, path, and the books of each grant.
-    pub fn wallets(&self, first: u32) -> impl Iterator<Item = (u32, &Arc<str>, Vec<(&Arc<str>, Balances)>)> {
+    /// The accounts from number `first` on that have a wallet.
+    pub fn wallets(&self, first: u32) -> impl Iterator<Item = WalletBooks<'_>> {
         let places = first as usize..self.accounts.len();
         places.filter_map(|place| {
             let account = self.accounts.get(place)?;
             let wallet = account.wallet.as_deref()?;
             let grants = wallet.grants().map(|grant| (&grant.id, grant.books)).collect();
-            Some((place as u32, &account.path, grants))
+            Some(WalletBooks { number: place as u32, account: &account.path, grants })
         })
     }
 

@@ -51,6 +51,6 @@ mod weight;
 /// rules it was decided by, and a node ends rather than decide it again by others.
 pub const RULES: u16 = 1;
 
-pub use checkpoint::{Record, Restore, RestoreError, View};
+pub use checkpoint::{Record, Restore, RestoreError, View, WalletBooks};
 pub use state::State;
 pub use view::Counts;

@@ -104,12 +104,12 @@ pub(crate) async fn balances(asked: Asked) -> Result<Answer, Problem> {
     let first = query.value("cursor", "the cursor of an earlier answer")?.unwrap_or(0);
     let frozen = frozen_by(&asked, query).await?;
     let mut wallets = frozen.view().wallets(first);
-    let page = wallets.by_ref().take(ACCOUNTS_PER_PAGE_MAX).map(|(_, account, grants)| AccountBalances {
-        account,
-        grants: grants.into_iter().map(|(id, credits)| GrantBalances { id, credits }).collect(),
+    let page = wallets.by_ref().take(ACCOUNTS_PER_PAGE_MAX).map(|wallet| AccountBalances {
+        account: wallet.account,
+        grants: wallet.grants.into_iter().map(|(id, credits)| GrantBalances { id, credits }).collect(),
     });
     let accounts: Vec<_> = page.collect();
-    let cursor = wallets.next().map(|(number, _, _)| number);
+    let cursor = wallets.next().map(|wallet| wallet.number);
     let answer = BalancesAnswer { index: frozen.index(), accounts, cursor };
     Ok(Answer::json(StatusCode::OK, &Derived(&answer)))
 }
