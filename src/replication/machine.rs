@@ -86,6 +86,11 @@ impl Shared {
         self.lock().state.now()
     }
 
+    /// Whether something is due in wallets that no entry has carried out yet.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.lock().state.is_overdue()
+    }
+
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }

@@ -152,7 +152,7 @@ fn some_limits(most: usize, capacity: bool) -> impl Strategy<Value = Vec<LimitDo
 pub fn policies() -> impl Strategy<Value = Document> {
     let overruns = select(vec![Overrun::Draw, Overrun::Refuse]);
     let plan = (overruns, some_limits(4, false))
-        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits })
+        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, grants: Vec::new() })
         .boxed();
     let plans = [plan.clone(), plan.clone(), plan];
     (some_limits(2, true), plans).prop_map(|(capacity, plans)| {
