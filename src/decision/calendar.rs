@@ -132,8 +132,7 @@ mod tests {
     #[test]
     fn anniversaries_come_back_to_their_day_after_short_months() {
         let found = ends(Cycle::Anniversary, "2027-12-31T10:30:00.5Z", 4);
-        let expected =
-            ["2028-01-31T10:30:00.500Z", "2028-02-29T10:30:00.500Z", "2028-03-31T10:30:00.500Z"];
+        let expected = ["2028-01-31T10:30:00.500Z", "2028-02-29T10:30:00.500Z", "2028-03-31T10:30:00.500Z"];
         assert_eq!(found[..3], expected);
         assert_eq!(found[3], "2028-04-30T10:30:00.500Z");
         assert_eq!(
@@ -144,7 +143,8 @@ mod tests {
 
     #[test]
     fn cycles_move_on_and_stop_at_the_end_of_time() {
-        for cycle in [Cycle::Days(1), Cycle::Days(400), Cycle::CalendarMonth { day: 31 }, Cycle::Anniversary] {
+        for cycle in [Cycle::Days(1), Cycle::Days(400), Cycle::CalendarMonth { day: 31 }, Cycle::Anniversary]
+        {
             for at in [0, 1, 86_400_000, 1_801_439_990_000, MILLIS_MAX.0 - 1, MILLIS_MAX.0, u64::MAX] {
                 if let Some(end) = cycle.end(Millis(at), Millis(at)) {
                     assert!(Millis(at) < end && end <= MILLIS_MAX, "{cycle:?} {at} {end:?}");

@@ -127,8 +127,7 @@ impl State {
         let account = self.account_at(place);
         let ends = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
         let live = account.wallet.iter().flat_map(|wallet| wallet.live());
-        let expire =
-            live.filter_map(|grant| grant.expires_at.filter(|_| !grant.books.available.is_zero()));
+        let expire = live.filter_map(|grant| grant.expires_at.filter(|_| !grant.books.available.is_zero()));
         ends.chain(expire).min()
     }
 

@@ -14,8 +14,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::decision::facts::{
-    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, PolicyPut,
-    Overdue, Posting, RolledOver, Usage, UsageOutcome, Why,
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
+    PolicyPut, Posting, RolledOver, Usage, UsageOutcome, Why,
 };
 use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::policy::{Document, Policy};
@@ -166,7 +166,9 @@ impl Audit {
         let mut late = Vec::new();
         for ((account, _), grant) in &self.grants {
             let available = grant.books.of(Bucket::Available);
-            if available > 0 && grant.expires_at.is_some_and(|expires_at| expires_at <= at && expires_at < since) {
+            if available > 0
+                && grant.expires_at.is_some_and(|expires_at| expires_at <= at && expires_at < since)
+            {
                 let (account, grant) = (self.path(*account), grant.id.clone());
                 late.push(Finding::NotExpired { index, account, grant, available: credits(available) });
             }

@@ -8,8 +8,8 @@ use crate::decision::command::Period;
 use crate::decision::meter::{Rule, WindowAnchor};
 use crate::decision::path::is_name;
 use crate::decision::policy::document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument, Months,
-    PlanDocument, Price, Quota, Then,
+    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
+    Months, PlanDocument, Price, Quota, Then,
 };
 use crate::decision::policy::names::Names;
 use crate::decision::policy::{

@@ -111,7 +111,7 @@ pub struct GrantDocument {
 
 /// How long the period of a recurring grant is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "expected `calendar_month`, `anniversary` or `{ days = N }`")]
 pub enum Every {
     Months(Months),
     /// So many times 24 hours.

@@ -9,8 +9,8 @@ mod names;
 
 pub use compile::PolicyError;
 pub use document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument, Months,
-    Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
+    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
+    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
 };
 pub(super) use names::{GrantKey, MeterKey, Names, PlanId};
 
