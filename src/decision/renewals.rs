@@ -226,7 +226,9 @@ impl State {
     /// Begins what an account gets from a plan that it was just put on.
     pub(super) fn begin_plan_grants(&mut self, place: AccountPlace, plan: PlanId) {
         let begins_at = self.now;
-        for grant in self.plan_grants_to_begin(Some(place), plan) {
+        let grants = self.plan_grants_to_begin(Some(place), plan);
+        self.account_mut(place).recurrences.reserve_exact(grants.len());
+        for grant in grants {
             let Some(ends_at) = grant.cycle.end(begins_at, begins_at) else { continue };
             let Some(sequence) = self.make_plan_grant(place, plan, &grant, ends_at) else { continue };
             let recurrence = Recurrence { key: grant.key, anchor: begins_at, ends_at, grant: sequence };

@@ -137,6 +137,9 @@ impl Wallet {
             }
             !over
         });
+        // The room of what is gone would be most of what a wallet takes.
+        self.ended.shrink_to_fit();
+        self.live.shrink_to_fit();
     }
 
     pub fn live_grant(&self, sequence: u64) -> Option<&Grant> {
