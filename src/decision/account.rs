@@ -8,6 +8,7 @@ use crate::decision::calendar::Calendar;
 use crate::decision::command::{AccountState, SpendingCap};
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
+use crate::decision::renewals::Recurrence;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
 
@@ -31,6 +32,8 @@ pub(super) struct Account {
     pub spending_cap: Option<SpendingCap>,
     /// What limits have counted here.
     meters: Vec<(MeterKey, Meter)>,
+    /// What plans grant here again and again.
+    pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
     pub wallet: Option<Box<Wallet>>,
 }
@@ -48,6 +51,7 @@ impl Account {
             state: AccountState::Open,
             spending_cap: None,
             meters: Vec::new(),
+            recurrences: Vec::new(),
             wallet: None,
         }
     }

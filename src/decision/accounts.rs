@@ -84,6 +84,9 @@ impl State {
             let detail = "the cluster has as many accounts as it can have";
             return Err(Refusal::of_field(Reason::TooMany, "account", detail));
         }
+        if let Change::Set(plan) = plan {
+            self.check_plan_grants(self.account_by_path.get(put.account).copied(), plan)?;
+        }
         let place = self.account_or_new(put.account);
         self.change_plan(place, plan);
         let account = self.account_mut(place);
@@ -120,6 +123,9 @@ impl State {
             self.plan_users[id.place()] -= 1;
         }
         self.count_plan_user(after);
+        if let Some(plan) = after {
+            self.begin_plan_grants(place, plan);
+        }
     }
 
     /// Brings the account's token buckets up to now at the rates of the plan that it still has, so that

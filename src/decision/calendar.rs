@@ -5,7 +5,7 @@ use jiff::{Timestamp, ToSpan, tz::TimeZone};
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Period;
-use crate::units::{MILLIS_MAX, Millis};
+use crate::units::{MILLIS_MAX, Millis, Span};
 
 /// A way to cut time into calendar periods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -72,9 +72,88 @@ impl Calendar {
     }
 }
 
+/// How the periods of a recurring grant follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cycle {
+    /// So many times 24 hours.
+    Days(u32),
+    /// Months of the calendar in UTC that begin on this day, or on the last where a month is shorter.
+    CalendarMonth { day: u8 },
+    /// Months from an anchor: on its day, or on the last where a month is shorter, at its time of day.
+    Anniversary,
+}
+
+impl Cycle {
+    /// When the period that begins at `begins_at` ends, for an account that counts from `anchor`: later
+    /// than it begins, and at most [`MILLIS_MAX`]; nothing at the end of time.
+    pub fn end(self, anchor: Millis, begins_at: Millis) -> Option<Millis> {
+        let end = match self {
+            Cycle::Days(days) => Millis(begins_at.0.saturating_add(u64::from(days) * Span::DAY.0)),
+            Cycle::CalendarMonth { day } => {
+                Calendar { day, ..Calendar::utc(Period::Month) }.window(begins_at).1
+            }
+            Cycle::Anniversary => anniversary_after(anchor, begins_at)?,
+        };
+        (begins_at < end && end <= MILLIS_MAX).then_some(end)
+    }
+}
+
+/// The first moment after `at` that is whole months from `anchor`.
+fn anniversary_after(anchor: Millis, at: Millis) -> Option<Millis> {
+    let civil = |at: Millis| {
+        let timestamp = Timestamp::from_millisecond(i64::try_from(at.0).ok()?).ok()?;
+        Some(timestamp.to_zoned(TimeZone::UTC).datetime())
+    };
+    let (first, now) = (civil(anchor)?, civil(at)?);
+    let month = |date: Date| i32::from(date.year()) * 12 + i32::from(date.month());
+    let months = month(now.date()) - month(first.date());
+    // Counted from the anchor each time: a day that a short month lacks comes back after it.
+    (months..=months + 1).find_map(|months| {
+        let next = first.checked_add(months.months()).ok()?.to_zoned(TimeZone::UTC).ok()?;
+        let next = Millis(u64::try_from(next.timestamp().as_millisecond()).ok()?);
+        (next > at).then_some(next)
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn ends(cycle: Cycle, anchor: &str, periods: usize) -> Vec<String> {
+        let anchor = anchor.parse().expect("a time");
+        let mut at = anchor;
+        let next = |_| {
+            at = cycle.end(anchor, at).expect("time goes on");
+            at.to_string()
+        };
+        (0..periods).map(next).collect()
+    }
+
+    #[test]
+    fn anniversaries_come_back_to_their_day_after_short_months() {
+        let found = ends(Cycle::Anniversary, "2027-12-31T10:30:00.5Z", 4);
+        let expected = ["2028-01-31T10:30:00.500Z", "2028-02-29T10:30:00.500Z", "2028-03-31T10:30:00.500Z"];
+        assert_eq!(found[..3], expected);
+        assert_eq!(found[3], "2028-04-30T10:30:00.500Z");
+        assert_eq!(
+            ends(Cycle::Anniversary, "2027-01-31T00:00:00Z", 2),
+            ["2027-02-28T00:00:00Z", "2027-03-31T00:00:00Z"]
+        );
+    }
+
+    #[test]
+    fn cycles_move_on_and_stop_at_the_end_of_time() {
+        for cycle in [Cycle::Days(1), Cycle::Days(400), Cycle::CalendarMonth { day: 31 }, Cycle::Anniversary]
+        {
+            for at in [0, 1, 86_400_000, 1_801_439_990_000, MILLIS_MAX.0 - 1, MILLIS_MAX.0, u64::MAX] {
+                if let Some(end) = cycle.end(Millis(at), Millis(at)) {
+                    assert!(Millis(at) < end && end <= MILLIS_MAX, "{cycle:?} {at} {end:?}");
+                } else {
+                    assert!(at > MILLIS_MAX.0 - 401 * Span::DAY.0, "{cycle:?} {at}");
+                }
+            }
+        }
+    }
 
     fn window(calendar: Calendar, at: &str) -> (String, String) {
         let (first, next) = calendar.window(at.parse().expect("a time"));

@@ -13,7 +13,7 @@ use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
-use crate::decision::state::{Due, State};
+use crate::decision::state::State;
 use crate::units::Millis;
 
 /// A frozen copy of a state. Taking one costs a reference count for each page of records.
@@ -275,14 +275,11 @@ impl UnderWay {
             return Err(RestoreError::Inconsistent(format!("{} has a plan that is not there", account.path)));
         }
         state.count_plan_user(account.plan);
-        if let Some(wallet) = &account.wallet {
-            for grant in wallet.live() {
-                if let Some(at) = grant.expires_at.filter(|at| *at > state.now) {
-                    let due = Due::GrantExpires { account: place, sequence: grant.sequence };
-                    state.deadlines.insert((at, due));
-                }
-            }
+        for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
+            state.wallet_deadlines.extend(grant.expires_at.map(|at| (at, place)));
         }
+        let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
+        state.wallet_deadlines.extend(ends);
         state.accounts.push(account);
         Ok(())
     }

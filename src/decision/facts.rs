@@ -32,6 +32,8 @@ pub enum Fact {
     Usage(Usage),
     Charge(Charge),
     Posting(Posting),
+    RolledOver(RolledOver),
+    Overdue(Overdue),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -85,6 +87,22 @@ pub struct GrantRevoked {
     /// What holds keep, and is revoked as far as it comes back: in all, with earlier revocations.
     pub awaited: Credits,
     pub reason: Arc<str>,
+}
+
+/// Credits of a recurring grant outlive its period. The posting that takes them out of the grant that ends
+/// follows at once, and after it the one that adds them to the grant of the next period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolledOver {
+    pub account: u32,
+    pub from: u64,
+    pub to: u64,
+    pub credits: Credits,
+}
+
+/// The entry leaves something due in wallets that nobody asked for: what was due before `since` is done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overdue {
+    pub since: Millis,
 }
 
 /// One event in the life of an admission.
@@ -238,6 +256,8 @@ pub enum Why {
     /// The grant's time was over.
     Expired,
     Revoked,
+    /// From a recurring grant into that of its next period, by way of outside.
+    RolledOver,
 }
 
 impl Why {
@@ -252,6 +272,7 @@ impl Why {
             Why::Returned => from == Held && matches!(to, Available | Expired | Revoked),
             Why::Expired => (from, to) == (Available, Expired),
             Why::Revoked => (from, to) == (Available, Revoked),
+            Why::RolledOver => matches!((from, to), (Available, Outside) | (Outside, Available)),
         }
     }
 

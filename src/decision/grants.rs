@@ -9,7 +9,7 @@ use crate::decision::ledger::{ChargeLink, Transfer};
 use crate::decision::path;
 use crate::decision::refusal::outcome;
 use crate::decision::reply::{Balances, GrantRevoked, Outcome, Reason, Refusal};
-use crate::decision::state::{Due, State};
+use crate::decision::state::State;
 use crate::decision::wallet::{Grant, Wallet};
 use crate::units::{Credits, MILLIS_MAX};
 
@@ -30,6 +30,9 @@ impl State {
         let place = self.find_account(put.account)?;
         if !path::is_grant_id(put.id) {
             return Err(invalid("id", "the id of a grant is 1 to 128 of A-Z a-z 0-9 . _ @ + - : /"));
+        }
+        if put.id.starts_with(path::PLAN_GRANT_PREFIX) {
+            return Err(invalid("id", "ids that begin with plan: are those of recurring plan grants"));
         }
         put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
         let wallet = self.account_at(place).wallet.as_deref();
@@ -66,42 +69,45 @@ impl State {
             books: Balances::default(),
             awaited: Credits::ZERO,
         };
-        self.make_grant(place, grant, put)?;
+        self.make_grant(place, grant, put.credits, put.reason)?;
         let wallet = self.account_at(place).wallet.as_deref();
         let grant = wallet.and_then(|wallet| wallet.find(put.id)).expect("the grant was just made");
         Ok((Outcome::GrantPut(Box::new(grant.view())), false))
     }
 
-    fn make_grant(
+    /// Puts a grant of `credits` into a wallet.
+    pub(super) fn make_grant(
         &mut self,
         place: AccountPlace,
         grant: Grant,
-        put: &PutGrant<'_>,
+        credits: Credits,
+        reason: Option<&str>,
     ) -> Result<(), Box<Refusal>> {
         let (id, sequence) = (grant.id.clone(), grant.sequence);
+        let (source, priority) = (grant.source, grant.priority);
         let (effective_at, expires_at) = (grant.effective_at, grant.expires_at);
         self.wallet_mut(place)
-            .add(grant, put.credits)
+            .add(grant, credits)
             .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;
         self.next_grant += 1;
         if let Some(at) = expires_at {
-            self.deadlines.insert((at, Due::GrantExpires { account: place, sequence }));
+            self.wallet_deadlines.insert((at, place));
         }
         self.note(|| {
             Fact::GrantMade(facts::GrantMade {
                 account: place.0,
                 grant: sequence,
                 id,
-                source: put.source,
-                credits: put.credits,
-                priority: put.priority,
+                source,
+                credits,
+                priority,
                 effective_at,
                 expires_at,
-                reason: put.reason.map(Arc::from),
+                reason: reason.map(Arc::from),
             })
         });
         let (from, to, why) = (Bucket::Outside, Bucket::Available, Why::Granted);
-        let transfer = Transfer { account: place, grant: sequence, amount: put.credits, from, to, why };
+        let transfer = Transfer { account: place, grant: sequence, amount: credits, from, to, why };
         self.post(transfer, ChargeLink::NONE);
         Ok(())
     }

@@ -21,7 +21,7 @@ use crate::decision::refusal::outcome;
 use crate::decision::reply::{
     AdmissionId, AdmissionStatus, Layer, Outcome, Payment, Reason, Refusal, Settled,
 };
-use crate::decision::state::{Due, State};
+use crate::decision::state::State;
 use crate::decision::wallet::Wallet;
 use crate::decision::waterfall::{
     ByUnit, Draw, Levels, Look, amount_too_large, cost, least_room, limit_payer, push_payment, quantities,
@@ -501,7 +501,7 @@ impl State {
             self.holds_by_account.insert((place, expires_at, id));
             *self.hold_counts.entry(place).or_insert(0) += 1;
         }
-        self.deadlines.insert((expires_at, Due::HoldExpires(id)));
+        self.hold_deadlines.insert((expires_at, id));
     }
 
     fn unindex_hold(&mut self, id: AdmissionId) {
@@ -515,7 +515,7 @@ impl State {
                 }
             }
         }
-        self.deadlines.remove(&(expires_at, Due::HoldExpires(id)));
+        self.hold_deadlines.remove(&(expires_at, id));
     }
 
     fn whose_and_until(&self, id: AdmissionId) -> (AccountPlace, Millis) {

@@ -13,6 +13,7 @@
 //! | `waterfall` | looking: what everything says of a request, and who would pay |
 //! | `admission`, `hold` | debiting: what the look found; reserving, settling, giving back |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
+//! | `renewals` | what falls due in wallets: recurring grants, and the end of grants |
 //! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
@@ -40,6 +41,7 @@ mod pages;
 mod price;
 mod recent;
 mod refusal;
+mod renewals;
 mod state;
 mod view;
 mod wallet;
@@ -49,7 +51,7 @@ mod weight;
 /// The version of the rules by which a log is decided. Raise it with any change that makes
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
-pub const RULES: u16 = 1;
+pub const RULES: u16 = 2;
 
 pub use checkpoint::{Record, Restore, RestoreError, View, WalletBooks};
 pub use state::State;

@@ -7,6 +7,8 @@ pub const LEVELS_MAX: usize = 4;
 /// Characters that a segment may have.
 pub const SEGMENT_LEN_MAX: usize = 64;
 
+/// What the ids of recurring plan grants begin with, and no others.
+pub(super) const PLAN_GRANT_PREFIX: &str = "plan:";
 /// Characters that the id of a grant may have.
 pub(super) const GRANT_ID_LEN_MAX: usize = 128;
 /// Characters that the name of a feature, unit, plan, limit or attribute may have.

@@ -13,6 +13,7 @@ use crate::decision::ledger::Recorder;
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::Recent;
+use crate::decision::renewals::EntryBound;
 use crate::decision::reply::{AdmissionId, Outcome, Reply};
 use crate::units::Millis;
 
@@ -46,19 +47,15 @@ pub struct State {
     pub(super) holds_by_account: BTreeSet<(AccountPlace, Millis, AdmissionId)>,
     /// How many there are of them: counting them anew would let one question cost all holds.
     pub(super) hold_counts: HashMap<AccountPlace, u64>,
-    pub(super) deadlines: BTreeSet<(Millis, Due)>,
+    pub(super) hold_deadlines: BTreeSet<(Millis, AdmissionId)>,
+    /// When something is due in which account's own wallet; also of what has ended meanwhile.
+    pub(super) wallet_deadlines: BTreeSet<(Millis, AccountPlace)>,
     /// By the number of a plan: how many accounts have it.
     pub(super) plan_users: Vec<u64>,
 
     /// Not part of the state: what this node keeps of what happens to it.
     pub(super) recorder: Recorder,
-}
-
-/// What falls due at a deadline.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Due {
-    HoldExpires(AdmissionId),
-    GrantExpires { account: AccountPlace, sequence: u64 },
+    pub(super) entry_bound: EntryBound,
 }
 
 impl Default for State {
@@ -90,9 +87,11 @@ impl State {
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
             hold_counts: HashMap::new(),
-            deadlines: BTreeSet::new(),
+            hold_deadlines: BTreeSet::new(),
+            wallet_deadlines: BTreeSet::new(),
             plan_users: Vec::new(),
             recorder: Recorder::default(),
+            entry_bound: EntryBound::default(),
         }
     }
 
@@ -103,12 +102,14 @@ impl State {
     /// Effects are as durable as the log that `request` came from.
     pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Reply {
         self.recorder.begin(stamp);
+        self.entry_bound.begin(stamp.index);
         self.move_time(stamp.at);
         let stamp = Stamp { at: self.now, ..stamp };
         let key = request.key.filter(|_| !request.command.is_dry_run());
         if let Some(answer) = key.and_then(|key| self.keys.answer(key)) {
             return answer.unwrap_or_else(|refusal| self.reply(stamp, refusal.into()));
         }
+        self.bring_up_to_date(&request.command);
         let (outcome, replayed) = match &request.command {
             Command::Tick | Command::Mark => (Outcome::Ticked, false),
             Command::PutPolicy(put) => (self.put_policy(put), false),
@@ -135,20 +136,6 @@ impl State {
 
     fn reply(&self, stamp: Stamp, outcome: Outcome) -> Reply {
         Reply { stamp, policy: self.policy.revision, replayed: false, outcome }
-    }
-
-    /// Moves time on to `at`, through every deadline on the way, each at its own moment.
-    fn move_time(&mut self, at: Millis) {
-        while let Some((due_at, due)) = self.deadlines.first().copied().filter(|(due_at, _)| *due_at <= at) {
-            self.deadlines.pop_first();
-            self.now = self.now.max(due_at);
-            match due {
-                Due::HoldExpires(id) => self.expire_hold(id),
-                Due::GrantExpires { account, sequence } => self.expire_grant(account, sequence),
-            }
-        }
-        self.now = self.now.max(at);
-        self.keys.expire(self.now);
     }
 
     pub(super) fn account_at(&self, place: AccountPlace) -> &Account {

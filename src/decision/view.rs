@@ -9,7 +9,7 @@ use crate::decision::policy::{Document, Limit, Measure};
 use crate::decision::reply::{
     AccountView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
 };
-use crate::decision::state::{Due, State};
+use crate::decision::state::State;
 use crate::decision::wallet::{Grant, Wallet};
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
@@ -197,8 +197,7 @@ impl State {
             let id = hold.id;
             require(self.hold(id).is_some_and(|found| found.id == id), "a hold is not found by its id")?;
             require(id.0 < self.next_admission, "a hold is from the future")?;
-            let due = (hold.expires_at, Due::HoldExpires(id));
-            require(self.deadlines.contains(&due), "a hold has no deadline")?;
+            require(self.hold_deadlines.contains(&(hold.expires_at, id)), "a hold has no deadline")?;
             for place in self.levels(hold.account).iter() {
                 below += 1;
                 indexed += usize::from(self.holds_by_account.contains(&(place, hold.expires_at, id)));
@@ -207,15 +206,11 @@ impl State {
         let counted: u64 = self.hold_counts.values().sum();
         let all = indexed == below && self.holds_by_account.len() == below && counted == below as u64;
         require(all, "the holds by account are not the holds")?;
-        let due = self.deadlines.iter().filter(|(_, due)| matches!(due, Due::HoldExpires(_))).count();
-        require(due == holds, "a deadline is of no hold")?;
-        for (number, account) in self.accounts.iter().enumerate() {
-            for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
-                let Some(at) = grant.expires_at.filter(|at| *at > self.now) else { continue };
-                let due =
-                    Due::GrantExpires { account: AccountPlace(number as u32), sequence: grant.sequence };
-                require(self.deadlines.contains(&(at, due)), "a grant has no deadline")?;
-            }
+        require(self.hold_deadlines.len() == holds, "a deadline is of no hold")?;
+        for place in (0..self.accounts.len()).map(|number| AccountPlace(number as u32)) {
+            let due = self.due_in_wallet(place);
+            let known = due.is_none_or(|due_at| self.wallet_deadlines.contains(&(due_at, place)));
+            require(known, "what is due in a wallet has no deadline")?;
         }
         let with_plan = self.accounts.iter().filter(|account| account.plan.is_some()).count() as u64;
         require(self.plan_users.iter().sum::<u64>() == with_plan, "the users of plans are not counted")?;

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Source;
 use crate::decision::facts::Bucket;
+use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::reply::{Balances, GrantView};
 use crate::units::{Credits, Millis};
 
@@ -22,6 +23,8 @@ pub(super) struct Wallet {
     ended: Vec<Grant>,
     /// The sums over all grants.
     books: Balances,
+    /// The sums over plan grants that ended and were forgotten.
+    forgotten: Option<Box<Balances>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +87,8 @@ impl Wallet {
         // No other sum can overflow: they are all parts of what was granted.
         self.books.granted.checked_add(credits).ok_or(Overflow)?;
         let place = self.live.partition_point(|other| other.draw_order() < grant.draw_order());
+        // Most wallets have one grant or two: room for four would be most of what they take.
+        self.live.reserve_exact(1);
         self.live.insert(place, grant);
         Ok(())
     }
@@ -111,8 +116,34 @@ impl Wallet {
         );
         if grant.books.available.is_zero() && grant.books.held.is_zero() {
             let grant = self.live.remove(place);
+            if self.ended.len() < 4 {
+                self.ended.reserve_exact(1);
+            }
             self.ended.push(grant);
         }
+    }
+
+    /// Forgets the recurring plan grants that have ended and whose period is over at `at`, but for their
+    /// sum: no two have the same id, and a wallet would grow with each month.
+    pub fn forget_plan_grants(&mut self, at: Millis) {
+        let forgotten = &mut self.forgotten;
+        self.ended.retain(|grant| {
+            let over = grant.id.starts_with(PLAN_GRANT_PREFIX) && grant.has_expired(at);
+            if over {
+                let sum = forgotten.get_or_insert_default();
+                for (total, part) in sum.parts_mut().into_iter().zip(grant.books.parts()) {
+                    total.0 += part.0;
+                }
+            }
+            !over
+        });
+        // The room of what is gone would be most of what a wallet takes.
+        self.ended.shrink_to_fit();
+        self.live.shrink_to_fit();
+    }
+
+    pub fn live_grant(&self, sequence: u64) -> Option<&Grant> {
+        self.place(sequence).map(|place| &self.live[place])
     }
 
     /// Where `amount`, which a hold kept of a grant, goes when it comes back at `at`: to what was revoked
@@ -140,7 +171,10 @@ impl Wallet {
 
     /// Whether the books are in order: each grant's, and their sum.
     pub fn is_balanced(&self) -> bool {
-        let mut sum = Balances::default();
+        let mut sum = self.forgotten.as_deref().copied().unwrap_or_default();
+        if !sum.is_balanced() || !sum.available.is_zero() || !sum.held.is_zero() {
+            return false;
+        }
         for grant in self.grants() {
             if !grant.books.is_balanced() || grant.awaited < Credits::ZERO || grant.awaited > grant.books.held
             {
@@ -194,14 +228,17 @@ impl Balances {
         i128::from(granted.0) == sum && self.parts().iter().all(|part| part.0 >= 0)
     }
 
-    /// Moves credits from one bucket to another. What comes from outside is granted, and nothing that
-    /// was granted goes back there.
+    /// Moves credits from one bucket to another. What comes from outside is granted; what goes there is
+    /// granted no longer.
     pub(super) fn move_credits(&mut self, amount: Credits, from: Bucket, to: Bucket) {
         match from {
             Bucket::Outside => self.granted.0 += amount.0,
             inside => self.bucket(inside).0 -= amount.0,
         }
-        self.bucket(to).0 += amount.0;
+        match to {
+            Bucket::Outside => self.granted.0 -= amount.0,
+            inside => self.bucket(inside).0 += amount.0,
+        }
     }
 
     fn bucket(&mut self, bucket: Bucket) -> &mut Credits {

@@ -99,6 +99,11 @@ impl Shared {
         &self.marks
     }
 
+    /// Whether something is due in wallets that no entry has carried out yet.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.lock().state.is_overdue()
+    }
+
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.subscribe()
     }

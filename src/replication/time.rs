@@ -120,7 +120,7 @@ impl TimeKeeper {
         }
     }
 
-    /// Moves time on; more than once while it is far behind.
+    /// Moves time on; more than once while it is far behind, or what is due in wallets waits.
     async fn tick(&self, batcher: &Batcher) {
         for _ in 0..CATCH_UP_TICKS_MAX {
             let mut proposal = Proposal::new();
@@ -131,7 +131,7 @@ impl TimeKeeper {
             }
             let (applied, voters) = (self.shared.now(), self.voters());
             let lag = self.with_clock(|clock, monotonic| clock.lag(applied, &voters, monotonic));
-            if lag <= self.timing.tick {
+            if lag <= self.timing.tick && !self.shared.is_overdue() {
                 return;
             }
         }

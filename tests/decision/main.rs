@@ -6,6 +6,7 @@
 //! | `properties` | the promises, for policies and commands that nobody thought of |
 //! | `planted` | errors planted into facts, and that an audit finds them |
 //! | `story` | facts told line by line |
+//! | `wallets` | many wallets at once, and amounts at the edge |
 //! | `laws` | what holds for every command whatever it is, checked under both |
 //!
 //! The output of the scripts is made anew with `UPDATE_GOLDENFILES=1 cargo test --test decision`, to be
@@ -17,3 +18,4 @@ mod planted;
 mod properties;
 mod scripts;
 mod story;
+mod wallets;

@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 use quorate::decision::audit::{Audit, Finding};
-use quorate::decision::facts::{Charge, Fact, Posting};
+use quorate::decision::facts::{Bucket, Charge, Fact, Posting, Why};
 use quorate::units::Credits;
 
-use crate::properties::{any_steps, facts_of, policies, run};
+use crate::properties::{any_steps, facts_of, granting_policies, run};
 
 type Facts = Vec<(u64, Fact)>;
 
@@ -169,6 +169,53 @@ const ERRORS: &[Error] = &[
         },
     },
     Error {
+        name: "a rollover adds less than it takes, and says so",
+        plant: |facts, place| match &mut facts[place].1 {
+            Fact::Posting(posting) if (posting.why, posting.from) == (Why::RolledOver, Bucket::Outside) => {
+                posting.amount.0 = posting.amount.0.checked_sub(1).filter(|left| *left > 0)?;
+                Some(())
+            }
+            _ => None,
+        },
+        named: |finding| matches!(finding, Finding::PostedOtherwise { .. }),
+    },
+    Error {
+        name: "a rollover adds nothing, and the numbers are closed up",
+        plant: |facts, place| {
+            let rolled = posting(facts, place)?;
+            if (rolled.why, rolled.from) != (Why::RolledOver, Bucket::Outside) {
+                return None;
+            }
+            let number = rolled.number;
+            let (index, _) = facts.remove(place);
+            renumber(facts, index, number + 1, false);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::PostingMissing { .. }),
+    },
+    Error {
+        name: "what happened to an account is dated before its history began",
+        plant: |facts, place| {
+            let (index, Fact::Moment(moment)) = &mut facts[place] else { return None };
+            let index = *index;
+            moment.at.0 = 0;
+            let account = facts[place + 1..].iter().map_while(|(at, fact)| match fact {
+                Fact::Moment(_) => None,
+                fact => (*at == index).then(|| fact.account()),
+            });
+            let account = account.flatten().next()?;
+            let before = facts[..place].iter().rev();
+            // Another fact of the account that is dated after that.
+            before
+                .into_iter()
+                .any(|(_, fact)| {
+                    matches!(fact, Fact::Usage(_) | Fact::Posting(_)) && fact.account() == Some(account)
+                })
+                .then_some(())
+        },
+        named: |finding| matches!(finding, Finding::TimeWentBack { .. } | Finding::OutOfTime { .. }),
+    },
+    Error {
         name: "a charge is missing",
         plant: |facts, place| {
             charge(facts, place)?;
@@ -241,13 +288,14 @@ const ERRORS: &[Error] = &[
             facts.retain(|(at, _)| *at != index);
             goes_on.then_some(())
         },
-        named: |finding| matches!(finding, Finding::HistoryBroken { .. }),
+        // An account that is made and granted by its plan in the entry is not known without it.
+        named: |finding| matches!(finding, Finding::HistoryBroken { .. } | Finding::AccountUnknown { .. }),
     },
 ];
 
 #[test]
 fn every_planted_error_is_found_and_named() {
-    let strategy = (policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
+    let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
     let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
     run("every_planted_error", 150, strategy, |(document, steps, places)| {
         let right = facts_of(&document, steps)?;

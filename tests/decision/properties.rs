@@ -12,10 +12,10 @@ use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
     Request, Revoke, Settle, Source, SpendingCap, Stamp,
 };
-use quorate::decision::facts::Fact;
+use quorate::decision::facts::{Fact, with_moments};
 use quorate::decision::policy::{
-    Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
-    Quota, Settings, Then,
+    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
+    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
 };
 use quorate::decision::reply::{AdmissionId, Outcome, Reply};
 use quorate::decision::{Record, State};
@@ -149,10 +149,46 @@ fn some_limits(most: usize, capacity: bool) -> impl Strategy<Value = Vec<LimitDo
     (0..=most).prop_flat_map(move |count| (0..count).map(|place| limits(place, capacity)).collect::<Vec<_>>())
 }
 
+/// Recurring grants of a plan: periods of days and months, with and without rollover.
+fn plan_grants() -> impl Strategy<Value = Vec<GrantDocument>> {
+    let every = select(vec![
+        Every::Days(Days { days: 1 }),
+        Every::Days(Days { days: 30 }),
+        Every::Months(Months::CalendarMonth),
+        Every::Months(Months::Anniversary),
+    ]);
+    let share = select(vec![0, 1, 333_333, 500_000, 1_000_000]).prop_map(Ppm);
+    let cap = prop::option::of((0_i64..20_000_000).prop_map(Credits));
+    let rollover = prop::option::weighted(0.7, (share, cap));
+    let credits = prop_oneof![10 => 1_i64..60_000_000, 1 => Just(i64::MAX / 16)];
+    let grant = (credits, 0..3_u32, every, rollover).prop_map(|(credits, priority, every, rollover)| {
+        let rollover = rollover.map(|(share, cap)| RolloverDocument { share, cap });
+        let credits = Credits(credits);
+        GrantDocument { name: String::new(), credits, priority, every, day: None, rollover }
+    });
+    prop::collection::vec(grant, 0..3).prop_map(|mut grants| {
+        for (place, grant) in grants.iter_mut().enumerate() {
+            grant.name = format!("g{place}");
+        }
+        grants
+    })
+}
+
+/// Policies whose plans have recurring grants.
+pub fn granting_policies() -> impl Strategy<Value = Document> {
+    let grants = prop::collection::vec(plan_grants(), PLANS.len());
+    (policies(), grants).prop_map(|(mut document, grants)| {
+        for (plan, grants) in document.plans.values_mut().zip(grants) {
+            plan.grants = grants;
+        }
+        document
+    })
+}
+
 pub fn policies() -> impl Strategy<Value = Document> {
     let overruns = select(vec![Overrun::Draw, Overrun::Refuse]);
     let plan = (overruns, some_limits(4, false))
-        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits })
+        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, grants: Vec::new() })
         .boxed();
     let plans = [plan.clone(), plan.clone(), plan];
     (some_limits(2, true), plans).prop_map(|(capacity, plans)| {
@@ -503,7 +539,8 @@ pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<Vec<(u64, Fact)
 
 #[test]
 fn every_law_holds_and_replays_and_restores_are_the_same() {
-    let strategy = (prop::collection::vec(policies(), 1..4), any_steps(50), any::<prop::sample::Index>());
+    let strategy =
+        (prop::collection::vec(granting_policies(), 1..4), any_steps(50), any::<prop::sample::Index>());
     run("every_law_holds", 150, strategy, |(documents, steps, cut)| {
         let names = Names::new();
         let mut performer = Performer::new(&documents);
@@ -660,7 +697,7 @@ fn one_limit_is_never_exceeded_however_closely_it_is_approached() {
 
 #[test]
 fn how_commands_are_split_into_entries_changes_no_outcome() {
-    let strategy = (policies(), any_steps(40), prop::collection::vec(any::<bool>(), 64));
+    let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<bool>(), 64));
     run("how_commands_are_split", 60, strategy, |(document, steps, cuts)| {
         let names = Names::new();
         let mut performer = Performer::new(&[document]);
@@ -688,5 +725,71 @@ fn how_commands_are_split_into_entries_changes_no_outcome() {
             }
         }
         Ok(())
+    });
+}
+
+/// The facts without what only says which entry left them.
+fn undated(facts: Vec<Fact>) -> Vec<(Millis, Fact)> {
+    let moments = with_moments(&facts).map(|(moment, fact)| {
+        let mut fact = fact.clone();
+        match &mut fact {
+            Fact::Usage(usage) => (usage.number, usage.previous) = (0, 0),
+            Fact::Charge(charge) => (charge.number, charge.usage) = (0, 0),
+            Fact::Posting(posting) => {
+                (posting.number, posting.previous, posting.charge) = (0, 0, posting.charge.map(|_| 0));
+            }
+            _ => {}
+        }
+        (moment.at, fact)
+    });
+    moments.collect()
+}
+
+#[test]
+fn one_jump_in_time_leaves_what_many_small_ones_leave() {
+    let jumps =
+        prop::collection::vec(select(vec![1_u64, 7_000, 3_600_000, 86_400_000, 9 * 86_400_000]), 1..40);
+    run("one_jump", 100, (granting_policies(), any_steps(30), jumps), |(document, steps, jumps)| {
+        let names = Names::new();
+        let mut performer = Performer::new(std::slice::from_ref(&document));
+        let mut state = State::new();
+        let plans = ACCOUNTS.into_iter().zip(PLANS.into_iter().cycle());
+        let accounts = plans.map(|(account, plan)| Act::Account {
+            account,
+            plan: Some(Some(plan)),
+            cap: None,
+            open: true,
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = state.apply(stamp, &plain(command));
+            performer.note(&reply);
+        }
+        let (mut at_once, mut in_steps) = (restore(records(&state))?, restore(records(&state))?);
+        at_once.keep_facts(true);
+        in_steps.keep_facts(true);
+        let mut at = state.now();
+        let mut small = Vec::new();
+        for (place, jump) in jumps.into_iter().enumerate() {
+            at = at.saturating_add(Span(jump));
+            let index = performer.index + 1 + place as u64;
+            in_steps.apply(Stamp { at, term: 1, index, position: 0 }, &plain(Command::Tick));
+            small.extend(undated(in_steps.take_facts()));
+        }
+        let index = performer.index + 1;
+        at_once.apply(Stamp { at, term: 1, index, position: 0 }, &plain(Command::Tick));
+        if undated(at_once.take_facts()) != small {
+            return Err("the facts differ".into());
+        }
+        let without_trail = |state: &State| {
+            let mut records = records(state);
+            records.retain(|record| !record.is_trail());
+            records
+        };
+        let (left, right) = (without_trail(&at_once), without_trail(&in_steps));
+        if left == right { Ok(()) } else { Err(format!("{left:?}\n{right:?}")) }
     });
 }

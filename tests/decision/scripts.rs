@@ -11,7 +11,8 @@
 //! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
 //! | `plan NAME [overrun=RULE]` | a plan |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
-//! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME` | takes it out of the draft |
+//! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
+//! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
 //! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
@@ -196,7 +197,7 @@ impl Scenario {
                 self.part("features", &feature)?["attributes"][name] = attribute;
             }
             "plan" => {
-                let mut plan = json!({ "limits": [] });
+                let mut plan = json!({ "limits": [], "grants": [] });
                 let name = arguments.next("a plan")?;
                 if let Some(overrun) = arguments.named("overrun") {
                     plan["overrun"] = json!(overrun);
@@ -208,6 +209,26 @@ impl Scenario {
                 let limit = named_limit(name, arguments.fields());
                 put_limit(&mut self.part("plans", &plan)?["limits"], limit);
             }
+            "plan_grant" => {
+                let (plan, name) = (arguments.next("a plan")?, arguments.next("a name")?);
+                let number = |text: String| Ok::<Value, std::num::ParseIntError>(json!(text.parse::<u32>()?));
+                let mut grant = json!({ "name": name });
+                if let Some(days) = arguments.named("days") {
+                    grant["every"] = json!({ "days": number(days)? });
+                }
+                let (share, cap) = (arguments.named("share"), arguments.named("cap"));
+                if let Some(share) = share {
+                    grant["rollover"] = json!({ "share": share });
+                }
+                if let Some(cap) = cap {
+                    grant["rollover"]["cap"] = json!(cap);
+                }
+                for (field, value) in arguments.named.drain(..) {
+                    let is_number = matches!(field.as_str(), "priority" | "day");
+                    grant[field] = if is_number { number(value)? } else { json!(value) };
+                }
+                put_limit(&mut self.part("plans", &plan)?["grants"], grant);
+            }
             "capacity" => {
                 let (feature, name) = (arguments.next("a feature")?, arguments.next("a name")?);
                 let limit = named_limit(name, arguments.fields());
@@ -215,9 +236,10 @@ impl Scenario {
             }
             "drop" => {
                 let (kind, name) = (arguments.next("plan, feature or limit")?, arguments.next("a name")?);
-                if kind == "limit" {
-                    let limit = arguments.next("a limit")?;
-                    let limits = &mut self.part("plans", &name)?["limits"];
+                if kind == "limit" || kind == "plan_grant" {
+                    let limit = arguments.next("a limit or grant")?;
+                    let part = if kind == "limit" { "limits" } else { "grants" };
+                    let limits = &mut self.part("plans", &name)?[part];
                     limits.as_array_mut().expect("limits are a list").retain(|known| known["name"] != limit);
                 } else {
                     let parts = self.draft[format!("{kind}s")].as_object_mut().ok_or("no such kind")?;

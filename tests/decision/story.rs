@@ -30,6 +30,11 @@ fn line(index: u64, fact: &Fact) -> String {
             "  grant {} revoked: {} and {} when it comes back ({})",
             revoked.grant, revoked.credits, revoked.awaited, revoked.reason
         ),
+        Fact::RolledOver(rolled) => format!(
+            "  {} of grant {} roll over into grant {} of account {}",
+            rolled.credits, rolled.from, rolled.to, rolled.account
+        ),
+        Fact::Overdue(overdue) => format!("  wallets wait since {}", overdue.since),
         Fact::Usage(usage) => self::usage(usage),
         Fact::Charge(charge) => self::charge(charge),
         Fact::Posting(posting) => self::posting(posting),

@@ -10,13 +10,14 @@ mod pricing;
 
 pub use finding::Finding;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::decision::facts::{
-    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, PolicyPut,
-    Posting, Usage, UsageOutcome, Why,
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
+    PolicyPut, Posting, RolledOver, Usage, UsageOutcome, Why,
 };
+use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -35,6 +36,8 @@ pub struct Audit {
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
     entry: Entry,
+    /// The latest moment so far.
+    latest_at: Millis,
     findings: Vec<Finding>,
     findings_total: u64,
     facts: u64,
@@ -47,6 +50,7 @@ struct Account {
     path: Arc<str>,
     /// The index of the entry with its latest fact.
     latest: u64,
+    latest_at: Millis,
 }
 
 struct Grant {
@@ -79,8 +83,10 @@ struct Entry {
     next_number: u32,
     usage: Option<Usage>,
     charge: Option<ChargeUnderWay>,
-    /// A posting that must come next.
-    due: Option<Due>,
+    /// Postings that must come next, in their order.
+    due: VecDeque<Due>,
+    /// What was due before is done; all that was due, where nothing is said.
+    overdue_since: Option<Millis>,
 }
 
 struct ChargeUnderWay {
@@ -110,7 +116,7 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0 }],
+            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0) }],
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
@@ -119,6 +125,7 @@ impl Audit {
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
+            latest_at: Millis(0),
             findings: Vec::new(),
             findings_total: 0,
             facts: 0,
@@ -133,8 +140,8 @@ impl Audit {
         }
         self.check_number(fact);
         let is_due = matches!(fact, Fact::Posting(_));
-        if let Some(due) = self.entry.due.take_if(|_| !is_due) {
-            self.find(due.missing(index));
+        if !is_due {
+            self.miss_due();
         }
         match fact {
             Fact::Moment(moment) => self.take_moment(*moment),
@@ -145,6 +152,8 @@ impl Audit {
             Fact::Usage(usage) => self.take_usage(usage),
             Fact::Charge(charge) => self.take_charge(charge),
             Fact::Posting(posting) => self.take_posting(posting),
+            Fact::RolledOver(rolled) => self.take_rollover(rolled),
+            Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
         }
     }
 
@@ -152,11 +161,14 @@ impl Audit {
     pub fn finish(&mut self) -> u64 {
         self.end_entry();
         let index = self.entry.index;
-        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        // What waits for an entry to carry it out is not late.
+        let (at, since) = (self.latest_at, self.entry.overdue_since.unwrap_or(Millis(u64::MAX)));
         let mut late = Vec::new();
         for ((account, _), grant) in &self.grants {
             let available = grant.books.of(Bucket::Available);
-            if available > 0 && grant.expires_at.is_some_and(|expires_at| expires_at <= at) {
+            if available > 0
+                && grant.expires_at.is_some_and(|expires_at| expires_at <= at && expires_at < since)
+            {
                 let (account, grant) = (self.path(*account), grant.id.clone());
                 late.push(Finding::NotExpired { index, account, grant, available: credits(available) });
             }
@@ -197,6 +209,12 @@ impl Audit {
                 self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
             }
         }
+        // A state forgets recurring plan grants that have ended.
+        let forgotten = |grant: &str, replayed: &Balances| {
+            let ended = replayed.available.is_zero() && replayed.held.is_zero();
+            ended && grant.starts_with(PLAN_GRANT_PREFIX)
+        };
+        replayed.retain(|grant, replayed| !forgotten(grant, replayed));
         for (grant, replayed) in replayed {
             let shown = Balances::default();
             self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
@@ -215,7 +233,12 @@ impl Audit {
 
     fn end_entry(&mut self) {
         self.end_usage();
-        if let Some(due) = self.entry.due.take() {
+        self.miss_due();
+    }
+
+    /// Finds what was to be posted and is not.
+    fn miss_due(&mut self) {
+        while let Some(due) = self.entry.due.pop_front() {
             self.find(due.missing(self.entry.index));
         }
     }
@@ -260,18 +283,22 @@ impl Audit {
             return self.find(Finding::AccountUnknown { id, account });
         };
         let latest = std::mem::replace(&mut known.latest, index);
+        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let before = std::mem::replace(&mut known.latest_at, at);
+        let path = known.path.clone();
+        if before > at {
+            self.find(Finding::TimeWentBack { index, at, before });
+        }
         if latest != previous {
-            let account = known.path.clone();
-            self.find(Finding::HistoryBroken { id, account, previous, latest });
+            self.find(Finding::HistoryBroken { id, account: path, previous, latest });
         }
     }
 
+    /// What falls due in a wallet that waited is told at its own moment, which is past by then. In each
+    /// account's history, and in what is decided, time never goes back.
     fn take_moment(&mut self, moment: Moment) {
-        let index = self.entry.index;
-        let before = self.entry.moment.replace(moment);
-        if let Some(before) = before.filter(|before| before.at > moment.at) {
-            self.find(Finding::TimeWentBack { index, at: moment.at, before: before.at });
-        }
+        self.entry.moment = Some(moment);
+        self.latest_at = self.latest_at.max(moment.at);
     }
 
     // --- what the datasets refer to -----------------------------------------------------------------
@@ -283,7 +310,7 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account { path: made.path.clone(), latest: index });
+        self.accounts.push(Account { path: made.path.clone(), latest: index, latest_at: Millis(0) });
         self.account_by_path.insert(made.path.clone(), made.account);
     }
 
@@ -317,7 +344,7 @@ impl Audit {
         };
         self.grants.entry((made.account, found)).or_insert(grant);
         let (account, why, credits) = (made.account, Why::Granted, made.credits);
-        self.entry.due = Some(Due { account, grant: found, why, credits });
+        self.entry.due.push_back(Due { account, grant: found, why, credits });
     }
 
     fn take_revocation(&mut self, revoked: &GrantRevoked) {
@@ -333,8 +360,14 @@ impl Audit {
             self.find(Finding::AwaitedTooMuch { index, account, grant, awaited, held: credits(held) });
         }
         if !amount.is_zero() {
-            self.entry.due = Some(Due { account, grant, why: Why::Revoked, credits: amount });
+            self.entry.due.push_back(Due { account, grant, why: Why::Revoked, credits: amount });
         }
+    }
+
+    fn take_rollover(&mut self, rolled: &RolledOver) {
+        let RolledOver { account, from, to, credits } = *rolled;
+        let due = |grant| Due { account, grant, why: Why::RolledOver, credits };
+        self.entry.due.extend([due(from), due(to)]);
     }
 
     // --- the datasets -----------------------------------------------------------------------------
@@ -343,6 +376,10 @@ impl Audit {
         self.end_usage();
         if let Some(account) = usage.account {
             self.check_previous(usage.number, account, usage.previous);
+        }
+        let (at, before) = (self.entry.moment.map_or(Millis(0), |moment| moment.at), self.latest_at);
+        if usage.outcome != UsageOutcome::Expired && at < before {
+            self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
         self.check_life(usage);
         self.entry.usage = Some(usage.clone());
@@ -487,8 +524,8 @@ impl Audit {
 
     /// Checks a posting against what granting and revoking said that it would be.
     fn check_due(&mut self, id: FactId, posting: &Posting) {
-        let due = self.entry.due.take();
-        let announced = matches!(posting.why, Why::Granted | Why::Revoked);
+        let due = self.entry.due.pop_front();
+        let announced = matches!(posting.why, Why::Granted | Why::Revoked | Why::RolledOver);
         match due {
             Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
             Some(due) if due.credits != posting.amount => {
@@ -583,7 +620,7 @@ impl Grant {
         let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
         match (posting.why, posting.to) {
             (Why::Drawn | Why::Held | Why::Overran, _) => expired || self.effective_at > at,
-            (Why::Expired, _) => self.expires_at != Some(at),
+            (Why::Expired, _) | (Why::RolledOver, Bucket::Outside) => self.expires_at != Some(at),
             (Why::Returned, Bucket::Available) => expired || self.awaited > 0,
             (Why::Returned, Bucket::Expired) => !expired || self.awaited > 0,
             (Why::Returned, Bucket::Revoked) => i128::from(posting.amount.0) > self.awaited,

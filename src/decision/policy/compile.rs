@@ -3,17 +3,20 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::decision::calendar::Calendar;
+use crate::decision::calendar::{Calendar, Cycle};
 use crate::decision::command::Period;
 use crate::decision::meter::{Rule, WindowAnchor};
 use crate::decision::path::is_name;
 use crate::decision::policy::document::{
-    Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, PlanDocument, Price, Quota, Then,
+    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
+    Months, PlanDocument, Price, Quota, Then,
 };
 use crate::decision::policy::names::Names;
-use crate::decision::policy::{Applied, AttributeRule, Feature, Limit, Measure, Plan, Policy, Unit};
+use crate::decision::policy::{
+    Applied, AttributeRule, Feature, Limit, Measure, Plan, PlanGrant, Policy, Unit,
+};
 use crate::decision::price::Rate;
-use crate::units::{Credits, Span};
+use crate::units::{Credits, Ppm, Span};
 
 /// The longest window that a limit may have.
 const WINDOW_MAX: Span = Span(400 * 86_400_000);
@@ -22,6 +25,8 @@ const SLICES_DEFAULT: u32 = 20;
 /// The largest multiplier: a millionfold.
 const MULTIPLIER_PPM_MAX: u64 = 1_000_000_000_000;
 const UTC_OFFSET_MINUTES_MAX: i16 = 14 * 60;
+/// Characters of a plan's and its grant's name together, so that the ids of grants fit.
+const GRANT_NAMES_LEN_MAX: usize = 96;
 const IDEMPOTENCY_KEYS_MAX: u64 = 100_000_000;
 const ADMISSIONS_KEPT_MAX: u64 = 1_000_000;
 
@@ -202,7 +207,69 @@ fn compile_plan(
         apply_to_features(document, place, features, &mut by_feature, &path)?;
         limits.push(compile_limit(document, None, &path, names)?);
     }
-    Ok(Plan { name: name.into(), overrun: plan.overrun, limits, by_feature })
+    let name: Arc<str> = name.into();
+    let grants = compile_grants(&name, plan, &path, names)?;
+    Ok(Plan { name, overrun: plan.overrun, limits, by_feature, grants })
+}
+
+fn compile_grants(
+    plan_name: &Arc<str>,
+    plan: &PlanDocument,
+    path: &str,
+    names: &mut Names,
+) -> Result<Vec<PlanGrant>, PolicyError> {
+    let path = format!("{path}.grants");
+    require(plan.grants.len() <= Policy::PLAN_GRANTS_MAX, &path, "too many grants")?;
+    let mut grants = Vec::with_capacity(plan.grants.len());
+    let mut seen = BTreeSet::new();
+    for (place, document) in plan.grants.iter().enumerate() {
+        let path = format!("{path}[{place}]");
+        let name = &document.name;
+        check_name(name, &format!("{path}.name"))?;
+        require(seen.insert(name), &format!("{path}.name"), "the name is used twice")?;
+        let fits = plan_name.len() + name.len() <= GRANT_NAMES_LEN_MAX;
+        require(fits, &format!("{path}.name"), "the names of plan and grant are at most 96 characters")?;
+        let some = document.credits > Credits::ZERO && document.credits <= Policy::PLAN_GRANT_CREDITS_MAX;
+        require(some, &format!("{path}.credits"), "expected more than 0 and at most 576460752303")?;
+        let (rollover_ppm, rollover_max) = compile_rollover(document, &path)?;
+        let name: Arc<str> = name.as_str().into();
+        let plan = names.intern_plan(plan_name);
+        grants.push(PlanGrant {
+            key: names.intern_grant(plan, &name),
+            name,
+            credits: document.credits,
+            priority: document.priority,
+            cycle: compile_cycle(document, &path)?,
+            rollover_ppm,
+            rollover_max,
+        });
+    }
+    Ok(grants)
+}
+
+fn compile_cycle(document: &GrantDocument, path: &str) -> Result<Cycle, PolicyError> {
+    let calendar = document.every == Every::Months(Months::CalendarMonth);
+    let path_of_day = format!("{path}.day");
+    require(document.day.is_none() || calendar, &path_of_day, "it has no meaning for this period")?;
+    let day = document.day.unwrap_or(1);
+    require((1..=31).contains(&day), &path_of_day, "expected 1 to 31")?;
+    match document.every {
+        Every::Months(Months::CalendarMonth) => Ok(Cycle::CalendarMonth { day }),
+        Every::Months(Months::Anniversary) => Ok(Cycle::Anniversary),
+        Every::Days(Days { days }) => {
+            require((1..=400).contains(&days), &format!("{path}.every.days"), "expected 1 to 400")?;
+            Ok(Cycle::Days(days))
+        }
+    }
+}
+
+fn compile_rollover(document: &GrantDocument, path: &str) -> Result<(u64, Option<Credits>), PolicyError> {
+    let Some(rollover) = document.rollover else { return Ok((0, None)) };
+    let path = format!("{path}.rollover");
+    require(rollover.share <= Ppm::ONE, &format!("{path}.share"), "a share is at most 1")?;
+    let some = rollover.cap.is_none_or(|cap| cap >= Credits::ZERO);
+    require(some, &format!("{path}.cap"), "a cap is not negative")?;
+    Ok((rollover.share.0, rollover.cap))
 }
 
 /// Notes at each feature that `document` counts that it does, and what of it.

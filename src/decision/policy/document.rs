@@ -86,6 +86,62 @@ pub struct PlanDocument {
     pub overrun: Overrun,
     #[serde(default)]
     pub limits: Vec<LimitDocument>,
+    /// Credits that every account with the plan gets again and again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub grants: Vec<GrantDocument>,
+}
+
+/// A recurring grant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrantDocument {
+    /// Unique in its plan. An account's period goes on under this name when a policy changes.
+    pub name: String,
+    /// For each period.
+    pub credits: Credits,
+    pub priority: u32,
+    pub every: Every,
+    /// Calendar months: the day on which one begins, or the last day where a month is shorter; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub day: Option<u8>,
+    /// What of it outlives its period; nothing when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollover: Option<RolloverDocument>,
+}
+
+/// How long the period of a recurring grant is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged, expecting = "expected `calendar_month`, `anniversary` or `{ days = N }`")]
+pub enum Every {
+    Months(Months),
+    /// So many times 24 hours.
+    Days(Days),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Months {
+    /// Months of the calendar, in UTC.
+    CalendarMonth,
+    /// Months from the moment when the account got the plan.
+    Anniversary,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Days {
+    pub days: u32,
+}
+
+/// What goes on into the next period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RolloverDocument {
+    /// Of what is unspent: `"0.5"` is half.
+    pub share: Ppm,
+    /// At most so much.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cap: Option<Credits>,
 }
 
 /// The rule for use beyond the hold.

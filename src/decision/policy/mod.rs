@@ -9,18 +9,20 @@ mod names;
 
 pub use compile::PolicyError;
 pub use document::{
-    Algorithm, Anchor, Attribute, Document, FeatureDocument, LimitDocument, Overrun, PlanDocument, Price,
-    Quota, Settings, Then,
+    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
+    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
 };
-pub(super) use names::{MeterKey, Names, PlanId};
+pub(super) use names::{GrantKey, MeterKey, Names, PlanId};
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
+use crate::decision::calendar::Cycle;
 use crate::decision::meter::Rule;
 use crate::decision::price::Rate;
+use crate::units::Credits;
 
 /// A checked policy, ready to decide.
 #[derive(Debug)]
@@ -66,6 +68,20 @@ pub(super) struct Plan {
     pub limits: Vec<Limit>,
     /// By the place of a feature: the limits that count it.
     pub by_feature: Vec<Vec<Applied>>,
+    pub grants: Vec<PlanGrant>,
+}
+
+/// What an account with the plan gets in each period.
+#[derive(Clone, Debug)]
+pub(super) struct PlanGrant {
+    pub key: GrantKey,
+    pub name: Arc<str>,
+    pub credits: Credits,
+    pub priority: u32,
+    pub cycle: Cycle,
+    /// Of what is unspent at the end of a period: at most one.
+    pub rollover_ppm: u64,
+    pub rollover_max: Option<Credits>,
 }
 
 /// A limit as it counts one feature.
@@ -119,6 +135,10 @@ impl Policy {
     pub const ATTRIBUTE_VALUES_MAX: usize = 64;
     /// Limits that one plan may have.
     pub const PLAN_LIMITS_MAX: usize = 32;
+    /// Recurring grants that one plan may have.
+    pub const PLAN_GRANTS_MAX: usize = 8;
+    /// The most that one of them may be of: all of a plan fit into an empty wallet.
+    pub const PLAN_GRANT_CREDITS_MAX: Credits = Credits(i64::MAX / 16);
     /// Limits that one feature's capacity may have.
     pub const CAPACITY_LIMITS_MAX: usize = 8;
     pub const FEATURES_MAX: usize = 1_000;

@@ -16,6 +16,10 @@ pub(in crate::decision) struct PlanId(u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::decision) struct MeterKey(u32);
 
+/// The number of a recurring grant of a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::decision) struct GrantKey(u32);
+
 impl PlanId {
     pub fn place(self) -> usize {
         self.0 as usize
@@ -36,6 +40,8 @@ pub(in crate::decision) struct Names {
     plans: Vec<Arc<str>>,
     /// The meter with key `n` is at place `n - 1`.
     meters: Vec<MeterName>,
+    /// The plan and the name of each recurring grant.
+    grants: Vec<(PlanId, Arc<str>)>,
 }
 
 /// A limit with the same name and unit goes on counting where the one before stopped.
@@ -69,6 +75,14 @@ impl Names {
             self.plans.push(name.clone());
             PlanId((self.plans.len() - 1) as u32)
         })
+    }
+
+    pub fn intern_grant(&mut self, plan: PlanId, name: &Arc<str>) -> GrantKey {
+        let known = self.grants.iter().position(|(of, known)| *of == plan && known == name);
+        GrantKey(known.unwrap_or_else(|| {
+            self.grants.push((plan, name.clone()));
+            self.grants.len() - 1
+        }) as u32)
     }
 
     pub fn intern_meter(&mut self, feature: Option<&Arc<str>>, name: &Arc<str>, unit: &Arc<str>) -> MeterKey {

@@ -1,0 +1,312 @@
+//! What falls due in wallets: the renewal of recurring plan grants, and the end of grants.
+//!
+//! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
+//! much of it one log entry carries out has a bound, [`State::WALLETS_DUE_PER_ENTRY_MAX`], so that a
+//! million months that end at once do not stop the cluster: the rest waits for the next entries. Nothing
+//! is decided on a wallet that waits: [`State::bring_up_to_date`] comes before each command.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::account::AccountPlace;
+use crate::decision::command::{Command, Source};
+use crate::decision::facts::{self, Bucket, Fact, Why};
+use crate::decision::ledger::{ChargeLink, Transfer};
+use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::policy::{GrantKey, PlanGrant, PlanId};
+use crate::decision::reply::{Balances, Reason, Refusal};
+use crate::decision::state::State;
+use crate::decision::wallet::Grant;
+use crate::units::{Credits, Millis};
+
+/// A plan grant that an account gets again and again, or got until its plan was changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Recurrence {
+    pub key: GrantKey,
+    /// When it began: from where anniversaries count.
+    anchor: Millis,
+    /// When the period ends, and with it its grant.
+    pub ends_at: Millis,
+    /// The grant of the period.
+    grant: u64,
+}
+
+/// How much of what is due the entry under way has still to carry out. Not part of the state: there are
+/// no checkpoints within an entry.
+#[derive(Debug)]
+pub(super) struct EntryBound {
+    index: u64,
+    wallets_left: usize,
+    /// Whether it was recorded that some are left.
+    told: bool,
+}
+
+impl Default for EntryBound {
+    fn default() -> Self {
+        EntryBound { index: 0, wallets_left: State::WALLETS_DUE_PER_ENTRY_MAX, told: false }
+    }
+}
+
+impl EntryBound {
+    pub fn begin(&mut self, index: u64) {
+        if self.index != index {
+            *self = EntryBound { index, ..EntryBound::default() };
+        }
+    }
+}
+
+impl State {
+    /// Moments of wallets, at each of which something is due there, that one entry carries out without
+    /// being asked for those wallets.
+    pub const WALLETS_DUE_PER_ENTRY_MAX: usize = 4_096;
+    /// Recurring grants that one account can have, with those of plans that it no longer has.
+    const RECURRENCES_MAX: usize = 64;
+
+    // --- when -------------------------------------------------------------------------------------
+
+    /// Moves time on to `at`, through every deadline on the way, each at its own moment: all of holds, and
+    /// of wallets as many as the entry may carry out.
+    pub(super) fn move_time(&mut self, at: Millis) {
+        let target = self.now.max(at);
+        loop {
+            let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
+            let bounded = self.entry_bound.wallets_left > 0;
+            let wallet = if bounded { self.next_wallet_due(target) } else { None };
+            match (hold, wallet) {
+                (None, None) => break,
+                (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
+                    let account = self.hold(id).expect("a deadline is of a hold that is there").account;
+                    // What was due before in the wallets that it returns to.
+                    self.bring_wallets_up_to_date(account, Millis(due_at.0.saturating_sub(1)));
+                    self.now = due_at;
+                    self.expire_hold(id);
+                }
+                (_, None) => unreachable!("a hold without a wallet that is due comes first"),
+                (_, Some((due_at, account))) => {
+                    self.entry_bound.wallets_left -= 1;
+                    self.carry_out_due(account, due_at);
+                }
+            }
+        }
+        self.now = target;
+        self.tell_overdue();
+        self.keys.expire(self.now);
+    }
+
+    /// Whether something is due that no command has carried out yet.
+    pub fn is_overdue(&self) -> bool {
+        self.wallet_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
+    }
+
+    /// Records, once for each entry that leaves something due, since when it is.
+    fn tell_overdue(&mut self) {
+        if self.entry_bound.wallets_left > 0 || self.entry_bound.told {
+            return;
+        }
+        if let Some((since, _)) = self.next_wallet_due(self.now) {
+            self.entry_bound.told = true;
+            self.note(|| Fact::Overdue(facts::Overdue { since }));
+        }
+    }
+
+    /// The first wallet in which something is due by `until`. Deadlines of what has ended meanwhile are
+    /// dropped on the way: whether they are there does not depend on the state alone.
+    fn next_wallet_due(&mut self, until: Millis) -> Option<(Millis, AccountPlace)> {
+        loop {
+            let (due_at, place) = self.wallet_deadlines.first().copied().filter(|(at, _)| *at <= until)?;
+            if self.due_in_wallet(place) == Some(due_at) {
+                return Some((due_at, place));
+            }
+            self.wallet_deadlines.pop_first();
+        }
+    }
+
+    /// When something is due next in an account's own wallet.
+    pub(super) fn due_in_wallet(&self, place: AccountPlace) -> Option<Millis> {
+        let account = self.account_at(place);
+        let ends = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
+        let live = account.wallet.iter().flat_map(|wallet| wallet.live());
+        let expire = live.filter_map(|grant| grant.expires_at.filter(|_| !grant.books.available.is_zero()));
+        ends.chain(expire).min()
+    }
+
+    /// Carries out what is due in the wallets that a command looks at.
+    pub(super) fn bring_up_to_date(&mut self, command: &Command<'_>) {
+        if !self.is_overdue() {
+            return;
+        }
+        let of_path = |path: &str| self.account_by_path.get(path).copied();
+        let of_hold = |id| self.hold(id).map(|hold| hold.account);
+        let account = match command {
+            Command::Admit(admit) => of_path(admit.account),
+            Command::PutAccount(put) => of_path(put.account),
+            Command::PutGrant(put) => of_path(put.account),
+            Command::Revoke(revoke) => of_path(revoke.account),
+            Command::Settle(settle) => of_hold(settle.admission),
+            Command::Extend(extend) => of_hold(extend.admission),
+            Command::Release(release) => of_hold(release.admission),
+            Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
+        };
+        if let Some(account) = account {
+            self.bring_wallets_up_to_date(account, self.now);
+        }
+    }
+
+    /// Carries out what is due by `until` in the wallets of an account and of those above it.
+    pub(super) fn bring_wallets_up_to_date(&mut self, account: AccountPlace, until: Millis) {
+        if self.wallet_deadlines.first().is_none_or(|(due_at, _)| *due_at > until) {
+            return;
+        }
+        let now = self.now;
+        for place in self.levels(account).iter() {
+            while let Some(due_at) = self.due_in_wallet(place).filter(|due_at| *due_at <= until) {
+                self.carry_out_due(place, due_at);
+            }
+        }
+        self.now = now;
+    }
+
+    /// Carries out all that is due in one wallet at one moment, and leaves that moment as the time.
+    fn carry_out_due(&mut self, place: AccountPlace, due_at: Millis) {
+        self.now = due_at;
+        let ended = |recurrence: &Recurrence| recurrence.ends_at <= due_at;
+        let mut next = 0;
+        while let Some(recurrence) = self.account_at(place).recurrences.get(next) {
+            if ended(recurrence) && !self.renew(place, next) {
+                self.account_mut(place).recurrences.remove(next);
+            } else {
+                next += 1;
+            }
+        }
+        let wallet = self.account_at(place).wallet.as_deref();
+        let live = wallet.map_or(&[][..], |wallet| wallet.live());
+        let expired = live.iter().filter(|grant| grant.expires_at.is_some_and(|at| at <= due_at));
+        let expired: Vec<u64> = expired.map(|grant| grant.sequence).collect();
+        for sequence in expired {
+            self.expire_grant(place, sequence);
+        }
+        if self.account_at(place).wallet.is_some() {
+            self.wallet_mut(place).forget_plan_grants(due_at);
+        }
+    }
+
+    // --- what -------------------------------------------------------------------------------------
+
+    /// What an account that is put on `plan` gets from it, that it does not have yet.
+    fn plan_grants_to_begin(&self, place: Option<AccountPlace>, plan: PlanId) -> Vec<PlanGrant> {
+        let recurrences = place.map_or(&[][..], |place| &self.account_at(place).recurrences[..]);
+        let has = |grant: &PlanGrant| recurrences.iter().any(|recurrence| recurrence.key == grant.key);
+        let grants = self.policy.plan(plan).map_or(&[][..], |plan| &plan.grants[..]);
+        grants.iter().filter(|grant| !has(grant)).cloned().collect()
+    }
+
+    /// Checks that [`State::begin_plan_grants`] can be done.
+    pub(super) fn check_plan_grants(
+        &self,
+        place: Option<AccountPlace>,
+        plan: PlanId,
+    ) -> Result<(), Box<Refusal>> {
+        let grants = self.plan_grants_to_begin(place, plan);
+        let account = place.map(|place| self.account_at(place));
+        let granted = account.and_then(|account| account.wallet.as_deref());
+        let granted = granted.map_or(Credits::ZERO, |wallet| wallet.books().granted);
+        if grants.iter().try_fold(granted, |sum, grant| sum.checked_add(grant.credits)).is_none() {
+            let detail = "the wallet's sum with the plan's grants would not fit into an amount of credits";
+            return Err(Refusal::of_field(Reason::AccountInvalid, "plan", detail));
+        }
+        let recurrences = account.map_or(0, |account| account.recurrences.len());
+        if recurrences + grants.len() > State::RECURRENCES_MAX {
+            let detail = "the account still has as many grants of other plans as it can have";
+            return Err(Refusal::of_field(Reason::TooMany, "plan", detail));
+        }
+        Ok(())
+    }
+
+    /// Begins what an account gets from a plan that it was just put on.
+    pub(super) fn begin_plan_grants(&mut self, place: AccountPlace, plan: PlanId) {
+        let begins_at = self.now;
+        let grants = self.plan_grants_to_begin(Some(place), plan);
+        self.account_mut(place).recurrences.reserve_exact(grants.len());
+        for grant in grants {
+            let Some(ends_at) = grant.cycle.end(begins_at, begins_at) else { continue };
+            let Some(sequence) = self.make_plan_grant(place, plan, &grant, ends_at) else { continue };
+            let recurrence = Recurrence { key: grant.key, anchor: begins_at, ends_at, grant: sequence };
+            self.account_mut(place).recurrences.push(recurrence);
+        }
+    }
+
+    /// Renews a recurring grant whose period ends now. Says whether it goes on: not if the account no
+    /// longer has the plan, or the plan the grant.
+    fn renew(&mut self, place: AccountPlace, recurrence: usize) -> bool {
+        let policy = Arc::clone(&self.policy);
+        let account = self.account_at(place);
+        let before = account.recurrences[recurrence].clone();
+        let Some(plan) = account.plan else { return false };
+        let mut grants = policy.plan(plan).into_iter().flat_map(|plan| &plan.grants);
+        let Some(grant) = grants.find(|grant| grant.key == before.key) else { return false };
+        let Some(ends_at) = grant.cycle.end(before.anchor, self.now) else { return false };
+        let rolled = self.rolls_over(place, before.grant, grant);
+        // A wallet that has no room for the sum goes without this period's grant.
+        if let Some(sequence) = self.make_plan_grant(place, plan, grant, ends_at) {
+            self.roll_over(place, before.grant, sequence, rolled);
+            self.account_mut(place).recurrences[recurrence].grant = sequence;
+        }
+        self.account_mut(place).recurrences[recurrence].ends_at = ends_at;
+        self.wallet_deadlines.insert((ends_at, place));
+        true
+    }
+
+    /// How much of a grant whose period ends goes on: its share of what is unspent, held credits included
+    /// and revoked ones not, as far as it is available.
+    fn rolls_over(&self, place: AccountPlace, sequence: u64, rule: &PlanGrant) -> Credits {
+        let wallet = self.account_at(place).wallet.as_deref();
+        let Some(grant) = wallet.and_then(|wallet| wallet.live_grant(sequence)) else {
+            return Credits::ZERO;
+        };
+        let unspent = i128::from(grant.books.available.0) + i128::from(grant.books.held.0 - grant.awaited.0);
+        let share = unspent * i128::from(rule.rollover_ppm) / i128::from(crate::units::Ppm::ONE.0);
+        let most = rule.rollover_max.unwrap_or(Credits::MAX).min(grant.books.available);
+        Credits(i64::try_from(share).map_or(most.0, |share| share.min(most.0)))
+    }
+
+    fn roll_over(&mut self, place: AccountPlace, from: u64, to: u64, credits: Credits) {
+        if credits.is_zero() {
+            return;
+        }
+        self.note(|| Fact::RolledOver(facts::RolledOver { account: place.0, from, to, credits }));
+        let out = (from, Bucket::Available, Bucket::Outside);
+        let into = (to, Bucket::Outside, Bucket::Available);
+        for (grant, from, to) in [out, into] {
+            let why = Why::RolledOver;
+            let transfer = Transfer { account: place, grant, amount: credits, from, to, why };
+            self.post(transfer, ChargeLink::NONE);
+        }
+    }
+
+    /// Makes the grant of a period that begins now; nothing if the wallet's sum would not fit.
+    fn make_plan_grant(
+        &mut self,
+        place: AccountPlace,
+        plan: PlanId,
+        of: &PlanGrant,
+        ends_at: Millis,
+    ) -> Option<u64> {
+        let sequence = self.next_grant;
+        let plan = self.names.plan(plan);
+        let grant = Grant {
+            id: format!("{PLAN_GRANT_PREFIX}{plan}:{}:{}", of.name, self.now).into(),
+            source: Source::Plan,
+            priority: of.priority,
+            sequence,
+            created_at: self.now,
+            asked_effective_at: None,
+            effective_at: self.now,
+            expires_at: Some(ends_at),
+            books: Balances::default(),
+            awaited: Credits::ZERO,
+        };
+        self.make_grant(place, grant, of.credits, None).ok()?;
+        Some(sequence)
+    }
+}

@@ -1,0 +1,238 @@
+//! Many wallets at once, amounts at the edge, and the cases of other systems that must not happen here.
+
+use quorate::decision::State;
+use quorate::decision::audit::Audit;
+use quorate::decision::command::{
+    Admit, Change, Command, Period, PutAccount, PutGrant, PutPolicy, Source, SpendingCap, Stamp,
+};
+use quorate::decision::facts::{Fact, Why, with_moments};
+use quorate::decision::reply::{Balances, Outcome, Reason, Reply};
+use quorate::units::{Credits, MICROS, Millis, Span};
+
+use crate::laws::{Lawful, plain, records, restore};
+
+const START: &str = "2027-01-01T00:00:00Z";
+
+const POLICY: &str = r#"{
+    "features": {"code": {"units": ["tokens"], "price": {"tokens": "1"}}},
+    "plans": {"plus": {"grants": [{
+        "name": "monthly", "credits": "100", "priority": 1, "every": "calendar_month",
+        "rollover": {"share": "0.5"}
+    }]}}
+}"#;
+
+fn start() -> Millis {
+    START.parse().expect("a time")
+}
+
+fn whole(credits: i64) -> Credits {
+    Credits(credits * MICROS)
+}
+
+/// A watched state that counts its entries.
+struct Watched {
+    lawful: Lawful,
+    at: Millis,
+    index: u64,
+}
+
+impl Watched {
+    fn new(policy: &str) -> Watched {
+        let mut watched = Watched { lawful: Lawful::new(), at: start(), index: 0 };
+        let put = watched.ask(Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
+        assert!(matches!(put.outcome, Outcome::PolicyPut { .. }), "{put:?}");
+        watched
+    }
+
+    fn ask(&mut self, command: Command<'_>) -> Reply {
+        self.index += 1;
+        let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
+        self.lawful.apply(stamp, &plain(command)).expect("every law holds")
+    }
+
+    fn credits(&self, account: &str) -> Balances {
+        self.lawful.state().account(account).expect("the account is there").credits
+    }
+}
+
+fn account<'a>(account: &'a str, plan: Option<&'a str>, cap: Option<Credits>) -> Command<'a> {
+    let cap = cap.map(|credits| SpendingCap { credits, period: Period::Day });
+    Command::PutAccount(PutAccount {
+        account,
+        plan: plan.map_or(Change::Keep, Change::Set),
+        spending_cap: cap.map_or(Change::Keep, Change::Set),
+        state: None,
+    })
+}
+
+fn grant<'a>(account: &'a str, id: &'a str, credits: Credits) -> Command<'a> {
+    Command::PutGrant(PutGrant {
+        account,
+        id,
+        source: Source::Purchase,
+        credits,
+        priority: 50,
+        effective_at: None,
+        expires_at: None,
+        reason: None,
+    })
+}
+
+fn admit(account: &str, tokens: u64) -> Command<'_> {
+    Command::Admit(Admit {
+        account,
+        feature: "code",
+        usage: vec![("tokens", tokens)],
+        attributes: Vec::new(),
+        hold_ttl: None,
+        dry_run: false,
+        list_limits: false,
+        endpoint: None,
+        region: None,
+    })
+}
+
+fn refused(reply: &Reply) -> Option<Reason> {
+    match &reply.outcome {
+        Outcome::Refused(refusal) => Some(refusal.reason),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_parents_cap_is_not_bypassed_by_a_child() {
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme:video:u17", None, None));
+    watched.ask(account("acme", None, Some(whole(10))));
+    watched.ask(account("acme:video", None, Some(whole(6))));
+    for (path, id) in [("acme", "pool"), ("acme:video", "team"), ("acme:video:u17", "own")] {
+        watched.ask(grant(path, id, whole(100)));
+    }
+    // Whoever's wallet pays, the caps of all above bind: 6 beneath the team, 10 in all.
+    // More than a whole period allows is never possible; more than is left of it is later.
+    assert_eq!(refused(&watched.ask(admit("acme:video:u17", 7))), Some(Reason::QuotaExceeded));
+    assert_eq!(refused(&watched.ask(admit("acme:video:u17", 6))), None);
+    assert_eq!(refused(&watched.ask(admit("acme:video", 1))), Some(Reason::SpendingCapReached));
+    assert_eq!(refused(&watched.ask(admit("acme", 5))), Some(Reason::SpendingCapReached));
+    assert_eq!(refused(&watched.ask(admit("acme", 4))), None);
+    assert_eq!(watched.credits("acme:video:u17").spent, whole(6));
+    assert_eq!(watched.credits("acme").spent, whole(4));
+    // Each period has its own.
+    watched.at = watched.at.saturating_add(Span::DAY);
+    assert_eq!(refused(&watched.ask(admit("acme:video:u17", 6))), None);
+}
+
+#[test]
+fn unspent_credits_do_not_vanish_at_renewal_when_rollover_says_otherwise() {
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", Some("plus"), None));
+    watched.ask(admit("acme", 60));
+    watched.at = "2027-02-01T00:00:00Z".parse().expect("a time");
+    watched.ask(Command::Tick);
+    let credits = watched.credits("acme");
+    let half_of_the_rest = whole(20);
+    assert_eq!(credits.available, Credits(whole(100).0 + half_of_the_rest.0));
+    assert_eq!((credits.granted, credits.spent, credits.expired), (whole(200), whole(60), whole(20)));
+    assert_eq!(refused(&watched.ask(admit("acme", 120))), None);
+    assert_eq!(refused(&watched.ask(admit("acme", 1))), Some(Reason::CreditsShort));
+}
+
+#[test]
+fn two_requests_race_for_the_last_credit_and_one_wins() {
+    let mut watched = Watched::new(POLICY);
+    for path in ["acme:a", "acme:b"] {
+        watched.ask(account(path, None, None));
+    }
+    watched.ask(grant("acme", "last", whole(1)));
+    // In whatever order they were asked, the log has one: at the same moment, from two children.
+    assert_eq!(refused(&watched.ask(admit("acme:a", 1))), None);
+    assert_eq!(refused(&watched.ask(admit("acme:b", 1))), Some(Reason::CreditsShort));
+    let credits = watched.credits("acme");
+    assert_eq!((credits.available, credits.spent), (Credits::ZERO, whole(1)));
+}
+
+#[test]
+fn a_maximum_value_amount_is_refused_or_exact() {
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", None, None));
+    assert_eq!(refused(&watched.ask(grant("acme", "all", Credits::MAX))), None);
+    assert_eq!(refused(&watched.ask(grant("acme", "more", Credits(1)))), Some(Reason::GrantInvalid));
+    // A plan that would grant beyond what an amount can be is refused, and changes nothing.
+    let put = watched.ask(account("acme", Some("plus"), None));
+    assert_eq!(refused(&put), Some(Reason::AccountInvalid));
+    assert_eq!(watched.lawful.state().account("acme").expect("it is there").plan, None);
+    let most = (i64::MAX / MICROS) as u64;
+    assert_eq!(refused(&watched.ask(admit("acme", u64::MAX))), Some(Reason::AmountTooLarge));
+    assert_eq!(refused(&watched.ask(admit("acme", most + 1))), Some(Reason::AmountTooLarge));
+    assert_eq!(refused(&watched.ask(admit("acme", most))), None);
+    let credits = watched.credits("acme");
+    assert_eq!(credits.spent, whole(most as i64));
+    assert_eq!(credits.available, Credits(i64::MAX - credits.spent.0));
+}
+
+/// A state with so many accounts on a plan whose months all end at once, and the facts so far.
+fn with_accounts(accounts: usize) -> (State, Vec<(u64, Fact)>, u64) {
+    let mut state = State::new();
+    state.keep_facts(true);
+    let mut facts = Vec::new();
+    let mut index = 1;
+    let mut apply = |state: &mut State, command: Command<'_>| {
+        let reply = state.apply(Stamp { at: start(), term: 1, index, position: 0 }, &plain(command));
+        assert_eq!(refused(&reply), None);
+        facts.extend(state.take_facts().into_iter().map(|fact| (index, fact)));
+        index += 1;
+    };
+    apply(&mut state, Command::PutPolicy(PutPolicy { document: POLICY, if_revision: None }));
+    for number in 0..accounts {
+        apply(&mut state, account(&format!("u{number}"), Some("plus"), None));
+    }
+    (state, facts, index)
+}
+
+#[test]
+fn a_month_that_ends_for_everyone_at_once_is_carried_out_in_bounded_steps() {
+    const ACCOUNTS: usize = 200_000;
+    let (mut state, mut facts, first) = with_accounts(ACCOUNTS);
+    let end: Millis = "2027-02-01T00:00:00Z".parse().expect("a time");
+    let at = end.saturating_add(Span::SECOND);
+    let mut index = first;
+    let mut apply = |state: &mut State, command: Command<'_>| {
+        let reply = state.apply(Stamp { at, term: 1, index, position: 0 }, &plain(command));
+        assert_eq!(refused(&reply), None, "{reply:?}");
+        let new = state.take_facts();
+        let made = new.iter().filter(|fact| matches!(fact, Fact::GrantMade(_))).count();
+        for (moment, fact) in with_moments(&new) {
+            if let Fact::Posting(posting) = fact {
+                let due = posting.why != Why::Drawn;
+                assert_eq!(moment.at, if due { end } else { at }, "{posting:?}");
+            }
+        }
+        facts.extend(new.into_iter().map(|fact| (index, fact)));
+        index += 1;
+        made
+    };
+    // The last account asks first: its month is renewed before it is decided, the others' in their turn.
+    let last = format!("u{}", ACCOUNTS - 1);
+    let made = apply(&mut state, admit(&last, 150));
+    assert_eq!(made, State::WALLETS_DUE_PER_ENTRY_MAX + 1);
+    assert!(state.is_overdue());
+    // A copy from a checkpoint goes on with just the same.
+    let mut copy = restore(records(&state)).expect("a state");
+    let mut entries = 1;
+    while state.is_overdue() {
+        let made = apply(&mut state, Command::Tick);
+        assert!(made <= State::WALLETS_DUE_PER_ENTRY_MAX);
+        entries += 1;
+        copy.apply(Stamp { at, term: 1, index: first + entries - 1, position: 0 }, &plain(Command::Tick));
+    }
+    assert_eq!(entries, (ACCOUNTS - 1).div_ceil(State::WALLETS_DUE_PER_ENTRY_MAX) as u64);
+    assert_eq!(state.check(), Ok(()));
+    assert!(records(&copy) == records(&state), "a restored state becomes another");
+    assert_eq!(state.account("u0").expect("an account").credits.available, whole(150));
+    assert_eq!(state.account(&last).expect("an account").credits.available, Credits::ZERO);
+    let mut audit = Audit::new();
+    for (index, fact) in &facts {
+        audit.take(*index, fact);
+    }
+    assert_eq!((audit.finish(), audit.findings()), (0, &[][..]));
+}
