@@ -111,7 +111,7 @@ impl State {
         }
         self.bring_up_to_date(&request.command);
         let (outcome, replayed) = match &request.command {
-            Command::Tick => (Outcome::Ticked, false),
+            Command::Tick | Command::Mark => (Outcome::Ticked, false),
             Command::PutPolicy(put) => (self.put_policy(put), false),
             Command::PutAccount(put) => (self.put_account(put), false),
             Command::PutGrant(put) => self.put_grant(put),

@@ -72,7 +72,7 @@ impl Command<'_> {
             Command::PutGrant(_) => larger(AROUND + GRANT, REFUSED),
             Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
             Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
-            Command::Tick => AROUND,
+            Command::Tick | Command::Mark => AROUND,
         }
     }
 }

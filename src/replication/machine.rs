@@ -15,13 +15,14 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, Snapshot};
 use tokio::sync::watch;
 
-use crate::decision::command::Stamp;
+use crate::decision::command::{Command, Stamp};
 use crate::decision::{State, View};
 use crate::replication::checkpoint::{CheckpointStore, Manifest};
 use crate::replication::clock;
 use crate::replication::entry::{Batch, BatchError};
 use crate::replication::error::{FatalError, StorageError};
 use crate::replication::facts::FactStore;
+use crate::replication::marks::{Frozen, Marks};
 use crate::replication::record;
 use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::units::Millis;
@@ -39,6 +40,7 @@ pub(crate) struct Applied {
 pub(crate) struct Shared {
     applied: Arc<Mutex<Applied>>,
     progress: Arc<watch::Sender<Progress>>,
+    marks: Arc<Marks>,
 }
 
 /// How far this node has applied, for those who wait for it or measure it.
@@ -70,7 +72,7 @@ impl Shared {
         applied.state.keep_facts(true);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
         let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
-        Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress) }
+        Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress), marks: Arc::default() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
@@ -84,6 +86,10 @@ impl Shared {
 
     pub(crate) fn now(&self) -> Millis {
         self.lock().state.now()
+    }
+
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     /// Whether something is due in wallets that no entry has carried out yet.
@@ -120,13 +126,18 @@ impl Machine {
         let index = log_id.index();
         let mut replies = Vec::with_capacity(if answered { count } else { 0 });
         let state = &mut applied.state;
+        let mut marked = false;
         batch.each(|position, request| {
+            marked |= request.command == Command::Mark;
             let reply = state.apply(Stamp { at, term, index, position }, request);
             if answered {
                 replies.push(reply);
             }
         })?;
         let facts = facts_of(state);
+        if marked {
+            self.shared.marks.keep(Frozen::new(index, state.view()));
+        }
         applied.last = Some(log_id);
         Ok((Replies(replies), facts))
     }
