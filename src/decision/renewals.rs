@@ -1,7 +1,7 @@
 //! What falls due in wallets: the renewal of recurring plan grants, and the end of grants.
 //!
 //! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
-//! much of it one log entry carries out has a bound, [`State::WALLETS_DUE_PER_ENTRY_MAX`], so that a
+//! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
 //! million months that end at once do not stop the cluster: the rest waits for the next entries. Nothing
 //! is decided on a wallet that waits: [`State::bring_up_to_date`] comes before each command.
 
@@ -37,14 +37,14 @@ pub(super) struct Recurrence {
 #[derive(Debug)]
 pub(super) struct EntryBound {
     index: u64,
-    wallets_left: usize,
+    left: usize,
     /// Whether it was recorded that some are left.
     told: bool,
 }
 
 impl Default for EntryBound {
     fn default() -> Self {
-        EntryBound { index: 0, wallets_left: State::WALLETS_DUE_PER_ENTRY_MAX, told: false }
+        EntryBound { index: 0, left: State::DUE_PER_ENTRY_MAX, told: false }
     }
 }
 
@@ -57,9 +57,9 @@ impl EntryBound {
 }
 
 impl State {
-    /// Moments of wallets, at each of which something is due there, that one entry carries out without
-    /// being asked for those wallets.
-    pub const WALLETS_DUE_PER_ENTRY_MAX: usize = 4_096;
+    /// Renewals and ends of grants that one entry carries out without being asked for their wallets; those of
+    /// one wallet at one moment are not divided.
+    pub const DUE_PER_ENTRY_MAX: usize = 4_096;
     /// Recurring grants that one account can have, with those of plans that it no longer has.
     const RECURRENCES_MAX: usize = 64;
 
@@ -71,7 +71,7 @@ impl State {
         let target = self.now.max(at);
         loop {
             let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
-            let bounded = self.entry_bound.wallets_left > 0;
+            let bounded = self.entry_bound.left > 0;
             let wallet = if bounded { self.next_wallet_due(target) } else { None };
             match (hold, wallet) {
                 (None, None) => break,
@@ -84,8 +84,8 @@ impl State {
                 }
                 (_, None) => unreachable!("a hold without a wallet that is due comes first"),
                 (_, Some((due_at, account))) => {
-                    self.entry_bound.wallets_left -= 1;
-                    self.carry_out_due(account, due_at);
+                    let done = self.carry_out_due(account, due_at);
+                    self.entry_bound.left = self.entry_bound.left.saturating_sub(done);
                 }
             }
         }
@@ -101,7 +101,7 @@ impl State {
 
     /// Records, once for each entry that leaves something due, since when it is.
     fn tell_overdue(&mut self) {
-        if self.entry_bound.wallets_left > 0 || self.entry_bound.told {
+        if self.entry_bound.left > 0 || self.entry_bound.told {
             return;
         }
         if let Some((since, _)) = self.next_wallet_due(self.now) {
@@ -167,28 +167,40 @@ impl State {
         self.now = now;
     }
 
-    /// Carries out all that is due in one wallet at one moment, and leaves that moment as the time.
-    fn carry_out_due(&mut self, place: AccountPlace, due_at: Millis) {
+    /// Carries out all that is due in one wallet at one moment, and leaves that moment as the time. Says how
+    /// much it was: at least one.
+    fn carry_out_due(&mut self, place: AccountPlace, due_at: Millis) -> usize {
         self.now = due_at;
+        let mut done = 0;
         let ended = |recurrence: &Recurrence| recurrence.ends_at <= due_at;
         let mut next = 0;
         while let Some(recurrence) = self.account_at(place).recurrences.get(next) {
-            if ended(recurrence) && !self.renew(place, next) {
-                self.account_mut(place).recurrences.remove(next);
-            } else {
+            if !ended(recurrence) {
                 next += 1;
+                continue;
+            }
+            done += 1;
+            if self.renew(place, next) {
+                next += 1;
+            } else {
+                self.account_mut(place).recurrences.remove(next);
             }
         }
         let wallet = self.account_at(place).wallet.as_deref();
         let live = wallet.map_or(&[][..], |wallet| wallet.live());
-        let expired = live.iter().filter(|grant| grant.expires_at.is_some_and(|at| at <= due_at));
+        let expired = live.iter().filter(|grant| {
+            !grant.books.available.is_zero() && grant.expires_at.is_some_and(|at| at <= due_at)
+        });
         let expired: Vec<u64> = expired.map(|grant| grant.sequence).collect();
+        done += expired.len();
         for sequence in expired {
             self.expire_grant(place, sequence);
         }
         if self.account_at(place).wallet.is_some() {
             self.wallet_mut(place).forget_plan_grants(due_at);
         }
+        debug_assert!(done > 0, "something was due");
+        done.max(1)
     }
 
     // --- what -------------------------------------------------------------------------------------

@@ -214,18 +214,20 @@ fn a_month_that_ends_for_everyone_at_once_is_carried_out_in_bounded_steps() {
     // The last account asks first: its month is renewed before it is decided, the others' in their turn.
     let last = format!("u{}", ACCOUNTS - 1);
     let made = apply(&mut state, admit(&last, 150));
-    assert_eq!(made, State::WALLETS_DUE_PER_ENTRY_MAX + 1);
+    // A month takes two: it is renewed, and what is left of the old one ends.
+    const MONTHS_PER_ENTRY: usize = State::DUE_PER_ENTRY_MAX / 2;
+    assert_eq!(made, MONTHS_PER_ENTRY + 1);
     assert!(state.is_overdue());
     // A copy from a checkpoint goes on with just the same.
     let mut copy = restore(records(&state)).expect("a state");
     let mut entries = 1;
     while state.is_overdue() {
         let made = apply(&mut state, Command::Tick);
-        assert!(made <= State::WALLETS_DUE_PER_ENTRY_MAX);
+        assert!(made <= MONTHS_PER_ENTRY);
         entries += 1;
         copy.apply(Stamp { at, term: 1, index: first + entries - 1, position: 0 }, &plain(Command::Tick));
     }
-    assert_eq!(entries, (ACCOUNTS - 1).div_ceil(State::WALLETS_DUE_PER_ENTRY_MAX) as u64);
+    assert_eq!(entries, (ACCOUNTS - 1).div_ceil(MONTHS_PER_ENTRY) as u64);
     assert_eq!(state.check(), Ok(()));
     assert!(records(&copy) == records(&state), "a restored state becomes another");
     assert_eq!(state.account("u0").expect("an account").credits.available, whole(150));
