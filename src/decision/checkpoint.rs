@@ -255,6 +255,10 @@ impl UnderWay {
                     let due = Due::GrantExpires { account: place, sequence: grant.sequence };
                     state.deadlines.insert((at, due));
                 }
+                if grant.effective_at > state.now {
+                    let due = Due::GrantBegins { account: place, sequence: grant.sequence };
+                    state.deadlines.insert((grant.effective_at, due));
+                }
             }
         }
         state.accounts.push(account);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{PutGrant, REASON_BYTES_MAX, Revoke};
+use crate::decision::command::{PutGrant, REASON_BYTES_MAX, Revoke, Source};
 use crate::decision::facts::{self, Bucket, Fact, Why};
 use crate::decision::ledger::{ChargeLink, Transfer};
 use crate::decision::path;
@@ -30,6 +30,9 @@ impl State {
         let place = self.find_account(put.account)?;
         if !path::is_grant_id(put.id) {
             return Err(invalid("id", "the id of a grant is 1 to 128 of A-Z a-z 0-9 . _ @ + - : /"));
+        }
+        if put.source == Source::Overdraft {
+            return Err(invalid("source", "what is lent comes of use alone"));
         }
         put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
         let wallet = self.account_at(place).wallet.as_deref();
@@ -87,6 +90,9 @@ impl State {
         if let Some(at) = expires_at {
             self.deadlines.insert((at, Due::GrantExpires { account: place, sequence }));
         }
+        if effective_at > self.now {
+            self.deadlines.insert((effective_at, Due::GrantBegins { account: place, sequence }));
+        }
         self.note(|| {
             Fact::GrantMade(facts::GrantMade {
                 account: place.0,
@@ -103,6 +109,7 @@ impl State {
         let (from, to, why) = (Bucket::Outside, Bucket::Available, Why::Granted);
         let transfer = Transfer { account: place, grant: sequence, amount: put.credits, from, to, why };
         self.post(transfer, ChargeLink::NONE);
+        self.pay_back(place);
         Ok(())
     }
 

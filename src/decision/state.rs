@@ -58,7 +58,15 @@ pub struct State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Due {
     HoldExpires(AdmissionId),
-    GrantExpires { account: AccountPlace, sequence: u64 },
+    GrantExpires {
+        account: AccountPlace,
+        sequence: u64,
+    },
+    /// A grant can be drawn from now on: what its wallet owes is paid back first.
+    GrantBegins {
+        account: AccountPlace,
+        sequence: u64,
+    },
 }
 
 impl Default for State {
@@ -119,6 +127,7 @@ impl State {
             Command::Extend(extend) => (self.extend(extend), false),
             Command::Release(release) => (self.release(release), false),
             Command::Revoke(revoke) => (self.revoke(revoke), false),
+            Command::Reset(reset) => (self.reset(reset), false),
         };
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
         match key {
@@ -145,6 +154,7 @@ impl State {
             match due {
                 Due::HoldExpires(id) => self.expire_hold(id),
                 Due::GrantExpires { account, sequence } => self.expire_grant(account, sequence),
+                Due::GrantBegins { account, .. } => self.pay_back(account),
             }
         }
         self.now = self.now.max(at);

@@ -53,6 +53,7 @@ calls! {
     PutAccount    PUT  "/v1/accounts/{account}"           OPERATE;
     PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
     RevokeGrant   POST "/v1/accounts/{account}/grants/{grant}/revoke" OPERATE;
+    Reset         POST "/v1/accounts/{account}/resets"    OPERATE;
     GetPolicy     GET  "/v1/policy"                       READ;
     PutPolicy     PUT  "/v1/policy"                       OPERATE;
     GetCluster    GET  "/v1/cluster"                      READ;

@@ -10,7 +10,7 @@
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
 //! - `admissions`, `accounts`, `policy`, `cluster`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `replies` writes it
-//! - `problem` and `kind`, `headers`, `access`, `metrics`, `limits`
+//! - `problem` and `kind`, `headers`, `dedupe`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;
@@ -19,6 +19,7 @@ mod answer;
 mod body;
 mod calls;
 mod cluster;
+mod dedupe;
 mod headers;
 mod kind;
 mod limits;
@@ -44,6 +45,7 @@ pub use listener::{BindError, Edge};
 pub use tls::{Tls, TlsError};
 
 use crate::edge::access::Access;
+use crate::edge::dedupe::DedupeHeader;
 use crate::edge::metrics::Metrics;
 use crate::replication::Replica;
 
@@ -62,6 +64,7 @@ struct Shared {
     access: Access,
     limits: Limits,
     metrics: Metrics,
+    dedupe_header: DedupeHeader,
     draining: AtomicBool,
 }
 
@@ -72,6 +75,7 @@ impl Shared {
             access: Access::new(&settings.tokens),
             limits: settings.limits.clone(),
             metrics: Metrics::default(),
+            dedupe_header: DedupeHeader::default(),
             draining: AtomicBool::new(false),
         })
     }

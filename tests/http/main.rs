@@ -7,4 +7,5 @@ mod connection;
 mod hostile;
 mod lifecycle;
 mod node;
+mod once;
 mod tls;

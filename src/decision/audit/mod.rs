@@ -13,9 +13,10 @@ pub use finding::Finding;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::decision::command::Source;
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, PolicyPut,
-    Posting, Usage, UsageOutcome, Why,
+    Posting, Reset, Usage, UsageOutcome, Why,
 };
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
@@ -31,6 +32,8 @@ pub struct Audit {
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
+    /// By account: the number of the grant that holds what is lent to it.
+    loans: BTreeMap<u32, u64>,
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
@@ -47,6 +50,8 @@ struct Account {
     path: Arc<str>,
     /// The index of the entry with its latest fact.
     latest: u64,
+    /// The resets that it has put by.
+    banked_resets: u32,
 }
 
 struct Grant {
@@ -110,12 +115,13 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0 }],
+            accounts: vec![Account { path: "".into(), latest: 0, banked_resets: 0 }],
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
+            loans: BTreeMap::new(),
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
@@ -145,6 +151,7 @@ impl Audit {
             Fact::Usage(usage) => self.take_usage(usage),
             Fact::Charge(charge) => self.take_charge(charge),
             Fact::Posting(posting) => self.take_posting(posting),
+            Fact::Reset(reset) => self.take_reset(reset),
         }
     }
 
@@ -283,7 +290,7 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account { path: made.path.clone(), latest: index });
+        self.accounts.push(Account { path: made.path.clone(), latest: index, banked_resets: 0 });
         self.account_by_path.insert(made.path.clone(), made.account);
     }
 
@@ -316,6 +323,13 @@ impl Audit {
             books: Books::default(),
         };
         self.grants.entry((made.account, found)).or_insert(grant);
+        if made.source == Source::Overdraft {
+            if self.loans.insert(made.account, found).is_some() {
+                let account = self.path(made.account);
+                self.find(Finding::LoanRepeated { index, account });
+            }
+            return;
+        }
         let (account, why, credits) = (made.account, Why::Granted, made.credits);
         self.entry.due = Some(Due { account, grant: found, why, credits });
     }
@@ -442,6 +456,41 @@ impl Audit {
         Some((admission, open.held))
     }
 
+    fn take_reset(&mut self, reset: &Reset) {
+        let id = self.id(reset.number);
+        self.check_previous(reset.number, reset.account, reset.previous);
+        let Some(known) = self.accounts.get_mut(reset.account as usize) else { return };
+        let expected = std::mem::replace(&mut known.banked_resets, reset.banked_after);
+        // Resets are put by, or limits are cleared, with or without one that was put by.
+        let fits = match reset.limits.is_empty() {
+            true => reset.banked_after > reset.banked_before,
+            false => {
+                reset.banked_after == reset.banked_before || reset.banked_after + 1 == reset.banked_before
+            }
+        };
+        if expected != reset.banked_before || !fits {
+            let account = known.path.clone();
+            let (before, after) = (reset.banked_before, reset.banked_after);
+            self.find(Finding::ResetsDiffer { id, account, expected, before, after });
+        }
+    }
+
+    /// Checks that credits are lent to and paid back to what holds a loan, and that nothing else moves there.
+    fn check_loan(&mut self, id: FactId, posting: &Posting) {
+        let Posting { account, grant, amount: credits, from, why, .. } = *posting;
+        let loan = self.loans.get(&account).copied();
+        let is_of_loan = why == Why::Lent || (why == Why::Repaid && from == Bucket::Spent);
+        if is_of_loan != (loan == Some(grant)) {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::NotLent { id, account, grant, why });
+        }
+        // What one grant pays back leaves the loan next.
+        if why == Why::Repaid && !is_of_loan {
+            let grant = loan.unwrap_or(grant);
+            self.entry.due = Some(Due { account, grant, why, credits });
+        }
+    }
+
     fn take_posting(&mut self, posting: &Posting) {
         let id = self.id(posting.number);
         self.check_previous(posting.number, posting.account, posting.previous);
@@ -453,6 +502,7 @@ impl Audit {
             self.find(Finding::MoveImpossible { id, why, from, to });
         }
         self.check_due(id, posting);
+        self.check_loan(id, posting);
         self.check_link(id, posting);
         let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
         let Some(known) = self.grants.get_mut(&(account, grant)) else {
@@ -488,7 +538,8 @@ impl Audit {
     /// Checks a posting against what granting and revoking said that it would be.
     fn check_due(&mut self, id: FactId, posting: &Posting) {
         let due = self.entry.due.take();
-        let announced = matches!(posting.why, Why::Granted | Why::Revoked);
+        let announced = matches!(posting.why, Why::Granted | Why::Revoked)
+            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent);
         match due {
             Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
             Some(due) if due.credits != posting.amount => {
@@ -582,7 +633,7 @@ impl Grant {
     fn check_time(&self, posting: &Posting, at: Millis) -> bool {
         let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
         match (posting.why, posting.to) {
-            (Why::Drawn | Why::Held | Why::Overran, _) => expired || self.effective_at > at,
+            (Why::Drawn | Why::Held | Why::Overran | Why::Repaid, _) => expired || self.effective_at > at,
             (Why::Expired, _) => self.expires_at != Some(at),
             (Why::Returned, Bucket::Available) => expired || self.awaited > 0,
             (Why::Returned, Bucket::Expired) => !expired || self.awaited > 0,
