@@ -128,6 +128,7 @@ pub(super) enum GrantCommand {
     },
     /// Take credits of a grant back; what holds keep of it follows as it comes back
     Revoke {
+        /// Whose wallet it is in, such as acme:video:u17
         account: String,
         /// The id of the grant
         id: String,

@@ -131,7 +131,14 @@ mod tests {
 
     #[test]
     fn every_reason_is_named_as_its_serialized_form() {
-        for reason in [Reason::LimitReached, Reason::KeyMismatch, Reason::TooMany, Reason::RevisionStale] {
+        for reason in [
+            Reason::LimitReached,
+            Reason::KeyMismatch,
+            Reason::TooMany,
+            Reason::RevisionStale,
+            Reason::GrantShort,
+            Reason::TextInvalid,
+        ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);
         }

@@ -556,6 +556,9 @@ fn check(settings: &Settings) -> Result<(), StartError> {
     if settings.limits.entry_bytes_max > Limits::ENTRY_BYTES_MAX {
         return wrong(format!("entry_bytes_max is above {}", Limits::ENTRY_BYTES_MAX));
     }
+    if settings.limits.entry_requests_max > Limits::ENTRY_REQUESTS_MAX {
+        return wrong(format!("entry_requests_max is above {}", Limits::ENTRY_REQUESTS_MAX));
+    }
     if settings.limits.entries_in_flight_max == 0 || settings.limits.forwards_in_flight_max == 0 {
         return wrong("entries_in_flight_max and forwards_in_flight_max are at least 1".to_owned());
     }

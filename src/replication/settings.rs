@@ -115,7 +115,7 @@ impl Default for Timing {
 pub struct Limits {
     /// The requests of one log entry, in bytes; at most [`Limits::ENTRY_BYTES_MAX`].
     pub entry_bytes_max: usize,
-    /// How many requests one log entry carries.
+    /// How many requests one log entry carries; at most [`Limits::ENTRY_REQUESTS_MAX`].
     pub entry_requests_max: usize,
     /// How many entries the leader proposes before the first of them is applied.
     pub entries_in_flight_max: usize,
@@ -155,6 +155,9 @@ impl Limits {
     /// The largest entry. The log's pages hold up to 17 entries and must stay below the 2 MiB at
     /// which the database would write them to files of their own, outside its own syncing.
     pub const ENTRY_BYTES_MAX: usize = 96 * 1024;
+    /// The most requests in an entry. Ending a hold that a thousand grants pay leaves about 50 KB of facts:
+    /// those of so many still fit a record.
+    pub const ENTRY_REQUESTS_MAX: usize = 1_024;
     /// The largest message between peers.
     pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
     /// The largest that all replies to one entry can be. They fit one message, with what stands
@@ -166,7 +169,7 @@ impl Default for Limits {
     fn default() -> Self {
         Limits {
             entry_bytes_max: Limits::ENTRY_BYTES_MAX,
-            entry_requests_max: 4_096,
+            entry_requests_max: Limits::ENTRY_REQUESTS_MAX,
             entries_in_flight_max: 1,
             forwards_in_flight_max: 2,
             waiting_requests_max: 65_536,

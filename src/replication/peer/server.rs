@@ -250,12 +250,14 @@ impl Desk {
         }
         // Chunks go to the thread that may block on the disk through a short queue.
         let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
-        let store = self.checkpoints.clone();
+        let (store, facts) = (self.checkpoints.clone(), self.facts.clone());
         let writing = tokio::spawn(off_the_runtime(move || {
             let mut incoming = store.begin();
             while let Some(chunk) = received.blocking_recv() {
                 incoming.push(&chunk)?;
             }
+            // What was applied here so far is not applied again where this checkpoint is loaded.
+            facts.flush(u64::MAX)?;
             incoming.seal(manifest)
         }));
         while let Some(chunk) = messages.message().await? {
