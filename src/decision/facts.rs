@@ -61,7 +61,8 @@ pub struct PolicyPut {
     pub document: Arc<str>,
 }
 
-/// A grant exists from here on. The posting that gives it its credits follows at once.
+/// A grant exists from here on. The posting that gives it its credits follows at once; the one of source
+/// [`Source::Overdraft`] has none of its own, and gets its credits as they are lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantMade {
     pub account: u32,

@@ -211,10 +211,15 @@ impl State {
         require(due == holds, "a deadline is of no hold")?;
         for (number, account) in self.accounts.iter().enumerate() {
             for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
-                let Some(at) = grant.expires_at.filter(|at| *at > self.now) else { continue };
-                let due =
-                    Due::GrantExpires { account: AccountPlace(number as u32), sequence: grant.sequence };
-                require(self.deadlines.contains(&(at, due)), "a grant has no deadline")?;
+                let (account, sequence) = (AccountPlace(number as u32), grant.sequence);
+                if let Some(at) = grant.expires_at.filter(|at| *at > self.now) {
+                    let due = Due::GrantExpires { account, sequence };
+                    require(self.deadlines.contains(&(at, due)), "a grant has no deadline")?;
+                }
+                if grant.effective_at > self.now {
+                    let due = (grant.effective_at, Due::GrantBegins { account, sequence });
+                    require(self.deadlines.contains(&due), "the first moment of a grant is no deadline")?;
+                }
             }
         }
         let with_plan = self.accounts.iter().filter(|account| account.plan.is_some()).count() as u64;

@@ -138,6 +138,9 @@ mod tests {
             Reason::RevisionStale,
             Reason::GrantShort,
             Reason::TextInvalid,
+            Reason::LimitUnknown,
+            Reason::ResetUnavailable,
+            Reason::ResetInvalid,
         ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);

@@ -73,7 +73,6 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
                 moved(&mut charge.usage);
             }
             Fact::Reset(reset) => moved(&mut reset.number),
-            Fact::Reset(reset) => moved(&mut reset.number),
             Fact::Posting(posting) => {
                 moved(&mut posting.number);
                 posting.charge.iter_mut().for_each(moved);
