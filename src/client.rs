@@ -9,6 +9,7 @@
 
 mod answers;
 mod connection;
+mod datasets;
 mod error;
 mod requests;
 
@@ -28,6 +29,11 @@ pub use answers::{
     PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, ResetView, SettledView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
+pub use datasets::{
+    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery,
+    EntryFacts, FactsPage, GrantBalances, Marked, MultiplierItem, PostingItem, StateHash, UsageGroup,
+    UsageGroups, UsageItem,
+};
 pub use error::{ClientError, Problem};
 pub use requests::{
     AccountState, AccountUpdate, Admission, BatchAdmission, GrantRequest, GrantSource, MemberRequest,
@@ -246,6 +252,11 @@ impl Client {
         self.call(&Call::get(format!("/v1/admissions/{}", segment(admission)))).await
     }
 
+    /// The same, with everything that became of it.
+    pub async fn admission_events(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
+        self.call(&Call::get(format!("/v1/admissions/{}?events=true", segment(admission)))).await
+    }
+
     // --- accounts -------------------------------------------------------------------------------
 
     /// Creates an account, or changes the named parts of it.
@@ -293,6 +304,64 @@ impl Client {
         reset: &ResetRequest<'_>,
     ) -> Result<Answer<ResetView>, ClientError> {
         self.change(Method::POST, format!("/v1/accounts/{}/resets", segment(account)), key, reset).await
+    }
+
+    // --- datasets -------------------------------------------------------------------------------
+
+    /// The postings of an account's wallet.
+    pub async fn ledger(
+        &self,
+        account: &str,
+        query: &DatasetQuery<'_>,
+    ) -> Result<Answer<DatasetPage<PostingItem>>, ClientError> {
+        self.call(&Call::get(format!("/v1/accounts/{}/ledger{}", segment(account), query.written(&[])))).await
+    }
+
+    /// What was used, or refused.
+    pub async fn usage(
+        &self,
+        query: &DatasetQuery<'_>,
+    ) -> Result<Answer<DatasetPage<UsageItem>>, ClientError> {
+        self.call(&Call::get(format!("/v1/usage{}", query.written(&[])))).await
+    }
+
+    /// What was used, in sums by account, feature, plan, hour or day. `query.from` is needed.
+    pub async fn usage_groups(
+        &self,
+        query: &DatasetQuery<'_>,
+        group_by: &str,
+    ) -> Result<Answer<UsageGroups>, ClientError> {
+        self.call(&Call::get(format!("/v1/usage{}", query.written(&[("group_by", group_by)])))).await
+    }
+
+    /// What it costs, and who carries it.
+    pub async fn charges(
+        &self,
+        query: &DatasetQuery<'_>,
+    ) -> Result<Answer<DatasetPage<ChargeItem>>, ClientError> {
+        self.call(&Call::get(format!("/v1/charges{}", query.written(&[])))).await
+    }
+
+    // --- audit ----------------------------------------------------------------------------------
+
+    /// Has every node keep its state at one place in the log for a while: the receipt says where.
+    pub async fn mark(&self) -> Result<Answer<Marked>, ClientError> {
+        self.change(Method::POST, "/v1/cluster/marks".into(), None, &serde_json::json!({})).await
+    }
+
+    /// The hash of a node's state at a mark. Ask a client of one node.
+    pub async fn state_hash(&self, index: u64) -> Result<Answer<StateHash>, ClientError> {
+        self.call(&Call::get(format!("/v1/cluster/hash?index={index}"))).await
+    }
+
+    /// What a node's state showed at a mark, from `cursor` on.
+    pub async fn balances(&self, index: u64, cursor: u64) -> Result<Answer<BalancesPage>, ClientError> {
+        self.call(&Call::get(format!("/v1/balances?index={index}&cursor={cursor}"))).await
+    }
+
+    /// The facts of the log entries from `from` to before `to`, as far as one answer goes.
+    pub async fn facts(&self, from: u64, to: u64) -> Result<Answer<FactsPage>, ClientError> {
+        self.call(&Call::get(format!("/v1/facts?from={from}&to={to}"))).await
     }
 
     // --- policy and cluster ---------------------------------------------------------------------

@@ -11,6 +11,9 @@ use crate::config::Config;
 use crate::edge::{BindError, Edge};
 use crate::replication::{FatalError, Replica, ShutdownError, StartError};
 
+/// The data of a node that does not run, for an audit.
+pub use crate::replication::{StoppedError, StoppedNode};
+
 /// Why a node did not start, or ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {

@@ -283,3 +283,72 @@ fn three_nodes_are_shown_as_their_leader_sees_them_and_give_one_answer() {
     nodes.wait_until("another node leads", |nodes| leader(nodes).is_some_and(|leader| leader != next));
     assert_eq!(nodes.json(&keyed), answers[0], "the key outlives the leader");
 }
+
+#[test]
+fn the_datasets_are_shown_and_summed() {
+    let nodes = with_account();
+    let (_, admitted) = nodes.json(&admit(&["requests=1,video_seconds=65"]));
+    nodes.quorate(&admit(&["requests=1,video_seconds=650"]));
+    let (code, ledger) = nodes.json(&["account", "ledger", ACCOUNT]);
+    assert_eq!(code, 0);
+    let why: Vec<_> =
+        ledger["items"].as_array().expect("items").iter().map(|item| item["why"].clone()).collect();
+    assert_eq!(why, [json!("drawn"), json!("granted"), json!("granted")]);
+    assert_eq!(ledger["items"][0]["admission"], admitted["admission"]);
+    let show = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+        nodes.text(&output.stdout)
+    };
+    let told = show(&["account", "ledger", ACCOUNT, "--limit", "1"]);
+    assert!(told.contains("promo-may") && told.contains("more: --cursor "), "{told}");
+    let told = show(&["usage", "--account", "acme"]);
+    assert!(told.contains("refused: credits_short") && told.contains("settled"), "{told}");
+    let told = show(&["charges", "--account", ACCOUNT, "--alone"]);
+    assert!(told.contains("five_hours=500") && told.contains("520"), "{told}");
+    let sums = ["usage", "--group-by", "account", "--from", "2020-01-01T00:00:00Z"];
+    let told = show(&sums);
+    assert!(told.contains("requests=1,video_seconds=65"), "{told}");
+    let (_, sums) = nodes.json(&sums);
+    let group = &sums["groups"][0];
+    assert_eq!(
+        (&group["group"], &group["cost"], &group["refusals"]),
+        (&json!(ACCOUNT), &json!("520"), &json!(1))
+    );
+}
+
+#[test]
+fn a_decision_is_explained_and_asked_again() {
+    let nodes = with_account();
+    let explain = |more: &[&str]| {
+        let output = nodes.quorate(&[&["account", "explain", ACCOUNT], more].concat());
+        assert!(output.status.success(), "{}", nodes.text(&output.stderr));
+        nodes.text(&output.stdout)
+    };
+    assert!(explain(&[]).contains("has asked for nothing yet"));
+    let large = admit(&["requests=1,video_seconds=30", "--attribute", "resolution=1080p"]);
+    let (_, admitted) = nodes.json(&large);
+    let (code, _) = nodes.json(&large);
+    assert_eq!(code, 1, "the second is refused");
+    let told = explain(&[]);
+    for part in ["was refused at", "credits_short: allowances and wallets together", "nothing was debited"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let id = admitted["admission"].as_str().expect("an id");
+    let told = explain(&[id]);
+    for part in [
+        "528 credits by the prices of policy 1, resolution=1080p times 2.2",
+        "allowance five_hours",
+        "grant promo-may of acme:video:u17",
+        "available to spent",
+        "the same request now would be refused: credits_short",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (code, answer) = nodes.json(&["account", "explain", ACCOUNT, id]);
+    assert_eq!((code, &answer["request"]["admission"]), (0, &json!(id)));
+    assert_eq!(answer["now"]["reason"], "credits_short");
+    let output = nodes.quorate(&["account", "explain", "other", id]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(nodes.text(&output.stderr).contains("is of the account acme:video:u17"));
+}

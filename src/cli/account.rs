@@ -3,6 +3,8 @@
 use clap::Subcommand;
 
 use crate::cli::arguments::CreditsPerPeriod;
+use crate::cli::datasets::{self, PageArgs};
+use crate::cli::explain;
 use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
 use crate::client::{
@@ -55,6 +57,20 @@ pub(super) enum AccountCommand {
         /// The idempotency key; a random one when absent
         #[arg(long)]
         key: Option<String>,
+    },
+    /// Tell why a request was admitted or refused, and what would come of it now
+    Explain {
+        /// Such as acme:video:u17
+        account: String,
+        /// One of its admissions, such as adm_2f; what it asked for last when absent
+        admission: Option<String>,
+    },
+    /// Show the postings of an account's wallet, newest first
+    Ledger {
+        /// Such as acme:video:u17
+        account: String,
+        #[command(flatten)]
+        page: PageArgs,
     },
     /// Show an account: its plan, limits, balances, grants and holds
     Show {
@@ -147,6 +163,10 @@ pub(super) enum GrantCommand {
 pub(super) async fn run(command: AccountCommand, global: &Global) -> Result<Done, CliError> {
     let client = global.client()?;
     let answer = match command {
+        AccountCommand::Explain { account, admission } => {
+            return explain::run(&account, admission.as_deref(), global).await;
+        }
+        AccountCommand::Ledger { account, page } => return datasets::ledger(&account, &page, global).await,
         AccountCommand::Show { account } => client.account(&account).await?,
         AccountCommand::Reset { account, limits, banked, bank, reason, key } => {
             let limits = Some(limits.as_slice()).filter(|limits| !limits.is_empty());

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
 use crate::cli::replay::ReplayError;
 use crate::client::ClientError;
@@ -22,6 +23,12 @@ pub enum CliError {
     Policy { path: PathBuf, source: PolicyError },
     #[error("the policy cannot be shown as TOML")]
     PolicyShow(#[source] toml::ser::Error),
+    #[error("{admission} is of the account {owner}, which is not {account} or under it")]
+    NotOfAccount { admission: String, account: String, owner: String },
+    #[error("the node tells no events of {admission}: it runs an older build")]
+    NoEvents { admission: String },
+    #[error(transparent)]
+    Audit(#[from] AuditError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error(transparent)]

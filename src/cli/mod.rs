@@ -7,9 +7,12 @@
 mod account;
 mod admission;
 mod arguments;
+mod audit;
 mod bench;
 mod cluster;
+mod datasets;
 mod error;
+mod explain;
 mod output;
 mod policy;
 pub mod replay;
@@ -107,6 +110,15 @@ enum Command {
     /// Show or change who is in the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
+    /// Show what was used, or refused: each event, or sums
+    Usage(datasets::UsageArgs),
+    /// Show what usage costs, and who carries it
+    Charges(datasets::FilterArgs),
+    /// Prove the books from the recorded facts alone, and compare the nodes
+    #[command(
+        after_help = "Exit codes: 0 clean, 1 something was found, 2 failed, or not all could be audited"
+    )]
+    Audit(audit::Args),
     /// Drive the cluster with a recorded trace, and check that the books balance
     Replay(replay::Args),
     /// Measure how many decisions a cluster makes, and how long each takes
@@ -188,6 +200,9 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Grant(command) => account::run_grant(command, global).await,
             Command::Policy(command) => policy::run(command, global).await,
             Command::Cluster(command) => cluster::run(command, global).await,
+            Command::Usage(args) => datasets::usage(&args, global).await,
+            Command::Charges(args) => datasets::charges(&args, global).await,
+            Command::Audit(args) => audit::run(&args, global).await,
             Command::Replay(args) => replay::run(args, global).await,
             Command::Bench(args) => bench::run(args, global).await,
             Command::Token => token::run(global),

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::client::AdmissionEvent;
 use crate::units::{Credits, Millis, ParseQuantityError, Span};
 
 /// An amount of some unit, or of credits: a decimal with at most six digits after the point.
@@ -255,6 +256,9 @@ pub struct AdmissionView {
     pub resolved_at: Option<Millis>,
     #[serde(default)]
     pub receipt: Option<Receipt>,
+    /// Everything that became of it, oldest first, where that was asked for.
+    #[serde(default)]
+    pub events: Vec<AdmissionEvent>,
 }
 
 /// The books of a wallet or a grant.

@@ -12,6 +12,7 @@ use crate::decision::keys::{KeptAnswer, KeysView};
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
+use crate::decision::reply::Balances;
 use crate::decision::state::{Due, State};
 use crate::units::Millis;
 
@@ -113,6 +114,22 @@ impl View {
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
         head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
+    }
+
+    /// The accounts from number `first` on that have a wallet: number, path, and the books of each grant.
+    pub fn wallets(&self, first: u32) -> impl Iterator<Item = (u32, &Arc<str>, Vec<(&Arc<str>, Balances)>)> {
+        let places = first as usize..self.accounts.len();
+        places.filter_map(|place| {
+            let account = self.accounts.get(place)?;
+            let wallet = account.wallet.as_deref()?;
+            let grants = wallet.grants().map(|grant| (&grant.id, grant.books)).collect();
+            Some((place as u32, &account.path, grants))
+        })
+    }
+
+    /// The agreed time at which it was frozen.
+    pub fn now(&self) -> Millis {
+        self.head.now
     }
 
     fn trail_from(&self, first: usize) -> Vec<u64> {

@@ -51,6 +51,8 @@ pub enum Command<'a> {
     Extend(Extend),
     Release(Release),
     Revoke(Revoke<'a>),
+    /// Changes nothing. Each node keeps its state as this entry leaves it for a while, to be compared.
+    Mark,
     #[serde(borrow)]
     Reset(Reset<'a>),
 }

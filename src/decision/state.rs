@@ -118,7 +118,7 @@ impl State {
             return answer.unwrap_or_else(|refusal| self.reply(stamp, refusal.into()));
         }
         let (outcome, replayed) = match &request.command {
-            Command::Tick => (Outcome::Ticked, false),
+            Command::Tick | Command::Mark => (Outcome::Ticked, false),
             Command::PutPolicy(put) => (self.put_policy(put), false),
             Command::PutAccount(put) => (self.put_account(put), false),
             Command::PutGrant(put) => self.put_grant(put),

@@ -96,6 +96,11 @@ impl State {
         self.accounts.get(number as usize).map(|account| &account.path)
     }
 
+    /// The plan of the account that facts name by `number`, as it stands now.
+    pub fn account_plan(&self, number: u32) -> Option<&Arc<str>> {
+        self.accounts.get(number as usize)?.plan.map(|id| self.names.plan(id))
+    }
+
     /// The id of the grant that facts name by `number`, in the wallet of the account that they name.
     pub fn grant_id(&self, account: u32, number: u64) -> Option<&Arc<str>> {
         let wallet = self.accounts.get(account as usize)?.wallet.as_deref()?;

@@ -75,7 +75,7 @@ impl Command<'_> {
             Command::Reset(_) => larger(RESET, REFUSED),
             Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
             Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
-            Command::Tick => AROUND,
+            Command::Tick | Command::Mark => AROUND,
         }
     }
 }

@@ -2,15 +2,19 @@
 
 use axum::http::StatusCode;
 
+use crate::decision::State;
 use crate::decision::command::{Command, Extend, Release};
 use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::body;
+use crate::edge::datasets::history;
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
-use crate::edge::wire::admission::{AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody};
+use crate::edge::wire::admission::{
+    AdmissionAnswer, AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody,
+};
 use crate::units::Span;
 
 pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
@@ -65,14 +69,28 @@ pub(crate) async fn release(mut asked: Asked) -> Result<Answer, Problem> {
     Ok(replies::answer(&reply, Some(admission)))
 }
 
+/// What the state still knows is told from there; what it does not, or with `events=true`, from the facts.
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let admission = asked.admission().await?;
-    let view = asked.replica().read(|state| state.admission(admission)).await?;
-    let view = view.ok_or_else(|| {
-        Problem::new(
-            Kind::Refused(Reason::AdmissionUnknown),
-            format!("there is no admission {admission}, or not any more"),
-        )
-    })?;
-    Ok(Answer::json(StatusCode::OK, &view))
+    let mut query = asked.query()?;
+    let with_events = query.value("events", "true or false")?.unwrap_or(false);
+    query.finish()?;
+    let replica = asked.replica();
+    let look = |state: &State| (state.admission(admission), state.counts().admissions);
+    let (known, latest) = replica.read(look).await?;
+    if let (Some(view), false) = (&known, with_events) {
+        return Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view, events: None }));
+    }
+    let unknown = || {
+        let detail = format!("there is no admission {admission}");
+        Problem::new(Kind::Refused(Reason::AdmissionUnknown), detail)
+    };
+    if !(1..=latest).contains(&admission.0) {
+        return Err(unknown());
+    }
+    let decided_at = known.as_ref().map(|view| view.stamp.index);
+    let history = history::of(replica, admission, decided_at).await?.ok_or_else(unknown)?;
+    let view = known.or_else(|| history.view()).ok_or_else(unknown)?;
+    let events = history.items();
+    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view: &view, events: Some(&events) }))
 }

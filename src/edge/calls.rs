@@ -54,10 +54,17 @@ calls! {
     PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
     RevokeGrant   POST "/v1/accounts/{account}/grants/{grant}/revoke" OPERATE;
     Reset         POST "/v1/accounts/{account}/resets"    OPERATE;
+    GetLedger     GET  "/v1/accounts/{account}/ledger"    READ;
+    GetUsage      GET  "/v1/usage"                        READ;
+    GetCharges    GET  "/v1/charges"                      READ;
     GetPolicy     GET  "/v1/policy"                       READ;
     PutPolicy     PUT  "/v1/policy"                       OPERATE;
     GetCluster    GET  "/v1/cluster"                      READ;
     ChangeMembers POST "/v1/cluster/members"              OPERATE;
+    GetFacts      GET  "/v1/facts"                        OPERATE;
+    GetBalances   GET  "/v1/balances"                     OPERATE;
+    Mark          POST "/v1/cluster/marks"                OPERATE;
+    GetHash       GET  "/v1/cluster/hash"                 OPERATE;
     Livez         GET  "/livez"                           OPEN;
     Readyz        GET  "/readyz"                          OPEN;
     Metrics       GET  "/metrics"                         READ;

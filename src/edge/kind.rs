@@ -28,6 +28,10 @@ pub(crate) enum Kind {
     NoQuorum,
     /// It may have been done.
     OutcomeUnknown,
+    /// This node does not have all facts yet; another one may.
+    FactsMissing,
+    /// Nothing is kept of what the state was there.
+    MarkUnknown,
     /// The node is about to end.
     ShuttingDown,
     /// The node cannot go on.
@@ -65,6 +69,7 @@ impl Kind {
             Refused(Reason::AdmissionUnknown) => (404, "admission_unknown", "There is no such admission"),
             Refused(Reason::GrantUnknown) => (404, "grant_unknown", "There is no such grant"),
             Refused(Reason::FeatureUnknown) => (404, "feature_unknown", "There is no such feature"),
+            Kind::MarkUnknown => (404, "mark_unknown", "There is no such mark"),
             Kind::MethodNotAllowed => (405, "method_not_allowed", "The path does not take this method"),
             Kind::RequestTimeout => (408, "request_timeout", "The request took too long to arrive"),
             Kind::MembershipConflict => {
@@ -118,6 +123,7 @@ impl Kind {
             Kind::Overloaded => (503, "overloaded", "Too many requests are waiting"),
             Kind::NoQuorum => (503, "no_quorum", "There is no quorum to decide"),
             Kind::OutcomeUnknown => (503, "outcome_unknown", "The outcome is not known"),
+            Kind::FactsMissing => (503, "facts_missing", "This node has not fetched all facts yet"),
             Kind::ShuttingDown => (503, "shutting_down", "The node is shutting down"),
             Kind::NodeFailing => (503, "node_failing", "The node cannot go on"),
         };

@@ -32,6 +32,22 @@ pub(crate) const DISCARD_FACTOR: usize = 8;
 /// How many connections beyond the limit are told so at one time; more are closed unanswered.
 pub(crate) const REFUSALS_AT_ONCE_MAX: usize = 64;
 
+/// Items in a page of a dataset, at most and where nothing is said.
+pub(crate) const ITEMS_PER_PAGE_MAX: usize = 1_000;
+pub(crate) const ITEMS_PER_PAGE_USUAL: usize = 100;
+
+/// Facts that are read at one time, in bytes; one entry at least.
+pub(crate) const FACTS_READ_BYTES: usize = 256 * 1024;
+
+/// Facts that one request may read before it answers with what it found, in bytes.
+pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+
+/// How many times so much the history of one admission may take.
+pub(crate) const HISTORY_PAGES_MAX: usize = 256;
+
+/// Accounts in a page of balances.
+pub(crate) const ACCOUNTS_PER_PAGE_MAX: usize = 1_000;
+
 /// How long a node may take to hear of a majority before it says that it is not ready.
 pub(crate) const READY_TIMEOUT: Duration = Duration::from_secs(1);
 

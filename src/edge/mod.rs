@@ -8,17 +8,19 @@
 //!
 //! - `listener`: connections, TLS, pace, drain
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
-//! - `admissions`, `accounts`, `policy`, `cluster`, `operations`: the calls
-//! - `wire`: the JSON, apart from the types of the core; `body` reads it, `replies` writes it
+//! - `admissions`, `accounts`, `datasets`, `policy`, `cluster`, `audit`, `operations`: the calls
+//! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
 //! - `problem` and `kind`, `headers`, `dedupe`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;
 mod admissions;
 mod answer;
+mod audit;
 mod body;
 mod calls;
 mod cluster;
+mod datasets;
 mod dedupe;
 mod headers;
 mod kind;
@@ -29,6 +31,7 @@ mod operations;
 mod pace;
 mod policy;
 mod problem;
+mod query;
 mod replies;
 mod request;
 mod router;

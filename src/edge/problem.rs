@@ -11,7 +11,7 @@ use crate::edge::answer::Answer;
 use crate::edge::kind::{Kind, Words};
 use crate::edge::limits::{DETAIL_BYTES_MAX, RETRY_AFTER_DEFAULT_S};
 use crate::edge::wire::json::{WriteJson, write_object};
-use crate::replication::{MembershipError, ProposeError, ReadError};
+use crate::replication::{FactsError, MembershipError, ProposeError, ReadError};
 
 /// Where problem types are explained. The kind follows, with dashes.
 pub(crate) const TYPE_BASE: &str = "https://quorate.dev/problems/";
@@ -70,7 +70,7 @@ impl Problem {
                     .headers
                     .push((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"quorate\"")));
             }
-            Kind::Overloaded | Kind::NoQuorum | Kind::OutcomeUnknown => {
+            Kind::Overloaded | Kind::NoQuorum | Kind::OutcomeUnknown | Kind::FactsMissing => {
                 problem.headers.push((RETRY_AFTER, HeaderValue::from(RETRY_AFTER_DEFAULT_S)));
             }
             Kind::RequestTimeout | Kind::ShuttingDown | Kind::NodeFailing => problem.close(),
@@ -166,6 +166,17 @@ impl From<ReadError> for Problem {
             ReadError::Unavailable { .. } => Problem::new(Kind::NoQuorum, detail),
             ReadError::ShuttingDown => Problem::new(Kind::ShuttingDown, detail),
             ReadError::Fatal { .. } => Problem::new(Kind::NodeFailing, detail),
+        }
+    }
+}
+
+impl From<FactsError> for Problem {
+    fn from(error: FactsError) -> Problem {
+        let detail = chain(&error);
+        match error {
+            FactsError::Missing { .. } => Problem::new(Kind::FactsMissing, detail),
+            FactsError::ShuttingDown => Problem::new(Kind::ShuttingDown, detail),
+            FactsError::Fatal(_) => Problem::new(Kind::NodeFailing, detail),
         }
     }
 }

@@ -13,6 +13,7 @@ use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::metrics::Metrics;
 use crate::edge::problem::Problem;
+use crate::edge::query::Query;
 use crate::edge::{Shared, body};
 use crate::replication::{Proposal, Replica, fingerprint};
 
@@ -51,6 +52,11 @@ impl Asked {
     pub(crate) fn json(&self) -> Result<&Bytes, Problem> {
         body::require_json(self.headers())?;
         Ok(&self.body)
+    }
+
+    /// The parameters behind the path.
+    pub(crate) fn query(&self) -> Result<Query, Problem> {
+        Query::of(&self.parts.uri)
     }
 
     async fn segment(&mut self, name: &str) -> Result<String, Problem> {

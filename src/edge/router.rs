@@ -18,7 +18,7 @@ use crate::edge::kind::Kind;
 use crate::edge::limits::{Limits, duration};
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
-use crate::edge::{Shared, accounts, admissions, body, cluster, operations, policy};
+use crate::edge::{Shared, accounts, admissions, audit, body, cluster, datasets, operations, policy};
 
 /// What a header takes beyond its name and value: the colon, the space and the end of the line.
 const HEADER_BYTES_AROUND: usize = 4;
@@ -130,10 +130,17 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::PutGrant => accounts::put_grant(asked).await,
         Call::RevokeGrant => accounts::revoke_grant(asked).await,
         Call::Reset => accounts::reset(asked).await,
+        Call::GetLedger => datasets::ledger(asked).await,
+        Call::GetUsage => datasets::usage(asked).await,
+        Call::GetCharges => datasets::charges(asked).await,
         Call::GetPolicy => policy::get(asked).await,
         Call::PutPolicy => policy::put(asked).await,
         Call::GetCluster => cluster::get(asked).await,
         Call::ChangeMembers => cluster::change_members(asked).await,
+        Call::GetFacts => audit::facts(asked).await,
+        Call::GetBalances => audit::balances(asked).await,
+        Call::Mark => audit::mark(asked).await,
+        Call::GetHash => audit::hash(asked).await,
         Call::Livez => operations::livez(asked).await,
         Call::Readyz => operations::readyz(asked).await,
         Call::Metrics => operations::metrics(asked).await,

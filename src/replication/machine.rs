@@ -16,13 +16,14 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, Snapshot};
 use tokio::sync::watch;
 
-use crate::decision::command::Stamp;
+use crate::decision::command::{Command, Stamp};
 use crate::decision::{State, View};
 use crate::replication::checkpoint::{CheckpointStore, Manifest};
 use crate::replication::clock;
 use crate::replication::entry::{Batch, BatchError};
 use crate::replication::error::{FatalError, StorageError};
 use crate::replication::facts::FactStore;
+use crate::replication::marks::{Frozen, Marks};
 use crate::replication::record;
 use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::units::Millis;
@@ -42,6 +43,7 @@ pub(crate) struct Shared {
     progress: Arc<watch::Sender<Progress>>,
     /// The revision of the policy, for those who ask often: known without waiting for the state.
     policy: Arc<AtomicU64>,
+    marks: Arc<Marks>,
 }
 
 /// How far this node has applied, for those who wait for it or measure it.
@@ -74,7 +76,8 @@ impl Shared {
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
         let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
         let policy = Arc::new(AtomicU64::new(applied.state.policy().0));
-        Shared { applied: Arc::new(Mutex::new(applied)), progress: Arc::new(progress), policy }
+        let (applied, progress) = (Arc::new(Mutex::new(applied)), Arc::new(progress));
+        Shared { applied, progress, policy, marks: Arc::default() }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
@@ -98,6 +101,10 @@ impl Shared {
 
     pub(crate) fn now(&self) -> Millis {
         self.lock().state.now()
+    }
+
+    pub(crate) fn marks(&self) -> &Marks {
+        &self.marks
     }
 
     pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
@@ -129,7 +136,9 @@ impl Machine {
         let index = log_id.index();
         let mut replies = Vec::with_capacity(if answered { count } else { 0 });
         let state = &mut applied.state;
+        let mut marked = false;
         batch.each(|position, request| {
+            marked |= request.command == Command::Mark;
             let reply = state.apply(Stamp { at, term, index, position }, request);
             if answered {
                 replies.push(reply);
@@ -137,6 +146,9 @@ impl Machine {
         })?;
         let facts = facts_of(state);
         self.shared.note_policy(state);
+        if marked {
+            self.shared.marks.keep(Frozen::new(index, state.view()));
+        }
         applied.last = Some(log_id);
         Ok((Replies(replies), facts))
     }

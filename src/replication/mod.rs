@@ -24,6 +24,7 @@ mod heard;
 mod identity;
 mod log;
 mod machine;
+mod marks;
 mod membership;
 mod peer;
 mod read;
@@ -31,6 +32,7 @@ mod record;
 mod replica;
 mod settings;
 mod small_file;
+mod stopped;
 mod time;
 mod tls;
 mod types;
@@ -45,10 +47,12 @@ pub use error::{
     FactsError, FatalError, MembershipError, OlderCopy, ProposeError, ReadError, ShutdownError, StartError,
     StorageError,
 };
-pub use facts::{FactsPage, FactsStatus};
+pub use facts::{FactsPage, FactsStatus, decode_facts};
 pub use log::stored::StoredError;
+pub use marks::{Frozen, StateHash};
 pub use record::RecordError;
 pub use replica::Replica;
 pub use settings::{Limits, Member, PeerTls, Settings, Timing};
+pub use stopped::{StoppedError, StoppedNode};
 pub use types::RosterError;
 pub use view::{ClusterView, MemberView, Role};

@@ -33,6 +33,7 @@ use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::log::{LogReader, LogStore};
 use crate::replication::machine::{Applied, Machine, Shared, off_the_runtime};
+use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
 use crate::replication::peer::passport::Passport;
@@ -319,9 +320,27 @@ impl Replica {
         self.facts_page(move |facts| facts.read_back(end, bytes_max)).await
     }
 
+    /// The state as the entry at `index`, which had a mark, left it; none where nothing was marked there, or
+    /// it was let go since. Waits until this node has applied it.
+    pub async fn frozen(&self, index: u64) -> Result<Option<Arc<Frozen>>, ReadError> {
+        let started = Instant::now();
+        let mut progress = self.0.shared.progress();
+        let applied = progress.wait_for(|progress| progress.next_index > index);
+        match tokio::time::timeout(duration(self.0.settings.timing.read_max), applied).await {
+            Ok(Ok(_)) => Ok(self.0.shared.marks().get(index)),
+            Ok(Err(_)) => Err(ReadError::ShuttingDown),
+            Err(_) => Err(ReadError::Unavailable { leader: self.leader(), waited_ms: waited_ms(started) }),
+        }
+    }
+
     /// How many facts this node has, and whether any are missing.
     pub fn facts_status(&self) -> FactsStatus {
         self.0.facts.status(self.next_index())
+    }
+
+    /// The first entry of which this node has no facts yet, because it has not applied it.
+    pub fn facts_end(&self) -> u64 {
+        self.next_index()
     }
 
     fn next_index(&self) -> u64 {
@@ -703,6 +722,9 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
     loop {
         let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
         tokio::time::sleep(tick).await;
+        if let Some(inner) = inner.upgrade() {
+            inner.shared.marks().let_go();
+        }
         if progress.changed().await.is_err() {
             return;
         }

@@ -4,6 +4,7 @@
 mod access;
 mod calls;
 mod connection;
+mod datasets;
 mod hostile;
 mod lifecycle;
 mod node;

@@ -49,7 +49,7 @@ fn free_ports(count: usize) -> Vec<u16> {
     held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).expect("a folder");
     for item in std::fs::read_dir(from).expect("a folder") {
         let item = item.expect("an item");
@@ -119,7 +119,8 @@ impl Nodes {
         id
     }
 
-    fn data(&self, id: usize) -> std::path::PathBuf {
+    /// Where one node has its data.
+    pub fn data(&self, id: usize) -> std::path::PathBuf {
         self.folder.path().join(format!("data{id}"))
     }
 

@@ -11,6 +11,7 @@ use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusa
 use crate::edge::body::{Object, Whole};
 use crate::edge::kind::{Kind, Words};
 use crate::edge::problem::Type;
+use crate::edge::wire::dataset::EventItem;
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_object};
 use crate::edge::wire::quantity::AsText;
@@ -336,21 +337,28 @@ impl WriteJson for ExtendedAnswer<'_> {
     }
 }
 
-/// `GET /v1/admissions/{id}`.
-impl WriteJson for AdmissionView {
+/// `GET /v1/admissions/{id}`: with everything that became of it, where that was read.
+pub(crate) struct AdmissionAnswer<'a> {
+    pub(crate) view: &'a AdmissionView,
+    pub(crate) events: Option<&'a [EventItem]>,
+}
+
+impl WriteJson for AdmissionAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
+        let view = self.view;
         write_object!(out, {
-            "admission": self.id,
-            "account": *self.account,
-            "feature": *self.feature,
-            "status": Derived(&self.status),
-            "cost": AsText(self.cost),
-            "paid_by": Payments(&self.paid_by),
-            "uncovered": AsText(self.uncovered),
-            "admitted_at": AsText(self.stamp.at),
-            "expires_at"?: self.expires_at.map(AsText),
-            "resolved_at"?: self.resolved_at.map(AsText),
-            "receipt": Receipt { stamp: &self.stamp, policy: self.policy },
+            "admission": view.id,
+            "account": *view.account,
+            "feature": *view.feature,
+            "status": Derived(&view.status),
+            "cost": AsText(view.cost),
+            "paid_by": Payments(&view.paid_by),
+            "uncovered": AsText(view.uncovered),
+            "admitted_at": AsText(view.stamp.at),
+            "expires_at"?: view.expires_at.map(AsText),
+            "resolved_at"?: view.resolved_at.map(AsText),
+            "receipt": Receipt { stamp: &view.stamp, policy: view.policy },
+            "events"?: self.events.map(Derived),
         });
     }
 }

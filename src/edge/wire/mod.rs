@@ -6,6 +6,7 @@
 pub(crate) mod account;
 pub(crate) mod admission;
 pub(crate) mod cluster;
+pub(crate) mod dataset;
 pub(crate) mod evidence;
 pub(crate) mod json;
 pub(crate) mod policy;

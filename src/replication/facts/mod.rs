@@ -34,11 +34,13 @@ use std::thread::JoinHandle;
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+use crate::decision::facts::Fact;
 use crate::replication::error::StorageError;
 use crate::replication::facts::block::{Block, entry_bytes};
 use crate::replication::facts::extent::{Extent, Serial};
 use crate::replication::facts::file::{Appender, Contents, Place, Read};
 use crate::replication::facts::tail::Tail;
+use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
 
 /// Called with what went wrong.
@@ -52,6 +54,18 @@ pub struct FactsPage {
     pub covered: Range<u64>,
     /// The facts of those that left any, in the order of the log.
     pub entries: Vec<(u64, Bytes)>,
+}
+
+impl FactsPage {
+    /// What it takes in memory, nearly.
+    pub fn bytes(&self) -> usize {
+        self.entries.iter().map(|(_, facts)| facts.len()).sum()
+    }
+}
+
+/// The facts of an entry, of which a page holds the bytes.
+pub fn decode_facts(facts: &[u8]) -> Result<Vec<Fact>, RecordError> {
+    record::decode(facts)
 }
 
 /// How much this node has.

@@ -1,0 +1,212 @@
+//! What nodes answer about the three datasets, and to an audit.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::client::{BalancesView, Receipt};
+use crate::units::{Credits, Millis};
+
+/// What a page of a dataset is to have.
+#[derive(Clone, Debug, Default)]
+pub struct DatasetQuery<'a> {
+    /// This account and all beneath it. Not for a ledger, which is of one account.
+    pub account: Option<&'a str>,
+    /// The account alone.
+    pub alone: bool,
+    pub feature: Option<&'a str>,
+    pub from: Option<Millis>,
+    pub to: Option<Millis>,
+    pub limit: Option<usize>,
+    pub cursor: Option<&'a str>,
+}
+
+impl DatasetQuery<'_> {
+    /// As it stands behind a path; `more` behind it.
+    pub(super) fn written(&self, more: &[(&str, &str)]) -> String {
+        let mut pairs: Vec<(&str, String)> = Vec::new();
+        pairs.extend(self.account.map(|account| ("account", account.to_owned())));
+        pairs.extend(self.alone.then(|| ("alone", "true".to_owned())));
+        pairs.extend(self.feature.map(|feature| ("feature", feature.to_owned())));
+        pairs.extend(self.from.map(|from| ("from", from.to_string())));
+        pairs.extend(self.to.map(|to| ("to", to.to_string())));
+        pairs.extend(self.limit.map(|limit| ("limit", limit.to_string())));
+        pairs.extend(self.cursor.map(|cursor| ("cursor", cursor.to_owned())));
+        pairs.extend(more.iter().map(|(name, value)| (*name, (*value).to_owned())));
+        let escaped = |text: &str| super::segment(text).replace('+', "%2B");
+        let pairs: Vec<String> =
+            pairs.iter().map(|(name, value)| format!("{name}={}", escaped(value))).collect();
+        if pairs.is_empty() { String::new() } else { format!("?{}", pairs.join("&")) }
+    }
+}
+
+/// Some of a dataset, newest first. Without a cursor there is no more.
+#[derive(Clone, Debug, Deserialize)]
+pub struct DatasetPage<I> {
+    pub items: Vec<I>,
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct UsageItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub admission: Option<String>,
+    pub account: Option<String>,
+    pub feature: String,
+    pub usage: BTreeMap<String, u64>,
+    pub outcome: String,
+    #[serde(default)]
+    pub reason: Option<String>,
+    pub charged: bool,
+    pub charge: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct ChargeItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub usage: String,
+    pub admission: String,
+    pub account: Option<String>,
+    pub feature: String,
+    pub outcome: String,
+    pub policy: u64,
+    #[serde(default)]
+    pub multipliers: Vec<MultiplierItem>,
+    pub amount: Credits,
+    pub allowances: Vec<AllowanceItem>,
+    pub drawn: Credits,
+    pub uncovered: Credits,
+    pub postings: Vec<String>,
+}
+
+/// An attribute that changed a price.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MultiplierItem {
+    pub attribute: String,
+    pub value: String,
+    pub multiplier: String,
+}
+
+/// One event in the life of an admission.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AdmissionEvent {
+    pub usage: UsageItem,
+    pub charge: Option<ChargeItem>,
+    pub postings: Vec<PostingItem>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct AllowanceItem {
+    pub limit: String,
+    pub level: u8,
+    pub credits: Credits,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct PostingItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub account: Option<String>,
+    pub grant: Option<String>,
+    pub amount: Credits,
+    pub from: String,
+    pub to: String,
+    pub why: String,
+    pub charge: Option<String>,
+    pub usage: Option<String>,
+    pub admission: Option<String>,
+    pub asked_by: Option<String>,
+    pub feature: Option<String>,
+}
+
+/// Usage in groups: of a part of the range, where there is a cursor.
+#[derive(Clone, Debug, Deserialize)]
+pub struct UsageGroups {
+    pub groups: Vec<UsageGroup>,
+    #[serde(default)]
+    pub cursor: Option<String>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct UsageGroup {
+    pub group: String,
+    pub admissions: u64,
+    pub refusals: u64,
+    pub units: BTreeMap<String, u64>,
+    pub compute_ms: u64,
+    pub cost: Credits,
+}
+
+/// A mark in the log.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Marked {
+    pub receipt: Receipt,
+}
+
+/// The hash of a node's state at a mark.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct StateHash {
+    pub node: u64,
+    pub index: u64,
+    pub records: u64,
+    pub sha256: String,
+}
+
+/// What a node's state showed at a mark.
+#[derive(Clone, Debug, Deserialize)]
+pub struct BalancesPage {
+    pub accounts: Vec<AccountBalances>,
+    #[serde(default)]
+    pub cursor: Option<u64>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct AccountBalances {
+    pub account: String,
+    pub grants: Vec<GrantBalances>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct GrantBalances {
+    pub id: String,
+    pub credits: BalancesView,
+}
+
+/// Facts of consecutive log entries, oldest first, as they are kept.
+#[derive(Debug, Deserialize)]
+pub struct FactsPage {
+    /// The next page begins at its end.
+    pub covered: std::ops::Range<u64>,
+    pub entries: Vec<EntryFacts>,
+}
+
+#[derive(Debug, Deserialize)]
+pub struct EntryFacts {
+    pub index: u64,
+    pub facts: Box<RawValue>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_escaped() {
+        let query = DatasetQuery {
+            account: Some("a:b+c@d"),
+            from: Some(Millis(0)),
+            limit: Some(5),
+            ..DatasetQuery::default()
+        };
+        let written = query.written(&[("group_by", "hour")]);
+        assert_eq!(written, "?account=a:b%2Bc@d&from=1970-01-01T00:00:00Z&limit=5&group_by=hour");
+        assert_eq!(DatasetQuery::default().written(&[]), "");
+    }
+}

@@ -1,0 +1,129 @@
+//! Usage in groups: sums of what was used and what it cost.
+//!
+//! An admission is counted where it is over: a hold by its end, so that nothing is counted twice. What is
+//! still held is not in it yet.
+
+use std::collections::BTreeMap;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use crate::decision::facts::{Fact, Usage, UsageOutcome, with_moments};
+use crate::edge::datasets::names::Names;
+use crate::edge::datasets::place::Place;
+use crate::units::{Credits, Millis, Span};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum GroupBy {
+    Account,
+    Feature,
+    /// The plan that the account has today.
+    Plan,
+    Hour,
+    Day,
+}
+
+impl FromStr for GroupBy {
+    type Err = ();
+    fn from_str(text: &str) -> Result<GroupBy, ()> {
+        Ok(match text {
+            "account" => GroupBy::Account,
+            "feature" => GroupBy::Feature,
+            "plan" => GroupBy::Plan,
+            "hour" => GroupBy::Hour,
+            "day" => GroupBy::Day,
+            _ => return Err(()),
+        })
+    }
+}
+
+pub(crate) struct Groups {
+    by: GroupBy,
+    sums: BTreeMap<String, Sums>,
+}
+
+/// Sums stay exact: what does not fit any more is the largest number.
+#[derive(Default, Serialize)]
+struct Sums {
+    /// Requests that were used: settled, released or expired.
+    admissions: u64,
+    refusals: u64,
+    units: BTreeMap<Arc<str>, u64>,
+    compute_ms: u64,
+    /// The price of what was used.
+    cost: Credits,
+}
+
+#[derive(Serialize)]
+pub(crate) struct GroupsAnswer<'a> {
+    groups: Vec<Group<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cursor: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Group<'a> {
+    group: &'a str,
+    #[serde(flatten)]
+    sums: &'a Sums,
+}
+
+impl Groups {
+    pub(crate) fn new(by: GroupBy) -> Groups {
+        Groups { by, sums: BTreeMap::new() }
+    }
+
+    /// Adds what `wanted` lets in of the facts of an entry.
+    pub(crate) fn take(&mut self, facts: &[Fact], wanted: impl Fn(Millis, &Usage) -> bool, names: &Names) {
+        for (moment, fact) in with_moments(facts) {
+            let Fact::Usage(usage) = fact else { continue };
+            let is_over = !matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::PartlySettled);
+            if !is_over || !wanted(moment.at, usage) {
+                continue;
+            }
+            let cost = facts.iter().find_map(|fact| match fact {
+                Fact::Charge(charge) if charge.usage == usage.number => Some(charge.amount),
+                _ => None,
+            });
+            let group = self.group_of(moment.at, usage, names);
+            self.sums.entry(group).or_default().add(usage, cost.unwrap_or(Credits::ZERO));
+        }
+    }
+
+    fn group_of(&self, at: Millis, usage: &Usage, names: &Names) -> String {
+        let start = |length: Span| Millis(at.0 - at.0 % length.0).to_string();
+        match self.by {
+            GroupBy::Account => {
+                usage.account.and_then(|number| names.account(number)).map_or("", |path| path).to_owned()
+            }
+            GroupBy::Plan => {
+                usage.account.and_then(|number| names.plan(number)).map_or("", |plan| plan).to_owned()
+            }
+            GroupBy::Feature => usage.feature.to_string(),
+            GroupBy::Hour => start(Span::HOUR),
+            GroupBy::Day => start(Span::DAY),
+        }
+    }
+
+    pub(crate) fn answer(&self, place: Option<Place>) -> GroupsAnswer<'_> {
+        let groups = self.sums.iter().map(|(group, sums)| Group { group, sums }).collect();
+        GroupsAnswer { groups, cursor: place.map(|place| place.to_string()) }
+    }
+}
+
+impl Sums {
+    fn add(&mut self, usage: &Usage, cost: Credits) {
+        if matches!(usage.outcome, UsageOutcome::Refused(_)) {
+            self.refusals += 1;
+            return;
+        }
+        self.admissions += 1;
+        for used in &usage.units {
+            let sum = self.units.entry(used.unit.clone()).or_default();
+            *sum = sum.saturating_add(used.quantity);
+        }
+        self.compute_ms = self.compute_ms.saturating_add(usage.compute_ms.unwrap_or(0));
+        self.cost = self.cost.checked_add(cost).unwrap_or(Credits::MAX);
+    }
+}

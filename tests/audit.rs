@@ -1,0 +1,179 @@
+//! `quorate audit` by the real program: clean books are found clean, and each planted error is named, of a
+//! live cluster and of a stopped node's data.
+
+mod nodes;
+
+use std::path::Path;
+
+use nodes::{Nodes, copy_folder};
+use quorate::decision::facts::{Charge, Fact, Posting, Why};
+use quorate::node::StoppedNode;
+use quorate::units::Credits;
+
+const ACCOUNT: &str = "acme:video:u17";
+
+/// Buys, holds, settles, gives back, revokes and is refused.
+fn traffic(nodes: &Nodes) {
+    let run = |arguments: &[&str], code: i32| {
+        let output = nodes.quorate(arguments);
+        let said = (nodes.text(&output.stdout), nodes.text(&output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {said:?}");
+    };
+    run(&["account", "put", ACCOUNT, "--plan", "plus"], 0);
+    run(&["grant", "add", ACCOUNT, "promo-may", "40", "--source", "promotion", "--priority", "10"], 0);
+    run(&["grant", "add", "acme", "purchase-81", "1000", "--priority", "50"], 0);
+    let admit = ["admit", ACCOUNT, "video.generate", "--usage"];
+    let large = [&admit[..], &["requests=1,video_seconds=65"]].concat();
+    run(&large, 0);
+    let held = [&admit[..], &["requests=1,video_seconds=10", "--hold", "10m"]].concat();
+    run(&held, 0);
+    run(&["admission", "settle", "adm_2", "--usage", "requests=1,video_seconds=6"], 0);
+    run(&held, 0);
+    run(&["admission", "release", "adm_3"], 0);
+    run(&["grant", "revoke", "acme", "purchase-81", "--credits", "7", "--reason", "asked back"], 0);
+    run(&[&admit[..], &["requests=1,video_seconds=2000"]].concat(), 1);
+    run(&held, 0);
+}
+
+fn audit(nodes: &Nodes, arguments: &[&str], code: i32) -> String {
+    let output = nodes.quorate(&[&["audit"], arguments].concat());
+    let told = nodes.text(&output.stdout);
+    assert_eq!(output.status.code(), Some(code), "{told}{}", nodes.text(&output.stderr));
+    told
+}
+
+fn audit_offline(nodes: &Nodes, data: &Path, code: i32) -> String {
+    audit(nodes, &["--data-dir", data.to_str().expect("UTF-8")], code)
+}
+
+/// Every entry's facts, as they are stored.
+fn all_facts(node: &StoppedNode) -> Vec<(u64, Vec<Fact>)> {
+    let mut all = Vec::new();
+    node.each(|index, facts| all.push((index, facts.to_vec()))).expect("the facts can be read");
+    all
+}
+
+/// Changes the stored facts of the first entry that `change` says it has changed.
+fn plant(data: &Path, change: impl Fn(&mut Vec<Fact>) -> bool) -> u64 {
+    let node = StoppedNode::open(data).expect("the data can be opened");
+    for (index, mut facts) in all_facts(&node) {
+        if change(&mut facts) {
+            node.replace_facts(index, &facts).expect("replaced");
+            return index;
+        }
+    }
+    panic!("there is nothing to plant the error in");
+}
+
+fn drawn_at(facts: &[Fact]) -> Option<usize> {
+    facts.iter().position(|fact| matches!(fact, Fact::Posting(Posting { why: Why::Drawn, .. })))
+}
+
+fn flip_an_amount(facts: &mut Vec<Fact>) -> bool {
+    let Some(Fact::Posting(posting)) = drawn_at(facts).map(|place| &mut facts[place]) else { return false };
+    posting.amount = Credits(posting.amount.0 ^ 1 << 20);
+    true
+}
+
+fn remove_a_posting(facts: &mut Vec<Fact>) -> bool {
+    drawn_at(facts).map(|place| facts.remove(place)).is_some()
+}
+
+fn double_a_posting(facts: &mut Vec<Fact>) -> bool {
+    let Some(place) = drawn_at(facts) else { return false };
+    facts.insert(place, facts[place].clone());
+    true
+}
+
+fn raise_a_price(facts: &mut Vec<Fact>) -> bool {
+    let charge = facts.iter_mut().find_map(|fact| match fact {
+        Fact::Charge(charge) if charge.amount > Credits::ZERO => Some(charge),
+        _ => None,
+    });
+    let Some(Charge { amount, uncovered, .. }) = charge else { return false };
+    amount.0 += 1;
+    uncovered.0 += 1;
+    true
+}
+
+/// A planted error, and the words by which it must be named.
+type Planted = (&'static str, fn(&mut Vec<Fact>) -> bool, &'static [&'static str]);
+
+const PLANTED: [Planted; 4] = [
+    ("flipped", flip_an_amount, &["are posted", "postings give"]),
+    ("removed", remove_a_posting, &["are posted", "postings give"]),
+    ("doubled", double_a_posting, &["is there twice", "postings give"]),
+    ("overpriced", raise_a_price, &["by the rate card it is"]),
+];
+
+#[test]
+fn a_live_cluster_is_clean_and_its_nodes_agree() {
+    let mut nodes = Nodes::start(3);
+    traffic(&nodes);
+    let (code, report) = nodes.json(&["audit"]);
+    assert_eq!(code, 0, "{report}");
+    assert_eq!(report["findings_total"], 0, "{report}");
+    assert_eq!(report["hashes"].as_object().map(|hashes| hashes.len()), Some(3), "{report}");
+    assert_eq!(report["grants"], 2, "{report}");
+    assert!(report["facts"].as_u64().is_some_and(|facts| facts > 20), "{report}");
+    let told = audit(&nodes, &[], 0);
+    assert!(told.contains("clean") && told.contains("at nodes 1, 2, 3"), "{told}");
+
+    nodes.kill_node(2);
+    let told = audit(&nodes, &[], 2);
+    assert!(told.contains("not all of it could be audited"), "{told}");
+}
+
+#[test]
+fn errors_planted_in_stored_facts_are_named_offline() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    assert!(nodes.stop_node(1).success());
+    let told = audit_offline(&nodes, &nodes.data(1), 0);
+    assert!(told.contains("clean"), "{told}");
+    for (name, change, words) in PLANTED {
+        let copy = nodes.data(1).with_file_name(name);
+        copy_folder(&nodes.data(1), &copy);
+        let index = plant(&copy, change);
+        let told = audit_offline(&nodes, &copy, 1);
+        for word in words {
+            assert!(told.contains(word), "{name}: {word:?} is missing:\n{told}");
+        }
+        assert!(told.contains(&format!("{index}.")), "{name}: entry {index} is not named:\n{told}");
+    }
+}
+
+#[test]
+fn an_error_planted_in_stored_facts_is_named_by_a_live_node() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    assert!(nodes.stop_node(1).success());
+    let index = plant(&nodes.data(1), flip_an_amount);
+    nodes.start_node(1);
+    nodes.wait_until("the node serves", |nodes| nodes.quorate(&["policy", "show"]).status.success());
+    let told = audit(&nodes, &[], 1);
+    for word in ["are posted", "postings give", &format!("{index}.")] {
+        assert!(told.contains(word), "{word:?} is missing:\n{told}");
+    }
+}
+
+#[test]
+fn the_data_of_a_killed_node_are_audited_with_its_log() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    nodes.kill_node(1);
+    let told = audit_offline(&nodes, &nodes.data(1), 0);
+    assert!(told.contains("clean"), "{told}");
+    let index = plant(&nodes.data(1), flip_an_amount);
+    let told = audit_offline(&nodes, &nodes.data(1), 1);
+    let word = format!("entry {index}: the stored facts are not those that the log gives");
+    assert!(told.contains(&word), "{told}");
+}
+
+#[test]
+fn what_is_no_data_directory_fails() {
+    let nodes = Nodes::start(1);
+    let empty = nodes.data(1).with_file_name("empty");
+    std::fs::create_dir(&empty).expect("made");
+    audit_offline(&nodes, &empty, 2);
+}

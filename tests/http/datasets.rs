@@ -1,0 +1,242 @@
+//! The three datasets over HTTP: what is in them, and that pages are stable.
+
+use serde_json::{Value, json};
+
+use crate::connection::Connection;
+use crate::node::Node;
+
+fn admission(account: &str, seconds: u64) -> String {
+    json!({
+        "account": account, "feature": "video.generate",
+        "usage": {"requests": 1, "video_seconds": seconds},
+        "endpoint": "gpu-7", "region": "eu-north",
+    })
+    .to_string()
+}
+
+async fn grant(client: &mut Connection, account: &str, id: &str, credits: &str) {
+    let body = json!({"id": id, "source": "purchase", "credits": credits}).to_string();
+    client.post(&format!("/v1/accounts/{account}/grants"), &body).await.expect(201);
+}
+
+/// Every page from the first on, of so many items.
+async fn all_pages(client: &mut Connection, path: &str, limit: usize) -> Vec<Value> {
+    let mut items = Vec::new();
+    let mut cursor = String::new();
+    loop {
+        let separator = if path.contains('?') { '&' } else { '?' };
+        let page = client.get(&format!("{path}{separator}limit={limit}{cursor}")).await.expect(200);
+        let found = page["items"].as_array().expect("items").clone();
+        assert!(found.len() <= limit);
+        items.extend(found);
+        match page["cursor"].as_str() {
+            Some(at) => cursor = format!("&cursor={at}"),
+            None => return items,
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_posting_leads_to_its_charge_and_that_to_its_usage() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-81", "100").await;
+    let admitted = client.post("/v1/admissions", &admission("acme", 40)).await.expect(200);
+
+    let ledger = client.get("/v1/accounts/acme/ledger").await.expect(200);
+    let postings = ledger["items"].as_array().expect("items");
+    assert_eq!(postings.len(), 2, "{ledger}");
+    let (drawn, granted) = (&postings[0], &postings[1]);
+    assert_eq!((&granted["why"], &granted["amount"]), (&json!("granted"), &json!("100")));
+    assert_eq!((&granted["from"], &granted["to"]), (&json!("outside"), &json!("available")));
+    assert_eq!((&drawn["why"], &drawn["amount"]), (&json!("drawn"), &json!("20")));
+    assert_eq!((&drawn["account"], &drawn["grant"]), (&json!("acme"), &json!("purchase-81")));
+    assert_eq!(drawn["admission"], admitted["admission"]);
+    assert_eq!(drawn["index"], admitted["receipt"]["index"]);
+    assert_eq!(drawn["at"], admitted["receipt"]["at"]);
+
+    let charges = client.get("/v1/charges").await.expect(200);
+    let charge = &charges["items"][0];
+    assert_eq!(charge["id"], drawn["charge"]);
+    assert_eq!((&charge["amount"], &charge["drawn"]), (&json!("320"), &json!("20")));
+    assert_eq!(charge["allowances"], json!([{"limit": "five_hours", "level": 1, "credits": "300"}]));
+    assert_eq!(charge["postings"], json!([drawn["id"]]));
+    assert_eq!(charge["lines"][0]["rate"], json!({"micros": "8000000", "per": "1"}));
+
+    let usage = client.get("/v1/usage").await.expect(200);
+    let used = &usage["items"][0];
+    assert_eq!((&used["id"], &used["charge"]), (&charge["usage"], &charge["id"]));
+    assert_eq!(used["usage"], json!({"requests": 1, "video_seconds": 40}));
+    assert_eq!((&used["outcome"], &used["charged"]), (&json!("settled"), &json!(true)));
+    assert_eq!((&used["endpoint"], &used["region"]), (&json!("gpu-7"), &json!("eu-north")));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_is_usage_without_a_charge() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    client.post("/v1/admissions", &admission("acme", 400)).await.problem(402, "credits_short");
+    let usage = client.get("/v1/usage?account=acme&alone=true").await.expect(200);
+    let used = &usage["items"][0];
+    assert_eq!((&used["outcome"], &used["reason"]), (&json!("refused"), &json!("credits_short")));
+    assert_eq!((&used["admission"], &used["charge"]), (&Value::Null, &Value::Null));
+    assert_eq!(client.get("/v1/charges").await.expect(200)["items"], json!([]));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn pages_neither_repeat_nor_skip_while_more_is_written() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-81", "100000").await;
+    for _ in 0..12 {
+        client.post("/v1/admissions", &admission("acme", 10)).await.expect(200);
+    }
+    for path in ["/v1/usage", "/v1/charges", "/v1/accounts/acme/ledger", "/v1/usage?account=acme&alone=true"]
+    {
+        let ids = |items: &[Value]| items.iter().map(|item| item["id"].clone()).collect::<Vec<_>>();
+        let whole = ids(&all_pages(&mut client, path, 1_000).await);
+        assert!(whole.len() >= 9, "{path}: {whole:?}");
+        let mut paged = Vec::new();
+        let mut cursor = String::new();
+        loop {
+            let separator = if path.contains('?') { '&' } else { '?' };
+            let page = client.get(&format!("{path}{separator}limit=2{cursor}")).await.expect(200);
+            paged.extend(ids(page["items"].as_array().expect("items")));
+            // What is written now must change nothing of what follows.
+            client.post("/v1/admissions", &admission("acme", 1)).await.expect(200);
+            match page["cursor"].as_str() {
+                Some(at) => cursor = format!("&cursor={at}"),
+                None => break,
+            }
+        }
+        assert_eq!(paged, whole, "{path}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn filters_leave_out_what_was_not_asked_for() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    client.json("PUT", "/v1/accounts/acme:video", "{}").await.expect(200);
+    client.json("PUT", "/v1/accounts/acmeister", r#"{"plan":"plus"}"#).await.expect(200);
+    let first = client.post("/v1/admissions", &admission("acme", 1)).await.expect(200);
+    client.post("/v1/admissions", &admission("acme:video", 2)).await.expect(200);
+    client.post("/v1/admissions", &admission("acmeister", 3)).await.expect(200);
+    let mut count = async |query: &str| {
+        let page = client.get(&format!("/v1/usage?{query}")).await.expect(200);
+        page["items"].as_array().expect("items").len()
+    };
+    assert_eq!(count("").await, 3);
+    assert_eq!(count("account=acme").await, 2, "with what is beneath it");
+    assert_eq!(count("account=acme&alone=true").await, 1);
+    assert_eq!(count("account=acme:video").await, 1);
+    assert_eq!(count("feature=video.generate").await, 3);
+    assert_eq!(count("feature=code.task").await, 0);
+    let at = first["receipt"]["at"].as_str().expect("a time");
+    assert_eq!(count(&format!("to={at}")).await, 0, "the end is left out");
+    assert_eq!(count(&format!("from={at}")).await, 3, "the start is in");
+    assert_eq!(count("from=2099-01-01T00:00:00Z").await, 0);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn usage_is_summed_in_groups_and_a_hold_counts_once() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    client.post("/v1/admissions", &admission("acme", 5)).await.expect(200);
+    let held = json!({
+        "account": "acme", "feature": "video.generate", "usage": {"requests": 1, "video_seconds": 10},
+        "hold": {"ttl_ms": 600_000},
+    });
+    let held = client.post("/v1/admissions", &held.to_string()).await.expect(200);
+    let path = format!("/v1/admissions/{}/settle", held["admission"].as_str().expect("an id"));
+    let usage = r#"{"usage":{"requests":1,"video_seconds":3},"compute_ms":700,"final":true}"#;
+    client.post(&path, usage).await.expect(200);
+    client.post("/v1/admissions", &admission("acme", 400)).await.problem(402, "credits_short");
+    let expected = json!({"admissions": 2, "refusals": 1, "units": {"requests": 2, "video_seconds": 8}, "compute_ms": 700, "cost": "64"});
+    for (by, name) in [("account", "acme"), ("feature", "video.generate"), ("plan", "plus")] {
+        let answer =
+            client.get(&format!("/v1/usage?group_by={by}&from=2020-01-01T00:00:00Z")).await.expect(200);
+        let mut group = answer["groups"][0].clone();
+        assert_eq!(group["group"], name, "{answer}");
+        group.as_object_mut().expect("an object").remove("group");
+        assert_eq!(group, expected, "{by}");
+    }
+    client.get("/v1/usage?group_by=hour").await.problem(422, "invalid");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn any_admission_is_found_however_old() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    let policy = format!("{}\n[settings]\nadmissions_kept = 3\n", crate::node::POLICY);
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    grant(&mut client, "acme", "purchase-81", "100000").await;
+    let held = r#"{"account":"acme","feature":"video.generate","usage":{"requests":1,"video_seconds":50},"hold":{"ttl_ms":600000}}"#;
+    let mut decided = Vec::new();
+    for round in 1..=30 {
+        match round % 3 {
+            0 => {
+                let held = client.post("/v1/admissions", held).await.expect(200);
+                let path = format!("/v1/admissions/{}/settle", held["admission"].as_str().expect("an id"));
+                let usage = r#"{"usage":{"requests":1,"video_seconds":40},"final":true}"#;
+                client.post(&path, usage).await.expect(200);
+                decided.push((held, "320", 2));
+            }
+            _ => decided.push((
+                client.post("/v1/admissions", &admission("acme", 5)).await.expect(200),
+                "40",
+                1,
+            )),
+        }
+    }
+    for (answer, cost, events) in &decided {
+        let id = answer["admission"].as_str().expect("an id");
+        let found = client.get(&format!("/v1/admissions/{id}?events=true")).await.expect(200);
+        assert_eq!(found["admission"], id, "{found}");
+        assert_eq!((&found["status"], &found["cost"]), (&json!("settled"), &json!(cost)), "{found}");
+        assert_eq!(found["receipt"]["index"], answer["receipt"]["index"], "{found}");
+        assert_eq!(found["receipt"]["position"], answer["receipt"]["position"], "{found}");
+        assert_eq!(found["admitted_at"], answer["receipt"]["at"], "{found}");
+        assert_eq!(found["events"].as_array().expect("events").len(), *events, "{found}");
+        let paid: f64 = found["paid_by"]
+            .as_array()
+            .expect("payers")
+            .iter()
+            .map(|payment| payment["credits"].as_str().expect("credits").parse::<f64>().expect("a number"))
+            .sum();
+        assert_eq!(paid.to_string(), *cost, "{found}");
+    }
+    client.get("/v1/admissions/adm_ff").await.problem(404, "admission_unknown");
+    client.get("/v1/admissions/adm_0").await.problem(404, "admission_unknown");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_meant_is_refused_by_name() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    for (path, field) in [
+        ("/v1/usage?limit=0", "limit"),
+        ("/v1/usage?limit=1001", "limit"),
+        ("/v1/usage?cursor=x", "cursor"),
+        ("/v1/usage?from=yesterday", "from"),
+        ("/v1/usage?alone=true", "alone"),
+        ("/v1/usage?group_by=moon&from=2020-01-01T00:00:00Z", "group_by"),
+        ("/v1/charges?accounts=acme", "accounts"),
+        ("/v1/accounts/acme/ledger?cursor=1.4294967295", "cursor"),
+        ("/v1/cluster/hash", "index"),
+    ] {
+        let problem = client.get(path).await.problem(422, "invalid");
+        assert_eq!(problem["field"], field, "{path}");
+    }
+    client.get("/v1/accounts/nobody/ledger").await.problem(404, "account_unknown");
+    client.get("/v1/balances?index=1").await.problem(404, "mark_unknown");
+    node.stop().await;
+}
