@@ -605,14 +605,10 @@ fn nobody_is_lent_more_than_the_plan_lends_and_what_comes_in_pays_back_first() {
     let account = || select(vec!["a", "a:b", "z"]);
     let hold = prop::option::weighted(0.9, spans());
     let tokens = |tokens| vec![("tokens", tokens)];
-    let admit = (account(), 0_u64..6_000, hold).prop_map(move |(account, asked, hold)| Act::Admit {
-        account,
-        video: false,
-        usage: tokens(asked),
-        doubled: false,
-        hold,
-        dry_run: false,
-    });
+    let admit =
+        (account(), prop_oneof![Just(0_u64), 0_u64..6_000], hold).prop_map(move |(account, asked, hold)| {
+            Act::Admit { account, video: false, usage: tokens(asked), doubled: false, hold, dry_run: false }
+        });
     let settle = (0_u64..4, 0_u64..12_000, prop::bool::weighted(0.7))
         .prop_map(move |(nth, used, last)| Act::Settle { nth, usage: tokens(used), last });
     let act = prop_oneof![
@@ -652,7 +648,7 @@ fn nobody_is_lent_more_than_the_plan_lends_and_what_comes_in_pays_back_first() {
         }
         Ok(())
     });
-    assert!(lent.get() > 100, "somebody owed something after {} steps only", lent.get());
+    assert!(lent.get() > 20, "somebody owed something after {} steps only", lent.get());
 }
 
 type PlanOf = Vec<Option<&'static str>>;
