@@ -25,8 +25,8 @@ use serde::de::DeserializeOwned;
 
 pub use answers::{
     AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
-    ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitView, MemberView, Payer,
-    Payment, PolicyPut, PolicyView, Receipt, SettledView, WalletView,
+    ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
+    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, ResetView, SettledView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
@@ -37,7 +37,7 @@ pub use datasets::{
 pub use error::{ClientError, Problem};
 pub use requests::{
     AccountState, AccountUpdate, Admission, BatchAdmission, GrantRequest, GrantSource, MemberRequest,
-    MembersChange, RevokeRequest, SettleRequest, SpendingCap,
+    MembersChange, ResetRequest, RevokeRequest, SettleRequest, SpendingCap,
 };
 
 use connection::{Node, SendError, Sent};
@@ -294,6 +294,16 @@ impl Client {
     ) -> Result<Answer<GrantRevoked>, ClientError> {
         let path = format!("/v1/accounts/{}/grants/{}/revoke", segment(account), segment(grant));
         self.change(Method::POST, path, key, revoke).await
+    }
+
+    /// Clears what limits of an account's plan have counted, or puts resets by.
+    pub async fn reset(
+        &self,
+        key: Option<&str>,
+        account: &str,
+        reset: &ResetRequest<'_>,
+    ) -> Result<Answer<ResetView>, ClientError> {
+        self.change(Method::POST, format!("/v1/accounts/{}/resets", segment(account)), key, reset).await
     }
 
     // --- datasets -------------------------------------------------------------------------------

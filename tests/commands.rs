@@ -104,6 +104,45 @@ fn a_hold_is_settled_below_what_it_reserved_and_once() {
 }
 
 #[test]
+fn limits_are_reset_by_an_operator_and_by_what_was_put_by() {
+    let nodes = with_account();
+    nodes.json(&admit(&["requests=1,video_seconds=25"]));
+    let reset =
+        |more: &[&str]| nodes.quorate(&[&["account", "reset", ACCOUNT, "--reason", "x"], more].concat());
+    let output = reset(&["--limit", "five_hours"]);
+    let told = nodes.text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", nodes.text(&output.stderr));
+    for part in ["reset: acme:video:u17", "five_hours  credits  200 cleared", "resets put by: 0"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let output = reset(&["--banked"]);
+    assert_eq!(output.status.code(), Some(1), "{}", nodes.text(&output.stdout));
+    assert!(reset(&["--bank", "1"]).status.success());
+    let shown = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
+    assert!(shown.contains("resets   1 put by"), "{shown}");
+    let output = reset(&["--banked"]);
+    assert!(nodes.text(&output.stdout).contains("requests_per_hour"), "all of them are cleared");
+    let (_, account) = nodes.json(&["account", "show", ACCOUNT]);
+    assert_eq!((&account["banked_resets"], &account["owed"]), (&json!(0), &json!("0")));
+}
+
+#[test]
+fn a_report_says_whether_to_go_on() {
+    let nodes = with_account();
+    let (_, held) = nodes.json(&admit(&["requests=1,video_seconds=65", "--hold", "10m"]));
+    let admission = held["admission"].as_str().expect("an id");
+    let report = |seconds: u32| {
+        let usage = format!("requests=1,video_seconds={seconds}");
+        nodes.text(&nodes.quorate(&["admission", "settle", admission, "--usage", &usage, "--partial"]).stdout)
+    };
+    // 520 are held and 120 more are in the wallet: 72 seconds are nine tenths of both.
+    let told = report(71);
+    assert!(told.contains("  continue; 72 credits are left for it"), "{told}");
+    let told = report(72);
+    assert!(told.contains("  pause: stop where it can be gone on from; 64 credits are left"), "{told}");
+}
+
+#[test]
 fn a_dry_run_decides_and_changes_nothing() {
     let nodes = with_account();
     let output = nodes.quorate(&admit(&["requests=1,video_seconds=65", "--dry-run"]));

@@ -9,7 +9,7 @@ use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
 use crate::client::{
     AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView,
-    RevokeRequest, SpendingCap,
+    ResetRequest, ResetView, RevokeRequest, SpendingCap,
 };
 use crate::units::{Credits, Millis};
 
@@ -34,6 +34,26 @@ pub(super) enum AccountCommand {
         /// Open it or close it: a closed account refuses admissions and keeps its books
         #[arg(long, value_enum)]
         state: Option<StateArgument>,
+        /// The idempotency key; a random one when absent
+        #[arg(long)]
+        key: Option<String>,
+    },
+    /// Clear what limits of its plan have counted, or put resets by for later
+    Reset {
+        /// Such as acme:video:u17
+        account: String,
+        /// A limit to clear; may be given again. All that count over a window when absent
+        #[arg(long = "limit", value_name = "NAME")]
+        limits: Vec<String>,
+        /// Use one of the resets that were put by
+        #[arg(long)]
+        banked: bool,
+        /// Clear nothing, and put so many resets by
+        #[arg(long, value_name = "RESETS", conflicts_with_all = ["banked", "limits"])]
+        bank: Option<u32>,
+        /// Why, for the record
+        #[arg(long)]
+        reason: String,
         /// The idempotency key; a random one when absent
         #[arg(long)]
         key: Option<String>,
@@ -148,6 +168,15 @@ pub(super) async fn run(command: AccountCommand, global: &Global) -> Result<Done
         }
         AccountCommand::Ledger { account, page } => return datasets::ledger(&account, &page, global).await,
         AccountCommand::Show { account } => client.account(&account).await?,
+        AccountCommand::Reset { account, limits, banked, bank, reason, key } => {
+            let limits = Some(limits.as_slice()).filter(|limits| !limits.is_empty());
+            let request = ResetRequest { limits, banked, bank, reason: &reason };
+            let answer = client.reset(key.as_deref(), &account, &request).await?;
+            return Ok(Done::ok(match global.json {
+                true => output::json(&answer.body),
+                false => reset(&answer.value, answer.replayed),
+            }));
+        }
         AccountCommand::Put { account, plan, no_plan, cap, no_cap, state, key } => {
             let cap = cap.as_ref().map(|cap| SpendingCap { credits: cap.credits, period: &cap.period });
             let update = AccountUpdate {
@@ -213,6 +242,18 @@ pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<
     Ok(Done::ok(if global.json { output::json(&body) } else { text }))
 }
 
+fn reset(done: &ResetView, replayed: bool) -> String {
+    let again = if replayed { " (the first answer to this key, again)" } else { "" };
+    let mut text = format!("reset: {}{again}\n", done.account);
+    let mut table = Table::new(&[2]);
+    for limit in &done.limits {
+        table.row([limit.name.clone(), limit.unit.clone(), format!("{} cleared", limit.used)]);
+    }
+    text.push_str(&table.lines(2));
+    put(&mut text, format_args!("  resets put by: {}\n", done.banked_resets));
+    text
+}
+
 fn view(account: &AccountView) -> String {
     let mut text = format!("{}: {}\n", account.account, account.state);
     let mut facts = Table::default();
@@ -221,6 +262,12 @@ fn view(account: &AccountView) -> String {
         facts.row(["cap".into(), format!("{} credits a {}", cap.credits, cap.period)]);
     }
     facts.row(["credits".into(), balances(&account.credits)]);
+    if account.owed > Credits::ZERO {
+        facts.row(["owed".into(), format!("{} credits, paid back first", account.owed)]);
+    }
+    if account.banked_resets > 0 {
+        facts.row(["resets".into(), format!("{} put by", account.banked_resets)]);
+    }
     text.push_str(&facts.lines(2));
     if !account.limits.is_empty() {
         text.push_str(&output::limits(&account.limits, None, 2));

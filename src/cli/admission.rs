@@ -5,7 +5,9 @@ use clap::Subcommand;
 use crate::cli::arguments::{self, NamedValue, UnitAmount};
 use crate::cli::output::{self, put};
 use crate::cli::{CliError, Done, Global};
-use crate::client::{Admission, AdmissionStatus, AdmissionView, Admitted, SettleRequest, SettledView};
+use crate::client::{
+    Admission, AdmissionStatus, AdmissionView, Admitted, PaceVerdict, SettleRequest, SettledView,
+};
 use crate::units::{Credits, Span};
 
 #[derive(Debug, clap::Args)]
@@ -177,6 +179,13 @@ fn settled(what: &str, answer: &SettledView, replayed: bool) -> String {
     }
     let wallet = &answer.credits;
     put(&mut text, format_args!("  wallet: {} credits available, {} held\n", wallet.available, wallet.held));
+    if let (Some(verdict), Some(left)) = (answer.verdict, answer.left) {
+        let word = match verdict {
+            PaceVerdict::Continue => "continue",
+            PaceVerdict::Pause => "pause: stop where it can be gone on from",
+        };
+        put(&mut text, format_args!("  {word}; {left} credits are left for it\n"));
+    }
     put(&mut text, format_args!("  {}", output::receipt(&answer.receipt)));
     text
 }

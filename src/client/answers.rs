@@ -206,9 +206,21 @@ pub struct SettledView {
     pub returned: Vec<Payment>,
     pub uncovered: Credits,
     pub credits: WalletView,
+    /// Whether work that goes on should, and what it can still use.
+    #[serde(default)]
+    pub verdict: Option<PaceVerdict>,
+    #[serde(default)]
+    pub left: Option<Credits>,
     #[serde(default)]
     pub hold: Option<HoldExpiry>,
     pub receipt: Receipt,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaceVerdict {
+    Continue,
+    Pause,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -290,6 +302,24 @@ pub struct GrantRevoked {
     pub awaited: Credits,
 }
 
+/// What a reset did.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ResetView {
+    pub account: String,
+    /// What was cleared, with what each had counted.
+    pub limits: Vec<LimitReset>,
+    /// The resets that are put by.
+    pub banked_resets: u32,
+    pub receipt: Receipt,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub struct LimitReset {
+    pub name: String,
+    pub unit: String,
+    pub used: Amount,
+}
+
 #[derive(Clone, Debug, Deserialize)]
 pub struct HoldView {
     pub admission: String,
@@ -324,6 +354,12 @@ pub struct AccountView {
     pub holds: Vec<HoldView>,
     #[serde(default)]
     pub holds_total: u64,
+    /// What was lent to its wallet and is not paid back.
+    #[serde(default)]
+    pub owed: Credits,
+    /// The resets that it has put by.
+    #[serde(default)]
+    pub banked_resets: u32,
 }
 
 /// The policy in force, in whatever words its version has.

@@ -114,6 +114,20 @@ pub struct RevokeRequest<'a> {
     pub reason: &'a str,
 }
 
+/// Clears what limits of an account's plan have counted, or puts resets by for later.
+#[derive(Clone, Debug, Serialize)]
+pub struct ResetRequest<'a> {
+    /// All that count over a window when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limits: Option<&'a [String]>,
+    /// Whether it uses one of those that were put by.
+    pub banked: bool,
+    /// Clears nothing, and puts so many by.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bank: Option<u32>,
+    pub reason: &'a str,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum GrantSource {

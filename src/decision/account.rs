@@ -36,6 +36,8 @@ pub(super) struct Account {
     pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
     pub wallet: Option<Box<Wallet>>,
+    /// Resets that were put by.
+    pub banked_resets: u32,
 }
 
 impl Account {
@@ -53,6 +55,7 @@ impl Account {
             meters: Vec::new(),
             recurrences: Vec::new(),
             wallet: None,
+            banked_resets: 0,
         }
     }
 
@@ -81,6 +84,13 @@ impl Account {
             Meter::Slots { taken } => Some((*key, *taken)),
             _ => None,
         })
+    }
+
+    /// Uncounts all that is counted under `key`, and leaves its window as it is.
+    pub fn clear(&mut self, key: MeterKey) {
+        if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
+            meter.clear();
+        }
     }
 
     /// Uncounts what [`Account::take`] counted.

@@ -276,7 +276,9 @@ impl UnderWay {
         }
         state.count_plan_user(account.plan);
         for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
-            state.wallet_deadlines.extend(grant.expires_at.map(|at| (at, place)));
+            let begins_at = Some(grant.effective_at).filter(|at| *at > state.now);
+            let due = grant.expires_at.into_iter().chain(begins_at);
+            state.wallet_deadlines.extend(due.map(|at| (at, place)));
         }
         let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
         state.wallet_deadlines.extend(ends);

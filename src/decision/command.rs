@@ -53,6 +53,8 @@ pub enum Command<'a> {
     Revoke(Revoke<'a>),
     /// Changes nothing. Each node keeps its state as this entry leaves it for a while, to be compared.
     Mark,
+    #[serde(borrow)]
+    Reset(Reset<'a>),
 }
 
 /// Replaces the policy, if its revision is still the expected one.
@@ -139,6 +141,31 @@ pub struct Revoke<'a> {
     pub reason: &'a str,
 }
 
+/// Clears what limits have counted, or puts resets by for later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset<'a> {
+    pub account: &'a str,
+    /// The limits of the account's own plan that count over a window, by name; all of them when absent.
+    #[serde(borrow)]
+    pub limits: Option<Vec<&'a str>>,
+    pub by: ResetBy,
+    /// Why, for the record: 1 to [`REASON_BYTES_MAX`] bytes.
+    pub reason: &'a str,
+}
+
+/// What a reset is paid with, or whether it is kept for later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ResetBy {
+    /// An operator's word: clears at once.
+    Operator,
+    /// One of the resets that the account has put by: clears at once, and there is one less.
+    Banked,
+    /// Clears nothing, and puts so many resets by.
+    Banking { resets: u32 },
+}
+
+/// The most resets that an account can have put by.
+pub const BANKED_RESETS_MAX: u32 = 1_000;
 /// The most bytes that the reason for a change may have.
 pub const REASON_BYTES_MAX: usize = 256;
 /// The most bytes that an endpoint or a region may have.
@@ -152,6 +179,8 @@ pub enum Source {
     Promotion,
     Purchase,
     Adjustment,
+    /// Lent by the overrun rule of a plan. Nobody can ask for such a grant.
+    Overdraft,
 }
 
 /// Asks for an admission.

@@ -2,7 +2,7 @@
 //!
 //! Three datasets, linked by numbers: [`Usage`] says what happened, [`Charge`] what it costs,
 //! [`Posting`] what changed on a balance and why. The other facts are what an auditor needs to read
-//! them: names, rate cards, what was granted and what was revoked.
+//! them: names, rate cards, what was granted, what was revoked and what was reset.
 //!
 //! Facts follow from the log alone, so that replaying an entry leaves the same facts again. Within an
 //! entry they stand in the order in which they came about. Whatever names an account or a grant does
@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Source;
 pub use crate::decision::price::Rate;
-use crate::decision::reply::{AdmissionId, Reason};
+use crate::decision::reply::{AdmissionId, LimitReset, Reason};
 use crate::units::{Credits, Millis, Ppm};
 
 /// One fact of a log entry.
@@ -34,6 +34,7 @@ pub enum Fact {
     Posting(Posting),
     RolledOver(RolledOver),
     Overdue(Overdue),
+    Reset(Reset),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -62,7 +63,8 @@ pub struct PolicyPut {
     pub document: Arc<str>,
 }
 
-/// A grant exists from here on. The posting that gives it its credits follows at once.
+/// A grant exists from here on. The posting that gives it its credits follows at once; the one of source
+/// [`Source::Overdraft`] has none of its own, and gets its credits as they are lent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GrantMade {
     pub account: u32,
@@ -228,7 +230,8 @@ pub struct Posting {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Bucket {
-    /// Not in the wallet: where they come from when they are granted.
+    /// Not in the wallet: where they come from when they are granted or lent, and where what was lent goes
+    /// when it is paid back.
     Outside,
     Available,
     Held,
@@ -258,6 +261,10 @@ pub enum Why {
     Revoked,
     /// From a recurring grant into that of its next period, by way of outside.
     RolledOver,
+    /// Use beyond what anybody had was paid by credits that are lent.
+    Lent,
+    /// What was lent was paid back: spent by the grant that pays, and out of the one that was lent.
+    Repaid,
 }
 
 impl Why {
@@ -273,12 +280,14 @@ impl Why {
             Why::Expired => (from, to) == (Available, Expired),
             Why::Revoked => (from, to) == (Available, Revoked),
             Why::RolledOver => matches!((from, to), (Available, Outside) | (Outside, Available)),
+            Why::Lent => (from, to) == (Outside, Spent),
+            Why::Repaid => matches!((from, to), (Available, Spent) | (Spent, Outside)),
         }
     }
 
     /// Whether it comes of an admission, and so belongs to a charge.
     pub fn is_charged(self) -> bool {
-        matches!(self, Why::Drawn | Why::Held | Why::Settled | Why::Overran | Why::Returned)
+        matches!(self, Why::Drawn | Why::Held | Why::Settled | Why::Overran | Why::Returned | Why::Lent)
     }
 
     /// Whether it is part of what its charge draws from wallets.
@@ -287,7 +296,23 @@ impl Why {
     }
 }
 
-/// Names a usage, charge or posting: the log entry, and its number there.
+/// Limits of an account were cleared, or resets were put by for later.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reset {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    /// What was cleared, with what each had counted before.
+    pub limits: Vec<LimitReset>,
+    /// The resets put by, before and after.
+    pub banked_before: u32,
+    pub banked_after: u32,
+    pub reason: Arc<str>,
+}
+
+/// Names a usage, charge, posting or reset: the log entry, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FactId {
     pub index: u64,
@@ -301,12 +326,13 @@ impl fmt::Display for FactId {
 }
 
 impl Fact {
-    /// Its number, if it belongs to one of the datasets.
+    /// Its number, if it belongs to one of the datasets or is a reset.
     pub fn number(&self) -> Option<u32> {
         match self {
             Fact::Usage(usage) => Some(usage.number),
             Fact::Charge(charge) => Some(charge.number),
             Fact::Posting(posting) => Some(posting.number),
+            Fact::Reset(reset) => Some(reset.number),
             _ => None,
         }
     }
@@ -317,6 +343,7 @@ impl Fact {
             Fact::AccountMade(made) => Some(made.account),
             Fact::Usage(usage) => usage.account,
             Fact::Posting(posting) => Some(posting.account),
+            Fact::Reset(reset) => Some(reset.account),
             _ => None,
         }
     }
@@ -326,6 +353,7 @@ impl Fact {
         match self {
             Fact::Usage(usage) => Some(usage.previous),
             Fact::Posting(posting) => Some(posting.previous),
+            Fact::Reset(reset) => Some(reset.previous),
             _ => None,
         }
     }

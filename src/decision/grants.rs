@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{PutGrant, REASON_BYTES_MAX, Revoke};
+use crate::decision::command::{PutGrant, REASON_BYTES_MAX, Revoke, Source};
 use crate::decision::facts::{self, Bucket, Fact, Why};
 use crate::decision::ledger::{ChargeLink, Transfer};
 use crate::decision::path;
@@ -33,6 +33,9 @@ impl State {
         }
         if put.id.starts_with(path::PLAN_GRANT_PREFIX) {
             return Err(invalid("id", "ids that begin with plan: are those of recurring plan grants"));
+        }
+        if put.source == Source::Overdraft {
+            return Err(invalid("source", "what is lent comes of use alone"));
         }
         put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
         let wallet = self.account_at(place).wallet.as_deref();
@@ -93,6 +96,10 @@ impl State {
         if let Some(at) = expires_at {
             self.wallet_deadlines.insert((at, place));
         }
+        if effective_at > self.now {
+            // What the wallet owes by then is paid back first.
+            self.wallet_deadlines.insert((effective_at, place));
+        }
         self.note(|| {
             Fact::GrantMade(facts::GrantMade {
                 account: place.0,
@@ -109,6 +116,7 @@ impl State {
         let (from, to, why) = (Bucket::Outside, Bucket::Available, Why::Granted);
         let transfer = Transfer { account: place, grant: sequence, amount: credits, from, to, why };
         self.post(transfer, ChargeLink::NONE);
+        self.pay_back(place);
         Ok(())
     }
 

@@ -82,9 +82,9 @@ pub(super) struct Debit {
 }
 
 /// What was really used, by line, and what it costs.
-struct Actual {
-    quantities: ByUnit<u64>,
-    cost: Credits,
+pub(super) struct Actual {
+    pub quantities: ByUnit<u64>,
+    pub cost: Credits,
 }
 
 /// What the hold itself pays of the actual use.
@@ -249,6 +249,8 @@ impl State {
         let (account, paid, expires_at) = (hold.account, hold.pay(&actual), hold.expires_at);
         self.note_report(settle.admission, &actual);
         let levels = self.levels(account);
+        let hold = self.hold(settle.admission).expect("only a hold that was found is reported on");
+        let pace = self.pace(hold, &levels, &actual);
         Ok(Outcome::Settled(Box::new(Settled {
             id: settle.admission,
             last: false,
@@ -259,6 +261,7 @@ impl State {
             available: self.drawable(&levels, self.now),
             held: self.held(&levels),
             hold_expires_at: Some(expires_at),
+            pace: Some(pace),
         })))
     }
 
@@ -312,6 +315,9 @@ impl State {
                 self.post(draw.transfer(amount, Bucket::Held, to, Why::Returned), charge);
             }
         }
+        for draw in &hold.draws {
+            self.pay_back(draw.account);
+        }
         self.overrun(&hold, &levels, &actual, &mut paid, charge);
         self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
         self.recent.keep(Resolved {
@@ -336,6 +342,7 @@ impl State {
             available: self.drawable(&levels, self.now),
             held: self.held(&levels),
             hold_expires_at: None,
+            pace: None,
         }
     }
 
@@ -353,7 +360,7 @@ impl State {
         let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
         let mut units = [0; Policy::FEATURE_UNITS_MAX];
         let mut credits = Credits::ZERO;
-        if hold.overrun == Overrun::Draw && !paid.rest.is_zero() {
+        if hold.overrun != Overrun::Refuse && !paid.rest.is_zero() {
             for (place, line) in hold.lines.iter().enumerate() {
                 let beyond = actual.quantities[place].saturating_sub(line.quantity);
                 let on_unit = self.least_room_of(hold, &looks, place);
@@ -389,7 +396,7 @@ impl State {
         }
     }
 
-    /// Lets wallets pay what is left, as far as they and the spending caps reach.
+    /// Lets wallets pay what is left, as far as they, what the plan lends and the spending caps reach.
     fn overdraw_wallets(&mut self, hold: &Hold, levels: &Levels, paid: &mut FromHold, charge: ChargeLink) {
         let caps = self.cap_looks(levels);
         let room = caps.iter().map(|cap| cap.reading.room).min().unwrap_or(u64::MAX);
@@ -403,16 +410,33 @@ impl State {
                 false => draw.push_payment(&mut paid.payments, draw.amount),
             }
         }
+        paid.rest.0 -= drawn;
+        let lent = match hold.overrun {
+            Overrun::Overdraft { credits } => {
+                self.lendable(levels, credits).min(Credits(wanted.0 - drawn)).min(paid.rest)
+            }
+            Overrun::Refuse | Overrun::Draw => Credits::ZERO,
+        };
+        if !lent.is_zero() {
+            let draw = self.lend(levels, lent, charge);
+            draw.push_payment(&mut paid.payments, lent);
+            paid.rest.0 -= lent.0;
+        }
+        let drawn = drawn + lent.0;
         for cap in caps.iter().filter(|_| drawn > 0) {
             let now = self.now;
             let account = self.account_mut(cap.account);
             account.take(MeterKey::SPENDING_CAP, &cap.rule, now, drawn.unsigned_abs());
         }
-        paid.rest.0 -= drawn;
     }
 
     /// The least room among today's allowances on the unit at `place` of the hold.
-    fn least_room_of(&self, hold: &Hold, looks: &[Look<'_>], place: usize) -> Option<(u64, (u8, Arc<str>))> {
+    pub(super) fn least_room_of(
+        &self,
+        hold: &Hold,
+        looks: &[Look<'_>],
+        place: usize,
+    ) -> Option<(u64, (u8, Arc<str>))> {
         let (_, feature) = self.policy.feature(&hold.feature)?;
         let today = feature.units.iter().position(|unit| unit.name == hold.lines[place].unit)?;
         least_room(looks, Measure::Unit(today as u8))
@@ -451,6 +475,20 @@ impl State {
             drawn: Credits::ZERO,
             uncovered: Credits::ZERO,
         })
+    }
+
+    /// Has the holds at or below an account give nothing back to the limits of its own at `keys`, which
+    /// were cleared of it.
+    pub(super) fn forget_debits(&mut self, account: AccountPlace, keys: &[MeterKey]) {
+        let is_cleared = |debit: &Debit| debit.account == account && keys.contains(&debit.key);
+        let affected: Vec<AdmissionId> = self
+            .holds_of(account)
+            .filter(|hold| hold.debits.iter().any(is_cleared))
+            .map(|hold| hold.id)
+            .collect();
+        for id in affected {
+            self.hold_mut(id).debits.retain(|debit| !is_cleared(debit));
+        }
     }
 
     // --- where holds are ------------------------------------------------------------------------

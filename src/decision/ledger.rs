@@ -10,7 +10,8 @@ use std::sync::Arc;
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
-    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, UnitUsed, Usage, UsageOutcome, Why,
+    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, Reset, UnitUsed, Usage, UsageOutcome,
+    Why,
 };
 use crate::decision::policy::Policy;
 use crate::decision::reply::{AdmissionId, Reason};
@@ -126,6 +127,15 @@ impl State {
     pub(super) fn note(&mut self, fact: impl FnOnce() -> Fact) {
         if self.recorder.keep {
             self.recorder.push(self.now, fact());
+        }
+    }
+
+    /// Records that limits were cleared or resets put by. Its `number` and `previous` are filled in here.
+    pub(super) fn note_reset(&mut self, account: AccountPlace, reset: impl FnOnce() -> Reset) {
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            self.recorder.push(self.now, Fact::Reset(Reset { number, previous, ..reset() }));
         }
     }
 

@@ -360,6 +360,19 @@ impl Meter {
         }
     }
 
+    /// Uncounts everything, and leaves the window as it is: one that would have been whole again soon still
+    /// is. Slots stay taken, since holds give them back.
+    ///
+    /// What holds reserved here is uncounted with the rest: they must not give it back a second time.
+    pub fn clear(&mut self) {
+        match self {
+            Meter::TokenBucket { level, .. } => *level = 0,
+            Meter::SlidingWindow { taken, .. } => taken.clear(),
+            Meter::FixedWindow { used, .. } => *used = 0,
+            Meter::Slots { .. } => {}
+        }
+    }
+
     /// What still counts at `at`, under the rule it was counted with.
     pub fn used(&self, at: Millis) -> u64 {
         match self {

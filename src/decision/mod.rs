@@ -12,8 +12,10 @@
 //! | `state` | the state, time and deadlines |
 //! | `waterfall` | looking: what everything says of a request, and who would pay |
 //! | `admission`, `hold` | debiting: what the look found; reserving, settling, giving back |
+//! | `overdraft`, `pace` | what a plan lends, and how it is paid back; when work under way should stop |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due in wallets: recurring grants, and the end of grants |
+//! | `resets` | clearing what limits have counted |
 //! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
@@ -37,11 +39,14 @@ mod hold;
 mod keys;
 mod ledger;
 mod meter;
+mod overdraft;
+mod pace;
 mod pages;
 mod price;
 mod recent;
 mod refusal;
 mod renewals;
+mod resets;
 mod state;
 mod view;
 mod wallet;

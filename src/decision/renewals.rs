@@ -126,9 +126,14 @@ impl State {
     pub(super) fn due_in_wallet(&self, place: AccountPlace) -> Option<Millis> {
         let account = self.account_at(place);
         let ends = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
-        let live = account.wallet.iter().flat_map(|wallet| wallet.live());
-        let expire = live.filter_map(|grant| grant.expires_at.filter(|_| !grant.books.available.is_zero()));
-        ends.chain(expire).min()
+        let wallet = account.wallet.as_deref();
+        let has_credits = |grant: &&Grant| !grant.books.available.is_zero();
+        let live = wallet.into_iter().flat_map(|wallet| wallet.live()).filter(has_credits);
+        let expire = live.clone().filter_map(|grant| grant.expires_at);
+        // What can be drawn from a wallet that owes pays back first, from its first moment on.
+        let owes = wallet.is_some_and(|wallet| !wallet.owed().is_zero());
+        let begin = live.filter(|_| owes).map(|grant| grant.effective_at);
+        ends.chain(expire).chain(begin).min()
     }
 
     /// Carries out what is due in the wallets that a command looks at.
@@ -143,6 +148,7 @@ impl State {
             Command::PutAccount(put) => of_path(put.account),
             Command::PutGrant(put) => of_path(put.account),
             Command::Revoke(revoke) => of_path(revoke.account),
+            Command::Reset(reset) => of_path(reset.account),
             Command::Settle(settle) => of_hold(settle.admission),
             Command::Extend(extend) => of_hold(extend.admission),
             Command::Release(release) => of_hold(release.admission),
@@ -196,6 +202,7 @@ impl State {
         for sequence in expired {
             self.expire_grant(place, sequence);
         }
+        self.pay_back(place);
         if self.account_at(place).wallet.is_some() {
             self.wallet_mut(place).forget_plan_grants(due_at);
         }

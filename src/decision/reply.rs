@@ -40,6 +40,7 @@ pub enum Outcome {
     Released(Box<Settled>),
     Refused(Box<Refusal>),
     GrantRevoked(Box<GrantRevoked>),
+    Reset(Box<ResetDone>),
 }
 
 /// Names an admission: its place in the sequence of all admissions of the cluster.
@@ -127,6 +128,26 @@ pub struct Settled {
     pub held: Credits,
     /// When the hold ends, if it goes on.
     pub hold_expires_at: Option<Millis>,
+    /// Whether the work should go on, if the hold does.
+    pub pace: Option<Pace>,
+}
+
+/// What a partial settlement says of the money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pace {
+    pub verdict: PaceVerdict,
+    /// What can still be used until nothing would pay for more: of the hold, and beyond it as far as the
+    /// plan's overrun rule and those who pay reach now.
+    pub left: Credits,
+}
+
+/// Whether work that goes on should. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PaceVerdict {
+    Continue,
+    /// The money is about to end: stop where it can be gone on from.
+    Pause,
 }
 
 /// Why a command changed nothing.
@@ -196,6 +217,12 @@ pub enum Reason {
     GrantShort,
     /// Words for the record that cannot be kept: 422.
     TextInvalid,
+    /// The account's plan has no limit of this name that counts over a window: 422.
+    LimitUnknown,
+    /// No reset is put by: 409.
+    ResetUnavailable,
+    /// Not something that a reset can be: 422.
+    ResetInvalid,
 }
 
 /// Which layer of the waterfall refused.
@@ -239,6 +266,10 @@ pub struct AccountView {
     /// [`AccountView::HOLDS_MAX`].
     pub holds: Vec<HoldView>,
     pub holds_total: u64,
+    /// What was lent to its wallet and is not paid back.
+    pub owed: Credits,
+    /// The resets that it has put by.
+    pub banked_resets: u32,
 }
 
 impl AccountView {
@@ -281,6 +312,26 @@ pub struct GrantRevoked {
     pub revoked: Credits,
     /// What holds keep, and is revoked as far as it comes back.
     pub awaited: Credits,
+}
+
+/// What a reset did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetDone {
+    pub account: Arc<str>,
+    /// What was cleared, in the order of the plan; nothing where resets were put by.
+    pub limits: Vec<LimitReset>,
+    /// The resets that are put by, as that left them.
+    pub banked_resets: u32,
+}
+
+/// A limit that was cleared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LimitReset {
+    pub name: Arc<str>,
+    /// A unit, or `credits`, which are counted in millionths.
+    pub unit: Arc<str>,
+    /// What it had counted.
+    pub used: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -120,6 +120,7 @@ impl State {
             Command::Extend(extend) => (self.extend(extend), false),
             Command::Release(release) => (self.release(release), false),
             Command::Revoke(revoke) => (self.revoke(revoke), false),
+            Command::Reset(reset) => (self.reset(reset), false),
         };
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
         match key {

@@ -74,6 +74,8 @@ impl State {
             grants_total: wallet.map_or(0, |wallet| wallet.grants().count() as u64),
             holds: self.holds_of(place).take(holds_max).map(|hold| self.hold_view(hold)).collect(),
             holds_total: self.hold_counts.get(&place).copied().unwrap_or(0),
+            owed: wallet.map_or(Credits::ZERO, Wallet::owed),
+            banked_resets: account.banked_resets,
         }
     }
 
@@ -155,6 +157,9 @@ impl State {
             let Some(wallet) = &account.wallet else { continue };
             if !wallet.is_balanced() {
                 return Err(format!("the books of {} do not balance: {wallet:?}", account.path));
+            }
+            if !wallet.has_paid_back(self.now) {
+                return Err(format!("{} owes {} and could pay", account.path, wallet.owed()));
             }
             let reserved = held.remove(&place).unwrap_or(0);
             if wallet.books().held.0 != reserved {

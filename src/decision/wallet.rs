@@ -3,6 +3,10 @@
 //! Invariant, for each grant and for the wallet: `granted = available + held + spent + expired +
 //! revoked`, after every method. There is one way to change a balance, [`Wallet::post`], and it moves
 //! credits from one bucket to another; its one caller records what it moves.
+//!
+//! What is lent to a wallet is in a grant of its own, which is spent as it is lent and of which nothing is
+//! granted any more when it is paid back. Invariant, after every command: a wallet that owes has nothing
+//! that can be drawn, since whatever comes in pays back first.
 
 use std::sync::Arc;
 
@@ -25,6 +29,8 @@ pub(super) struct Wallet {
     books: Balances,
     /// The sums over plan grants that ended and were forgotten.
     forgotten: Option<Box<Balances>>,
+    /// What was lent to it and is not paid back, all of it spent. There from the first loan on.
+    loan: Option<Box<Grant>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,17 +67,45 @@ impl Wallet {
         &self.live
     }
 
-    /// Every grant: first those that have something left, in draw order, then those that ended.
+    /// Every grant: first those that have something left, in draw order, then what was lent, then those
+    /// that ended.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
-        self.live.iter().chain(&self.ended)
+        self.live.iter().chain(self.loan.as_deref()).chain(&self.ended)
     }
 
-    /// At most so many grants: of those that have something left the first, then of those that ended the
-    /// last ones.
+    pub fn loan(&self) -> Option<&Grant> {
+        self.loan.as_deref()
+    }
+
+    /// What was lent and is not paid back.
+    pub fn owed(&self) -> Credits {
+        self.loan.as_ref().map_or(Credits::ZERO, |loan| loan.books.spent)
+    }
+
+    /// Begins the grant that holds what is lent.
+    pub fn open_loan(&mut self, grant: Grant) {
+        debug_assert!(self.loan.is_none() && grant.books == Balances::default());
+        self.loan = Some(Box::new(grant));
+    }
+
+    /// How much more can be granted or lent: no other sum can overflow, they are all parts of it.
+    pub fn room(&self) -> Credits {
+        Credits(Credits::MAX.0 - self.books.granted.0)
+    }
+
+    /// The first grant that can be drawn at `at`, and how much.
+    pub fn first_drawable(&self, at: Millis) -> Option<(u64, Credits)> {
+        let mut drawable = self.live.iter().map(|grant| (grant.sequence, grant.drawable(at)));
+        drawable.find(|(_, credits)| !credits.is_zero())
+    }
+
+    /// At most so many grants: of those that have something left the first, then what was lent, then of
+    /// those that ended the last ones.
     pub fn latest(&self, grants_max: usize) -> impl Iterator<Item = &Grant> {
         let live = &self.live[..self.live.len().min(grants_max)];
-        let ended = self.ended.len().min(grants_max - live.len());
-        live.iter().chain(&self.ended[self.ended.len() - ended..])
+        let loan = self.loan.as_deref().filter(|_| live.len() < grants_max);
+        let ended = self.ended.len().min(grants_max - live.len() - usize::from(loan.is_some()));
+        live.iter().chain(loan).chain(&self.ended[self.ended.len() - ended..])
     }
 
     pub fn find(&self, id: &str) -> Option<&Grant> {
@@ -84,8 +118,9 @@ impl Wallet {
     /// The wallet's sum with the `credits` that the grant is to get would not fit.
     pub fn add(&mut self, grant: Grant, credits: Credits) -> Result<(), Overflow> {
         debug_assert_eq!(grant.books, Balances::default());
-        // No other sum can overflow: they are all parts of what was granted.
-        self.books.granted.checked_add(credits).ok_or(Overflow)?;
+        if credits > self.room() {
+            return Err(Overflow);
+        }
         let place = self.live.partition_point(|other| other.draw_order() < grant.draw_order());
         // Most wallets have one grant or two: room for four would be most of what they take.
         self.live.reserve_exact(1);
@@ -93,14 +128,22 @@ impl Wallet {
         Ok(())
     }
 
-    /// What can be drawn at `at`. The sum of parts of `granted`, so it fits.
+    /// What can be drawn at `at`, if nothing else happens until then: what is owed is paid back first.
+    /// The sum of parts of `granted`, so it fits.
     pub fn drawable(&self, at: Millis) -> Credits {
-        Credits(self.live.iter().map(|grant| grant.drawable(at).0).sum())
+        let credits: i64 = self.live.iter().map(|grant| grant.drawable(at).0).sum();
+        Credits((credits - self.owed().0).max(0))
     }
 
-    /// Moves `amount` of a live grant from one bucket to another, in its books and in the wallet's, and
-    /// ends the grant when that was all of it.
+    /// Moves `amount` of a live grant, or of what was lent, from one bucket to another, in its books and in
+    /// the wallet's, and ends a live grant when that was all of it.
     pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) {
+        if let Some(loan) = self.loan.as_mut().filter(|loan| loan.sequence == sequence) {
+            loan.books.move_credits(amount, from, to);
+            self.books.move_credits(amount, from, to);
+            debug_assert!(loan.books.is_balanced() && self.books.is_balanced(), "{amount} lent");
+            return;
+        }
         let place = self.place(sequence).expect("only what is left of a live grant moves");
         let grant = &mut self.live[place];
         grant.books.move_credits(amount, from, to);
@@ -184,7 +227,13 @@ impl Wallet {
                 total.0 += part.0;
             }
         }
-        sum == self.books && self.books.is_balanced()
+        let lent = self.loan.as_ref().is_none_or(|loan| loan.books.granted == loan.books.spent);
+        lent && sum == self.books && self.books.is_balanced()
+    }
+
+    /// Whether it owes nothing, or has nothing with which it could pay at `at`.
+    pub fn has_paid_back(&self, at: Millis) -> bool {
+        self.owed().is_zero() || self.first_drawable(at).is_none()
     }
 
     fn place(&self, sequence: u64) -> Option<usize> {
@@ -229,7 +278,7 @@ impl Balances {
     }
 
     /// Moves credits from one bucket to another. What comes from outside is granted; what goes there is
-    /// granted no longer.
+    /// granted no longer: what rolls over, and what was lent.
     pub(super) fn move_credits(&mut self, amount: Credits, from: Bucket, to: Bucket) {
         match from {
             Bucket::Outside => self.granted.0 += amount.0,

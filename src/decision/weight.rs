@@ -44,7 +44,7 @@ const REFUSED: usize = AROUND
     + NUMBER
     + 3 * OPTION;
 const ADMITTED: usize = AROUND + 2 * NUMBER + MARK + PAYMENTS + NUMBER + 2 * NUMBER + OPTION;
-const SETTLED: usize = AROUND + 2 * NUMBER + MARK + 2 * PAYMENTS + 3 * NUMBER + OPTION;
+const SETTLED: usize = AROUND + 2 * NUMBER + MARK + 2 * PAYMENTS + 3 * NUMBER + OPTION + (2 * MARK + NUMBER);
 const GRANT: usize = text(GRANT_ID_LEN_MAX) + MARK + 3 * NUMBER + OPTION + BALANCES;
 const HOLD: usize = NUMBER + PATH + NAME + 3 * NUMBER;
 const ACCOUNT: usize = AROUND
@@ -56,7 +56,9 @@ const ACCOUNT: usize = AROUND
     + BALANCES
     + (NUMBER + AccountView::LISTED_IN_REPLY_MAX * GRANT)
     + (NUMBER + AccountView::LISTED_IN_REPLY_MAX * HOLD)
+    + 2 * NUMBER
     + 2 * NUMBER;
+const RESET: usize = AROUND + PATH + NUMBER + Policy::PLAN_LIMITS_MAX * (2 * NAME + NUMBER) + NUMBER;
 
 impl Command<'_> {
     /// The largest reply to any command, in bytes.
@@ -70,6 +72,7 @@ impl Command<'_> {
             Command::Settle(_) | Command::Release(_) => larger(SETTLED, REFUSED),
             Command::PutAccount(_) => larger(ACCOUNT, REFUSED),
             Command::PutGrant(_) => larger(AROUND + GRANT, REFUSED),
+            Command::Reset(_) => larger(RESET, REFUSED),
             Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
             Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
             Command::Tick | Command::Mark => AROUND,

@@ -9,7 +9,7 @@ use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
-use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody, RevokeBody};
+use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody, ResetBody, RevokeBody};
 
 pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
@@ -38,5 +38,12 @@ pub(crate) async fn revoke_grant(mut asked: Asked) -> Result<Answer, Problem> {
     let (account, grant) = asked.account_and_grant().await?;
     let body: RevokeBody<'_> = body::read(asked.json()?)?;
     let reply = asked.decide(body.command(&account, &grant)).await?;
+    Ok(replies::answer(&reply, None))
+}
+
+pub(crate) async fn reset(mut asked: Asked) -> Result<Answer, Problem> {
+    let account = asked.account().await?;
+    let body: ResetBody<'_> = body::read(asked.json()?)?;
+    let reply = asked.decide(body.command(&account)?).await?;
     Ok(replies::answer(&reply, None))
 }

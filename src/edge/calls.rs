@@ -53,6 +53,7 @@ calls! {
     PutAccount    PUT  "/v1/accounts/{account}"           OPERATE;
     PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
     RevokeGrant   POST "/v1/accounts/{account}/grants/{grant}/revoke" OPERATE;
+    Reset         POST "/v1/accounts/{account}/resets"    OPERATE;
     GetLedger     GET  "/v1/accounts/{account}/ledger"    READ;
     GetUsage      GET  "/v1/usage"                        READ;
     GetCharges    GET  "/v1/charges"                      READ;

@@ -78,6 +78,7 @@ impl Kind {
             Refused(Reason::HoldResolved) => (409, "hold_resolved", "The hold is already over"),
             Refused(Reason::GrantShort) => (409, "grant_short", "Less is left of the grant than that"),
             Refused(Reason::GrantExists) => (409, "grant_exists", "The grant exists with other content"),
+            Refused(Reason::ResetUnavailable) => (409, "reset_unavailable", "No reset is put by"),
             Refused(Reason::RevisionStale) => (412, "revision_stale", "The policy has another revision"),
             Kind::BodyTooLarge => (413, "body_too_large", "The body is too large"),
             Kind::MediaTypeUnsupported => {
@@ -100,6 +101,10 @@ impl Kind {
             Refused(Reason::PlanUnknown) => (422, "plan_unknown", "There is no such plan"),
             Refused(Reason::AccountInvalid) => (422, "account_invalid", "This cannot be an account"),
             Refused(Reason::GrantInvalid) => (422, "grant_invalid", "This cannot be a grant"),
+            Refused(Reason::LimitUnknown) => {
+                (422, "limit_unknown", "The plan has no such limit over a window")
+            }
+            Refused(Reason::ResetInvalid) => (422, "reset_invalid", "This cannot be a reset"),
             Refused(Reason::TextInvalid) => (422, "text_invalid", "These words cannot be kept"),
             Refused(Reason::HoldTooLong) => {
                 (422, "hold_too_long", "The hold is longer than the policy allows")
@@ -139,6 +144,9 @@ mod tests {
             Reason::RevisionStale,
             Reason::GrantShort,
             Reason::TextInvalid,
+            Reason::LimitUnknown,
+            Reason::ResetUnavailable,
+            Reason::ResetInvalid,
         ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);

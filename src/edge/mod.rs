@@ -10,7 +10,7 @@
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
 //! - `admissions`, `accounts`, `datasets`, `policy`, `cluster`, `audit`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
-//! - `problem` and `kind`, `headers`, `access`, `metrics`, `limits`
+//! - `problem` and `kind`, `headers`, `dedupe`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;
@@ -21,6 +21,7 @@ mod body;
 mod calls;
 mod cluster;
 mod datasets;
+mod dedupe;
 mod headers;
 mod kind;
 mod limits;
@@ -47,6 +48,7 @@ pub use listener::{BindError, Edge};
 pub use tls::{Tls, TlsError};
 
 use crate::edge::access::Access;
+use crate::edge::dedupe::DedupeHeader;
 use crate::edge::metrics::Metrics;
 use crate::replication::Replica;
 
@@ -65,6 +67,7 @@ struct Shared {
     access: Access,
     limits: Limits,
     metrics: Metrics,
+    dedupe_header: DedupeHeader,
     draining: AtomicBool,
 }
 
@@ -75,6 +78,7 @@ impl Shared {
             access: Access::new(&settings.tokens),
             limits: settings.limits.clone(),
             metrics: Metrics::default(),
+            dedupe_header: DedupeHeader::default(),
             draining: AtomicBool::new(false),
         })
     }

@@ -7,7 +7,7 @@ use crate::decision::reply::{AdmissionId, Outcome, Refusal, Reply};
 use crate::edge::answer::Answer;
 use crate::edge::headers::{IDEMPOTENCY_REPLAYED, insert_rate_limits, insert_retry_after, revision_tag};
 use crate::edge::kind::Kind;
-use crate::edge::wire::account::{AccountAnswer, GrantAnswer, GrantRevokedAnswer};
+use crate::edge::wire::account::{AccountAnswer, GrantAnswer, GrantRevokedAnswer, ResetAnswer};
 use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, RefusalAnswer, SettledAnswer};
 use crate::edge::wire::evidence::{HoldEnd, Receipt};
 use crate::edge::wire::json::{WriteJson, write_object};
@@ -75,6 +75,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
         Outcome::GrantRevoked(revoked) => {
             Answer::json(StatusCode::OK, &GrantRevokedAnswer { revoked, receipt })
         }
+        Outcome::Reset(done) => Answer::json(StatusCode::OK, &ResetAnswer { done, receipt }),
         Outcome::PolicyPut { revision } => {
             let body = PolicyPutAnswer { revision: *revision, receipt };
             let mut answer = Answer::json(StatusCode::OK, &body);

@@ -87,10 +87,14 @@ impl Asked {
         })
     }
 
-    /// Has one command decided, under the request's idempotency key if it has one.
+    /// Has one command decided, under the request's idempotency key if it has one, or
+    /// under that which the policy makes of one of its headers.
     pub(crate) async fn decide(&self, command: Command<'_>) -> Result<Reply, Problem> {
         let mut replies = {
-            let key = idempotency_key(self.headers())?;
+            let key = match idempotency_key(self.headers())? {
+                Some(key) => Some(key),
+                None => self.shared.dedupe_header.key(self.replica(), self.headers(), &command)?,
+            };
             let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&command) });
             let mut proposal = Proposal::with_capacity(1);
             proposal

@@ -129,6 +129,7 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::PutAccount => accounts::put(asked).await,
         Call::PutGrant => accounts::put_grant(asked).await,
         Call::RevokeGrant => accounts::revoke_grant(asked).await,
+        Call::Reset => accounts::reset(asked).await,
         Call::GetLedger => datasets::ledger(asked).await,
         Call::GetUsage => datasets::usage(asked).await,
         Call::GetCharges => datasets::charges(asked).await,

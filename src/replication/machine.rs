@@ -6,6 +6,7 @@
 //! written by a thread of its own.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -40,6 +41,8 @@ pub(crate) struct Applied {
 pub(crate) struct Shared {
     applied: Arc<Mutex<Applied>>,
     progress: Arc<watch::Sender<Progress>>,
+    /// The revision of the policy, for those who ask often: known without waiting for the state.
+    policy: Arc<AtomicU64>,
     marks: Arc<Marks>,
     keeps_facts: bool,
 }
@@ -74,12 +77,9 @@ impl Shared {
         applied.state.keep_facts(keeps_facts);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
         let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
-        Shared {
-            applied: Arc::new(Mutex::new(applied)),
-            progress: Arc::new(progress),
-            marks: Arc::default(),
-            keeps_facts,
-        }
+        let policy = Arc::new(AtomicU64::new(applied.state.policy().0));
+        let (applied, progress) = (Arc::new(Mutex::new(applied)), Arc::new(progress));
+        Shared { applied, progress, policy, marks: Arc::default(), keeps_facts }
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, Applied> {
@@ -88,7 +88,17 @@ impl Shared {
 
     fn install(&self, mut applied: Applied) {
         applied.state.keep_facts(self.keeps_facts);
-        *self.lock() = applied;
+        let mut held = self.lock();
+        *held = applied;
+        self.note_policy(&held.state);
+    }
+
+    fn note_policy(&self, state: &State) {
+        self.policy.store(state.policy().0, Ordering::Release);
+    }
+
+    pub(crate) fn policy_revision(&self) -> u64 {
+        self.policy.load(Ordering::Acquire)
     }
 
     pub(crate) fn now(&self) -> Millis {
@@ -142,6 +152,7 @@ impl Machine {
             }
         })?;
         let facts = facts_of(state);
+        self.shared.note_policy(state);
         if marked {
             self.shared.marks.keep(Frozen::new(index, state.view()));
         }

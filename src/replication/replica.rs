@@ -303,6 +303,11 @@ impl Replica {
         look(&self.0.shared.lock().state)
     }
 
+    /// The revision of the policy as this node has it: may be behind. Waits for nothing.
+    pub fn policy_revision(&self) -> u64 {
+        self.0.shared.policy_revision()
+    }
+
     /// What the apply of the log entries of `range` left, in their order: of as many as fit into `bytes_max`,
     /// of one at least, and of none beyond what this node has applied. As fresh as this node is: a
     /// [`Self::read`] before makes it as fresh as the cluster. The disk is read off the async threads.

@@ -2,8 +2,8 @@
 
 use crate::decision::State;
 use crate::decision::command::{
-    Admit, Change, Command, PutAccount, PutGrant, PutPolicy, Release, Request, Revoke, Settle, Source,
-    SpendingCap, Stamp,
+    Admit, Change, Command, PutAccount, PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke,
+    Settle, Source, SpendingCap, Stamp,
 };
 use crate::decision::command::{Extend, Period};
 use crate::decision::reply::{AdmissionId, Outcome, Reply};
@@ -163,6 +163,11 @@ fn no_reply_is_larger_than_what_was_asked_lets_it_be() {
     for grant in [name("again"), grant] {
         let (account, reason) = (account.as_str(), "disputed");
         worst.apply(Command::Revoke(Revoke { account, grant: &grant, credits: None, reason }));
+    }
+    for by in [ResetBy::Operator, ResetBy::Banking { resets: 1_000 }, ResetBy::Banked] {
+        let (reply, ..) =
+            worst.apply(Command::Reset(Reset { account: &account, limits: None, by, reason: "an outage" }));
+        assert!(matches!(reply.outcome, Outcome::Reset(_)), "{reply:?}");
     }
     worst.apply(Command::Tick);
 }

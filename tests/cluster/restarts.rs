@@ -3,8 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use quorate::client::{AdmissionStatus, SettleRequest};
-use quorate::units::Span;
+use quorate::client::{AdmissionStatus, ClientError, SettleRequest};
+use quorate::units::{Credits, Span};
 
 use crate::cluster::{Cluster, PLENTY};
 use crate::http::Connection;
@@ -127,4 +127,42 @@ fn a_leader_told_to_end_answers_what_is_under_way_and_hands_over() {
     let spent = cluster.agreed_account(&others, "unkeyed").credits.spent.to_string();
     assert_eq!(spent, admitted.into_inner().to_string(), "all that was done was answered");
     cluster.check(&others, &outcome.acknowledged);
+}
+
+/// What was counted before all nodes were killed is counted after: requests beyond the limit stay beyond it.
+#[test]
+fn the_fourteenth_of_ten_is_not_admitted_after_a_restart() {
+    let mut cluster = Cluster::start("");
+    cluster.open_account("ten", "ten", PLENTY);
+    let all = [1, 2, 3];
+    let refused = |cluster: &Cluster, number: u32| match cluster.admit(
+        &all,
+        &format!("request-{number}"),
+        &admission("ten"),
+    ) {
+        Ok((admission, _)) => panic!("request {number} was admitted as {admission}"),
+        Err(ClientError::Refused(problem)) => {
+            assert_eq!(problem.reason.as_deref(), Some("limit_reached"), "{problem:?}")
+        }
+        Err(other) => panic!("request {number}: {other}"),
+    };
+    for number in 1..=10 {
+        cluster.admit(&all, &format!("request-{number}"), &admission("ten")).expect("one of ten");
+    }
+    for number in 11..=13 {
+        refused(&cluster, number);
+    }
+    for id in all {
+        cluster.nodes.kill_node(id);
+    }
+    for id in all {
+        cluster.nodes.start_node(id);
+    }
+    for id in all {
+        cluster.wait_until_ready(id);
+    }
+    refused(&cluster, 14);
+    let account = cluster.agreed_account(&all, "ten");
+    assert_eq!(account.limits[0].used.to_string(), "10");
+    assert_eq!(account.credits.spent, Credits(10_000_000));
 }

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use quorate::decision::State;
 use quorate::decision::command::{Admit, PutGrant, Settle, SpendingCap};
 use quorate::decision::policy::{Algorithm, Anchor, Document, LimitDocument, Quota, Then};
-use quorate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Payer, Payment};
+use quorate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Payer, Payment, ResetDone};
 use quorate::units::{Credits, Millis};
 
 /// What one account admitted at one moment, and what of it still counts.
@@ -42,6 +42,8 @@ pub struct Oracle {
     caps: BTreeMap<String, SpendingCap>,
     grants: BTreeMap<(String, String), GrantTerms>,
     taken: Vec<Taken>,
+    /// By account and limit: how much of the log a reset cleared.
+    cleared: BTreeMap<(String, String), usize>,
     /// By account and limit: where windows of first use began.
     firsts: BTreeMap<(String, String), Vec<Millis>>,
 }
@@ -52,13 +54,21 @@ impl Oracle {
         plans: BTreeMap<String, String>,
         caps: BTreeMap<String, SpendingCap>,
     ) -> Oracle {
-        Oracle { policy, plans, caps, grants: BTreeMap::new(), taken: Vec::new(), firsts: BTreeMap::new() }
+        let (grants, cleared, firsts) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Oracle { policy, plans, caps, grants, taken: Vec::new(), cleared, firsts }
     }
 
     pub fn granted(&mut self, put: &PutGrant<'_>, effective_at: Millis) {
         let terms =
             GrantTerms { credits: put.credits.0.unsigned_abs(), from: effective_at, until: put.expires_at };
         self.grants.entry((put.account.to_owned(), put.id.to_owned())).or_insert(terms);
+    }
+
+    pub fn reset(&mut self, done: &ResetDone) {
+        for limit in &done.limits {
+            let key = (done.account.to_string(), limit.name.to_string());
+            self.cleared.insert(key, self.taken.len());
+        }
     }
 
     /// What is reserved by a hold of each unit: settling it with no more than this is no overrun.
@@ -175,7 +185,9 @@ impl Oracle {
         limit: &LimitDocument,
     ) -> Result<(), String> {
         let quota = u128::from(quota_of(limit, &limit.quota));
-        let counted = self.taken.iter().filter(|taken| {
+        let key = account.map(|account| (account.to_owned(), limit.name.clone()));
+        let cleared = key.and_then(|key| self.cleared.get(&key).copied()).unwrap_or(0);
+        let counted = self.taken.iter().skip(cleared).filter(|taken| {
             account.is_none_or(|account| is_within(&taken.account, account))
                 && feature.is_none_or(|feature| taken.feature == feature)
                 && limit.features.as_ref().is_none_or(|features| features.contains(&taken.feature))

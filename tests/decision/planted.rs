@@ -3,10 +3,11 @@
 use proptest::prelude::*;
 use proptest::sample::Index;
 use quorate::decision::audit::{Audit, Finding};
+use quorate::decision::command::Source;
 use quorate::decision::facts::{Bucket, Charge, Fact, Posting, Why};
 use quorate::units::Credits;
 
-use crate::properties::{any_steps, facts_of, granting_policies, run};
+use crate::properties::{any_steps, facts_of, granting_policies, lending, run};
 
 type Facts = Vec<(u64, Fact)>;
 
@@ -71,6 +72,7 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
                 moved(&mut charge.number);
                 moved(&mut charge.usage);
             }
+            Fact::Reset(reset) => moved(&mut reset.number),
             Fact::Posting(posting) => {
                 moved(&mut posting.number);
                 posting.charge.iter_mut().for_each(moved);
@@ -132,6 +134,7 @@ const ERRORS: &[Error] = &[
                     | Finding::HoldNotResolved { .. }
                     | Finding::PostingMissing { .. }
                     | Finding::NotExpired { .. }
+                    | Finding::PostingUnannounced { .. }
             )
         },
     },
@@ -164,6 +167,7 @@ const ERRORS: &[Error] = &[
                 Finding::PostingsDiffer { .. }
                     | Finding::HoldNotResolved { .. }
                     | Finding::PostingUnannounced { .. }
+                    | Finding::PostingMissing { .. }
                     | Finding::BucketNegative { .. }
             )
         },
@@ -214,6 +218,44 @@ const ERRORS: &[Error] = &[
                 .then_some(())
         },
         named: |finding| matches!(finding, Finding::TimeWentBack { .. } | Finding::OutOfTime { .. }),
+    },
+    Error {
+        name: "what was paid back stays owed, and the numbers are closed up",
+        plant: |facts, place| {
+            let posting = posting(facts, place)?;
+            let (number, why, from) = (posting.number, posting.why, posting.from);
+            if (why, from) != (Why::Repaid, Bucket::Spent) {
+                return None;
+            }
+            let (index, _) = facts.remove(place);
+            renumber(facts, index, number + 1, false);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::PostingMissing { why: Why::Repaid, .. }),
+    },
+    Error {
+        name: "what was lent is passed off as a purchase",
+        plant: |facts, place| {
+            let Fact::GrantMade(made) = &mut facts[place].1 else { return None };
+            if made.source != Source::Overdraft {
+                return None;
+            }
+            made.source = Source::Purchase;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::NotLent { why: Why::Lent, .. }),
+    },
+    Error {
+        name: "a reset that was cleared with is put by all the same",
+        plant: |facts, place| {
+            let Fact::Reset(reset) = &mut facts[place].1 else { return None };
+            if reset.limits.is_empty() {
+                return None;
+            }
+            reset.banked_after = reset.banked_before + 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::ResetsDiffer { .. }),
     },
     Error {
         name: "a charge is missing",
@@ -298,6 +340,7 @@ fn every_planted_error_is_found_and_named() {
     let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
     let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
     run("every_planted_error", 150, strategy, |(document, steps, places)| {
+        let (document, steps) = lending(document, steps);
         let right = facts_of(&document, steps)?;
         let found = findings(&right, &right);
         if !found.is_empty() {

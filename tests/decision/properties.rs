@@ -10,7 +10,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Revoke, Settle, Source, SpendingCap, Stamp,
+    Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp,
 };
 use quorate::decision::facts::{Fact, with_moments};
 use quorate::decision::policy::{
@@ -74,6 +74,11 @@ enum Act {
         account: &'static str,
         id: usize,
         credits: Option<i64>,
+    },
+    Reset {
+        account: &'static str,
+        limits: Option<Vec<&'static str>>,
+        by: ResetBy,
     },
 }
 
@@ -186,7 +191,8 @@ pub fn granting_policies() -> impl Strategy<Value = Document> {
 }
 
 pub fn policies() -> impl Strategy<Value = Document> {
-    let overruns = select(vec![Overrun::Draw, Overrun::Refuse]);
+    let lent = |micros| Overrun::Overdraft { credits: Credits(micros) };
+    let overruns = select(vec![Overrun::Draw, Overrun::Refuse, lent(20_000_000), lent(i64::MAX)]);
     let plan = (overruns, some_limits(4, false))
         .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, grants: Vec::new() })
         .boxed();
@@ -286,6 +292,13 @@ fn revokes() -> impl Strategy<Value = Act> {
     })
 }
 
+fn resets() -> impl Strategy<Value = Act> {
+    let limits = prop::sample::subsequence(vec!["l0", "l1", "l2", "l3"], 1..3);
+    let by = select(vec![ResetBy::Operator, ResetBy::Banked, ResetBy::Banking { resets: 2 }]);
+    (select(ACCOUNTS.to_vec()), prop::option::weighted(0.3, limits), by)
+        .prop_map(|(account, limits, by)| Act::Reset { account, limits, by })
+}
+
 fn caps() -> impl Strategy<Value = SpendingCap> {
     (prop_oneof![Just(0), 0_i64..80_000_000, Just(i64::MAX)], periods())
         .prop_map(|(credits, period)| SpendingCap { credits: Credits(credits), period })
@@ -301,6 +314,7 @@ fn steady_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         1 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
         1 => revokes(),
+        2 => resets(),
     ];
     steps(act.boxed(), count)
 }
@@ -324,6 +338,7 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
         2 => revokes(),
+        2 => resets(),
     ];
     steps(act.boxed(), count)
 }
@@ -422,6 +437,9 @@ impl Performer {
                 credits: credits.map(Credits),
                 reason: "disputed",
             }),
+            Act::Reset { account, limits, by } => {
+                Command::Reset(Reset { account, limits: limits.clone(), by: *by, reason: "an outage" })
+            }
         }
     }
 
@@ -598,6 +616,84 @@ fn every_law_holds_and_replays_and_restores_are_the_same() {
     });
 }
 
+/// A document in which the plan of the account `z` has no limits, and lends; and steps after which `z` has
+/// been lent to and has paid back.
+pub fn lending(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<Step>) {
+    let overrun = Overrun::Overdraft { credits: Credits::MAX };
+    document
+        .plans
+        .insert(PLANS[1].to_owned(), PlanDocument { overrun, limits: Vec::new(), grants: Vec::new() });
+    let tokens = |tokens| vec![("tokens", tokens)];
+    let (account, hold) = ("z", Some(Span(1_000)));
+    let held = Act::Admit { account, video: false, usage: tokens(0), doubled: false, hold, dry_run: false };
+    let acts = [
+        Act::Policy { which: 0 },
+        Act::Account { account, plan: Some(Some(PLANS[1])), cap: Some(None), open: true },
+        held,
+        Act::Settle { nth: 0, usage: tokens(1 << 40), last: true },
+        Act::Grant { account, id: 7, credits: 50_000_000, priority: 0, effective: None, lasts: None },
+    ];
+    steps.extend(acts.map(|act| Step { later: 0, key: None, act }));
+    (document, steps)
+}
+
+/// Under the laws, which say that a wallet that owes has nothing to draw, and that the audit finds nothing.
+#[test]
+fn nobody_is_lent_more_than_the_plan_lends_and_what_comes_in_pays_back_first() {
+    const BOUND: Credits = Credits(20_000_000);
+    let account = || select(vec!["a", "a:b", "z"]);
+    let hold = prop::option::weighted(0.9, spans());
+    let tokens = |tokens| vec![("tokens", tokens)];
+    let admit =
+        (account(), prop_oneof![Just(0_u64), 0_u64..6_000], hold).prop_map(move |(account, asked, hold)| {
+            Act::Admit { account, video: false, usage: tokens(asked), doubled: false, hold, dry_run: false }
+        });
+    let settle = (0_u64..4, 0_u64..12_000, prop::bool::weighted(0.7))
+        .prop_map(move |(nth, used, last)| Act::Settle { nth, usage: tokens(used), last });
+    let act = prop_oneof![
+        8 => admit,
+        8 => settle,
+        4 => grants(),
+        2 => revokes(),
+        1 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        1 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
+    ];
+    let lent = std::cell::Cell::new(0_u32);
+    let strategy = (policies(), prop::option::weighted(0.3, caps()), steps(act.boxed(), 60));
+    run("nobody_is_lent_more", 150, strategy, |(mut document, cap, steps)| {
+        for plan in document.plans.values_mut() {
+            *plan = PlanDocument {
+                overrun: Overrun::Overdraft { credits: BOUND },
+                limits: Vec::new(),
+                grants: Vec::new(),
+            };
+        }
+        let names = Names::new();
+        let mut performer = Performer::new(&[document]);
+        let mut lawful = Lawful::new();
+        let accounts = ACCOUNTS.map(|account| {
+            let cap = Some(cap.filter(|_| account == "a"));
+            Act::Account { account, plan: Some(Some(PLANS[0])), cap, open: true }
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = lawful.apply(stamp, &plain(command))?;
+            performer.note(&reply);
+            for view in ACCOUNTS.iter().filter_map(|account| lawful.state().account(account)) {
+                if view.owed < Credits::ZERO || view.owed > BOUND {
+                    return Err(format!("{} owes {}", view.account, view.owed));
+                }
+                lent.set(lent.get() + u32::from(!view.owed.is_zero()));
+            }
+        }
+        Ok(())
+    });
+    assert!(lent.get() > 20, "somebody owed something after {} steps only", lent.get());
+}
+
 type PlanOf = Vec<Option<&'static str>>;
 type CapOf = Vec<Option<SpendingCap>>;
 
@@ -636,6 +732,7 @@ fn nothing_beyond(
         let reply = state.apply(stamp, &plain(command.clone()));
         match (&reply.outcome, &command) {
             (Outcome::Settled(_), Command::Settle(settle)) => oracle.settled(settle),
+            (Outcome::Reset(done), _) => oracle.reset(done),
             (Outcome::GrantPut(view), Command::PutGrant(put)) => oracle.granted(put, view.effective_at),
             _ => {}
         }

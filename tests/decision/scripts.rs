@@ -9,7 +9,7 @@
 //! | `feature NAME units="a,b"` | a feature |
 //! | `price FEATURE UNIT=CREDITS` | a price for each, or `3/1000`: three for each thousand |
 //! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
-//! | `plan NAME [overrun=RULE]` | a plan |
+//! | `plan NAME [overrun=RULE]` | a plan; `overdraft/50` lends up to 50 credits |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
@@ -19,6 +19,7 @@
 //! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
 //! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
+//! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
 //! | `tick` | moves time on to the stamp |
 //! | `show PATH`, `show ID`, `show policy` | looks |
 //! | `facts` | the facts since they were last shown |
@@ -32,10 +33,10 @@ use std::path::Path;
 
 use quorate::decision::command::{
     AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Revoke, Settle, Source, SpendingCap, Stamp,
+    Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp,
 };
 use quorate::decision::reply::{
-    AdmissionId, Balances, Layer, LimitStatus, Outcome, Payer, Payment, Reply, Settled,
+    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
 };
 use quorate::units::{Credits, Millis, Span};
 use serde_json::{Map, Value, json};
@@ -200,7 +201,10 @@ impl Scenario {
                 let mut plan = json!({ "limits": [], "grants": [] });
                 let name = arguments.next("a plan")?;
                 if let Some(overrun) = arguments.named("overrun") {
-                    plan["overrun"] = json!(overrun);
+                    plan["overrun"] = match overrun.split_once('/') {
+                        Some((rule, credits)) => json!({ rule: { "credits": credits } }),
+                        None => json!(overrun),
+                    };
                 }
                 self.draft["plans"][name] = plan;
             }
@@ -285,6 +289,12 @@ impl Scenario {
             if view.credits != Balances::default() {
                 writeln!(text, "  credits  {}", books(&view.credits))?;
             }
+            if !view.owed.is_zero() {
+                writeln!(text, "  owes     {}", view.owed)?;
+            }
+            if view.banked_resets > 0 {
+                writeln!(text, "  resets   {} put by", view.banked_resets)?;
+            }
             for grant in &view.grants {
                 writeln!(text, "  grant    {} {}", grant.id, books(&grant.credits))?;
             }
@@ -366,6 +376,19 @@ impl goldenscript::Runner for Scenario {
                 let credits = arguments.parsed("credits")?;
                 let revoke = Revoke { account: &account, grant: &grant, credits, reason: &reason };
                 self.apply(Command::Revoke(revoke), key)?
+            }
+            "reset" => {
+                let account = arguments.next("an account")?;
+                let (limits, reason) = (arguments.named("limits"), arguments.named("reason"));
+                let by = match (arguments.flag("banked"), arguments.parsed("bank")?) {
+                    (true, _) => ResetBy::Banked,
+                    (false, Some(resets)) => ResetBy::Banking { resets },
+                    (false, None) => ResetBy::Operator,
+                };
+                let limits = limits.as_deref().map(|limits| limits.split(',').collect());
+                let reason = reason.ok_or("expected a reason")?;
+                let reset = Reset { account: &account, limits, by, reason: &reason };
+                self.apply(Command::Reset(reset), key)?
             }
             "admit" => {
                 let (account, feature) = (arguments.next("an account")?, arguments.next("a feature")?);
@@ -474,7 +497,32 @@ fn told(reply: &Reply) -> String {
             }
         }
         Outcome::Settled(settled) if settled.last => tell_settled(&mut text, "settled", settled, replayed),
-        Outcome::Settled(settled) => tell_settled(&mut text, "so far", settled, replayed),
+        Outcome::Settled(settled) => {
+            tell_settled(&mut text, "so far", settled, replayed);
+            if let Some(pace) = settled.pace {
+                let word = match pace.verdict {
+                    PaceVerdict::Continue => "continue",
+                    PaceVerdict::Pause => "pause",
+                };
+                line(&mut text, format!("  pace     {word}, {} left", pace.left));
+            }
+        }
+        Outcome::Reset(done) => {
+            let limits: Vec<String> = done
+                .limits
+                .iter()
+                .map(|limit| {
+                    let used = match (&*limit.unit, i64::try_from(limit.used)) {
+                        ("credits", Ok(micros)) => Credits(micros).to_string(),
+                        _ => limit.used.to_string(),
+                    };
+                    format!("{} of {used} {}", limit.name, limit.unit)
+                })
+                .collect();
+            let cleared = if limits.is_empty() { "nothing".to_owned() } else { limits.join(", ") };
+            line(&mut text, format!("account {} cleared: {cleared}{replayed}", done.account));
+            line(&mut text, format!("  resets   {} put by", done.banked_resets));
+        }
         Outcome::Released(settled) => tell_settled(&mut text, "released", settled, replayed),
         Outcome::Refused(refusal) => {
             let reason = serde_json::to_value(refusal.reason).expect("a reason is a word");

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use quorate::decision::facts::{Charge, Fact, Posting, Usage, UsageOutcome};
+use quorate::decision::facts::{Charge, Fact, Posting, Reset, Usage, UsageOutcome};
 
 /// The facts behind the first `shown`, a line each, under the entry and the moment that left them.
 pub fn told(facts: &[(u64, Fact)], shown: usize) -> String {
@@ -38,6 +38,7 @@ fn line(index: u64, fact: &Fact) -> String {
         Fact::Usage(usage) => self::usage(usage),
         Fact::Charge(charge) => self::charge(charge),
         Fact::Posting(posting) => self::posting(posting),
+        Fact::Reset(reset) => self::reset(reset),
     }
 }
 
@@ -83,6 +84,15 @@ fn charge(charge: &Charge) -> String {
         write!(text, ", {} by nobody", charge.uncovered).expect("a text");
     }
     format!("{text}, {} by wallets", charge.drawn)
+}
+
+fn reset(reset: &Reset) -> String {
+    let mut text = format!("  #{} reset   of account {}:", reset.number, reset.account);
+    for limit in &reset.limits {
+        write!(text, " {} had {} {},", limit.name, limit.used, limit.unit).expect("a text");
+    }
+    let (before, after, reason) = (reset.banked_before, reset.banked_after, &reset.reason);
+    format!("{text} put by {before} then {after} ({reason}), after entry {}", reset.previous)
 }
 
 fn posting(posting: &Posting) -> String {

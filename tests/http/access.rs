@@ -40,6 +40,7 @@ async fn each_role_may_do_its_part_and_no_more() {
         ("PUT", "/v1/accounts/a", "operate", 200),
         ("POST", "/v1/accounts/a/grants", "operate", 422),
         ("POST", "/v1/accounts/a/grants/g/revoke", "operate", 422),
+        ("POST", "/v1/accounts/a/resets", "operate", 422),
         ("GET", "/v1/policy", "read", 200),
         ("PUT", "/v1/policy", "operate", 200),
         ("GET", "/v1/cluster", "read", 200),

@@ -230,6 +230,62 @@ async fn a_grant_is_revoked_in_part_and_then_whole() {
 }
 
 #[tokio::test]
+async fn a_reset_clears_limits_and_resets_are_put_by() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    client.post("/v1/admissions", ADMISSION).await.expect(200);
+    let path = "/v1/accounts/acme/resets";
+    let reset = client.post(path, r#"{"limits":["five_hours"],"reason":"an outage"}"#).await.expect(200);
+    assert_receipt(&reset);
+    assert_eq!(reset["account"], "acme");
+    assert_eq!(reset["limits"], json!([{"name": "five_hours", "unit": "credits", "used": "160"}]));
+    assert_eq!(reset["banked_resets"], 0);
+    let view = client.get("/v1/accounts/acme").await.expect(200);
+    assert_eq!(view["limits"][0]["used"], "0");
+
+    client.post(path, r#"{"banked":true,"reason":"x"}"#).await.problem(409, "reset_unavailable");
+    let put_by = client.post(path, r#"{"bank":2,"reason":"a gift"}"#).await.expect(200);
+    assert_eq!((&put_by["limits"], &put_by["banked_resets"]), (&json!([]), &json!(2)));
+    let used = client.post(path, r#"{"banked":true,"reason":"x"}"#).await.expect(200);
+    assert_eq!(used["banked_resets"], 1);
+    assert_eq!(client.get("/v1/accounts/acme").await.expect(200)["banked_resets"], 1);
+    client.post(path, r#"{"banked":true,"bank":1,"reason":"x"}"#).await.problem(422, "invalid");
+    client.post(path, r#"{"bank":0,"reason":"x"}"#).await.problem(422, "reset_invalid");
+    client.post(path, r#"{"limits":["slots"],"reason":"x"}"#).await.problem(422, "limit_unknown");
+    client.post(&path.replace("acme", "no"), r#"{"reason":"x"}"#).await.problem(404, "account_unknown");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_partial_settlement_says_whether_to_go_on_and_an_account_what_it_owes() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let policy = r#"{"features":{"f":{"units":["tokens"],"price":{"tokens":"1"}}},
+        "plans":{"lent":{"overrun":{"overdraft":{"credits":"5"}}}}}"#;
+    client.json("PUT", "/v1/policy", policy).await.expect(200);
+    client.json("PUT", "/v1/accounts/a", r#"{"plan":"lent"}"#).await.expect(200);
+    let grant = r#"{"id":"g","source":"purchase","credits":"15"}"#;
+    client.post("/v1/accounts/a/grants", grant).await.expect(201);
+    let held = r#"{"account":"a","feature":"f","usage":{"tokens":15},"hold":{"ttl_ms":600000}}"#;
+    let held = client.post("/v1/admissions", held).await.expect(200);
+    let path = format!("/v1/admissions/{}/settle", held["admission"].as_str().expect("an id"));
+    for (tokens, verdict, left) in [(17, "continue", "3"), (18, "pause", "2")] {
+        let report = format!(r#"{{"usage":{{"tokens":{tokens}}},"final":false}}"#);
+        let report = client.post(&path, &report).await.expect(200);
+        assert_eq!((&report["verdict"], &report["left"]), (&json!(verdict), &json!(left)));
+    }
+    let settled = client.post(&path, r#"{"usage":{"tokens":18}}"#).await.expect(200);
+    assert_eq!((settled.get("verdict"), settled.get("left")), (None, None));
+    assert_eq!(settled["paid_by"][1], json!({"grant": "(overdraft)", "level": 1, "credits": "3"}));
+    let view = client.get("/v1/accounts/a").await.expect(200);
+    assert_eq!(view["owed"], "3");
+    assert_eq!(view["credits"]["granted"], "18");
+    let grant = r#"{"id":"mine","source":"overdraft","credits":"15"}"#;
+    client.post("/v1/accounts/a/grants", grant).await.problem(422, "grant_invalid");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_batch_decides_each_on_its_own_and_in_order() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;

@@ -8,4 +8,5 @@ mod datasets;
 mod hostile;
 mod lifecycle;
 mod node;
+mod once;
 mod tls;

@@ -87,6 +87,15 @@ pub enum Finding {
     #[error("entry {index}: {awaited} credits of {grant} of {account} are to be revoked of {held} held")]
     AwaitedTooMuch { index: u64, account: Arc<str>, grant: Arc<str>, awaited: Credits, held: Credits },
 
+    #[error("the posting {id} ({why:?}) is at odds with {grant} of {account} being lent or not")]
+    NotLent { id: FactId, account: Arc<str>, grant: Arc<str>, why: Why },
+    #[error("entry {index}: {account} gets a second grant for what it is lent")]
+    LoanRepeated { index: u64, account: Arc<str> },
+
+    // Resets.
+    #[error("{id}: {account} had {expected} resets put by; the reset says {before} before and {after} after")]
+    ResetsDiffer { id: FactId, account: Arc<str>, expected: u32, before: u32, after: u32 },
+
     // The state.
     #[error("the grant {grant} of {account}: postings give {replayed:?}, and the state shows {shown:?}")]
     BalanceDiffers { account: Arc<str>, grant: Arc<str>, replayed: Balances, shown: Balances },

@@ -13,9 +13,10 @@ pub use finding::Finding;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use crate::decision::command::Source;
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
-    PolicyPut, Posting, RolledOver, Usage, UsageOutcome, Why,
+    PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
 };
 use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::policy::{Document, Policy};
@@ -32,6 +33,8 @@ pub struct Audit {
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
+    /// By account: the number of the grant that holds what is lent to it.
+    loans: BTreeMap<u32, u64>,
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
@@ -51,6 +54,8 @@ struct Account {
     /// The index of the entry with its latest fact.
     latest: u64,
     latest_at: Millis,
+    /// The resets that it has put by.
+    banked_resets: u32,
 }
 
 struct Grant {
@@ -116,12 +121,13 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0) }],
+            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0), banked_resets: 0 }],
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
+            loans: BTreeMap::new(),
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
@@ -154,6 +160,7 @@ impl Audit {
             Fact::Posting(posting) => self.take_posting(posting),
             Fact::RolledOver(rolled) => self.take_rollover(rolled),
             Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
+            Fact::Reset(reset) => self.take_reset(reset),
         }
     }
 
@@ -310,7 +317,12 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account { path: made.path.clone(), latest: index, latest_at: Millis(0) });
+        self.accounts.push(Account {
+            path: made.path.clone(),
+            latest: index,
+            latest_at: Millis(0),
+            banked_resets: 0,
+        });
         self.account_by_path.insert(made.path.clone(), made.account);
     }
 
@@ -343,6 +355,13 @@ impl Audit {
             books: Books::default(),
         };
         self.grants.entry((made.account, found)).or_insert(grant);
+        if made.source == Source::Overdraft {
+            if self.loans.insert(made.account, found).is_some() {
+                let account = self.path(made.account);
+                self.find(Finding::LoanRepeated { index, account });
+            }
+            return;
+        }
         let (account, why, credits) = (made.account, Why::Granted, made.credits);
         self.entry.due.push_back(Due { account, grant: found, why, credits });
     }
@@ -479,6 +498,41 @@ impl Audit {
         Some((admission, open.held))
     }
 
+    fn take_reset(&mut self, reset: &Reset) {
+        let id = self.id(reset.number);
+        self.check_previous(reset.number, reset.account, reset.previous);
+        let Some(known) = self.accounts.get_mut(reset.account as usize) else { return };
+        let expected = std::mem::replace(&mut known.banked_resets, reset.banked_after);
+        // Resets are put by, or limits are cleared, with or without one that was put by.
+        let fits = match reset.limits.is_empty() {
+            true => reset.banked_after > reset.banked_before,
+            false => {
+                reset.banked_after == reset.banked_before || reset.banked_after + 1 == reset.banked_before
+            }
+        };
+        if expected != reset.banked_before || !fits {
+            let account = known.path.clone();
+            let (before, after) = (reset.banked_before, reset.banked_after);
+            self.find(Finding::ResetsDiffer { id, account, expected, before, after });
+        }
+    }
+
+    /// Checks that credits are lent to and paid back to what holds a loan, and that nothing else moves there.
+    fn check_loan(&mut self, id: FactId, posting: &Posting) {
+        let Posting { account, grant, amount: credits, from, why, .. } = *posting;
+        let loan = self.loans.get(&account).copied();
+        let is_of_loan = why == Why::Lent || (why == Why::Repaid && from == Bucket::Spent);
+        if is_of_loan != (loan == Some(grant)) {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::NotLent { id, account, grant, why });
+        }
+        // What one grant pays back leaves the loan next.
+        if why == Why::Repaid && !is_of_loan {
+            let grant = loan.unwrap_or(grant);
+            self.entry.due.push_back(Due { account, grant, why, credits });
+        }
+    }
+
     fn take_posting(&mut self, posting: &Posting) {
         let id = self.id(posting.number);
         self.check_previous(posting.number, posting.account, posting.previous);
@@ -490,6 +544,7 @@ impl Audit {
             self.find(Finding::MoveImpossible { id, why, from, to });
         }
         self.check_due(id, posting);
+        self.check_loan(id, posting);
         self.check_link(id, posting);
         let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
         let Some(known) = self.grants.get_mut(&(account, grant)) else {
@@ -525,7 +580,8 @@ impl Audit {
     /// Checks a posting against what granting and revoking said that it would be.
     fn check_due(&mut self, id: FactId, posting: &Posting) {
         let due = self.entry.due.pop_front();
-        let announced = matches!(posting.why, Why::Granted | Why::Revoked | Why::RolledOver);
+        let announced = matches!(posting.why, Why::Granted | Why::Revoked | Why::RolledOver)
+            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent);
         match due {
             Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
             Some(due) if due.credits != posting.amount => {
@@ -619,7 +675,7 @@ impl Grant {
     fn check_time(&self, posting: &Posting, at: Millis) -> bool {
         let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
         match (posting.why, posting.to) {
-            (Why::Drawn | Why::Held | Why::Overran, _) => expired || self.effective_at > at,
+            (Why::Drawn | Why::Held | Why::Overran | Why::Repaid, _) => expired || self.effective_at > at,
             (Why::Expired, _) | (Why::RolledOver, Bucket::Outside) => self.expires_at != Some(at),
             (Why::Returned, Bucket::Available) => expired || self.awaited > 0,
             (Why::Returned, Bucket::Expired) => !expired || self.awaited > 0,

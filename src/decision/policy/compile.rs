@@ -9,7 +9,7 @@ use crate::decision::meter::{Rule, WindowAnchor};
 use crate::decision::path::is_name;
 use crate::decision::policy::document::{
     Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, PlanDocument, Price, Quota, Then,
+    Months, Overrun, PlanDocument, Price, Quota, Then,
 };
 use crate::decision::policy::names::Names;
 use crate::decision::policy::{
@@ -29,6 +29,7 @@ const UTC_OFFSET_MINUTES_MAX: i16 = 14 * 60;
 const GRANT_NAMES_LEN_MAX: usize = 96;
 const IDEMPOTENCY_KEYS_MAX: u64 = 100_000_000;
 const ADMISSIONS_KEPT_MAX: u64 = 1_000_000;
+const DEDUPE_HEADER_BYTES_MAX: usize = 64;
 
 const UNIT_CREDITS: &str = "credits";
 const UNIT_SLOTS: &str = "slots";
@@ -77,6 +78,15 @@ pub(super) fn compile(document: Document, revision: u64, names: &mut Names) -> R
 
 fn check_settings(document: &Document) -> Result<(), PolicyError> {
     let settings = &document.settings;
+    if let Some(header) = &settings.dedupe_header {
+        let is_header = (1..=DEDUPE_HEADER_BYTES_MAX).contains(&header.len())
+            && header.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
+        let problem = "expected the name of a header: 1 to 64 of a-z 0-9 -, and not one with a meaning here";
+        let is_free = !matches!(header.as_str(), "idempotency-key" | "authorization" | "if-match");
+        require(is_header && is_free, "settings.dedupe_header", problem)?;
+    }
+    let is_share = (1..=Ppm::ONE.0).contains(&settings.pause_share.0);
+    require(is_share, "settings.pause_share", "expected more than 0, and at most 1")?;
     let within = |span: Span| span.0 >= 1 && span <= WINDOW_MAX;
     require(within(settings.idempotency_ttl), "settings.idempotency_ttl", "expected 1ms to 400d")?;
     require(within(settings.hold_ttl_max), "settings.hold_ttl_max", "expected 1ms to 400d")?;
@@ -197,6 +207,10 @@ fn compile_plan(
 ) -> Result<Plan, PolicyError> {
     let path = format!("plans.{name}");
     check_name(name, &path)?;
+    if let Overrun::Overdraft { credits } = plan.overrun {
+        let path = format!("{path}.overrun.overdraft.credits");
+        require(credits > Credits::ZERO, &path, "an overdraft is of more than nothing")?;
+    }
     require(plan.limits.len() <= Policy::PLAN_LIMITS_MAX, &format!("{path}.limits"), "too many limits")?;
     let mut limits = Vec::with_capacity(plan.limits.len());
     let mut by_feature = vec![Vec::new(); features.len()];

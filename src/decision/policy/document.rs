@@ -31,6 +31,12 @@ pub struct Settings {
     pub admissions_kept: u64,
     /// The longest time for which a hold may be asked or extended.
     pub hold_ttl_max: Span,
+    /// The share of a hold and of what could still be drawn that may be used up before a partial
+    /// settlement is told to pause.
+    pub pause_share: Ppm,
+    /// A header whose value is the idempotency key of requests that come without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dedupe_header: Option<String>,
 }
 
 impl Default for Settings {
@@ -40,6 +46,8 @@ impl Default for Settings {
             idempotency_keys_max: 1_000_000,
             admissions_kept: 65_536,
             hold_ttl_max: Span::DAY,
+            pause_share: Ppm(900_000),
+            dedupe_header: None,
         }
     }
 }
@@ -146,13 +154,16 @@ pub struct RolloverDocument {
 
 /// The rule for use beyond the hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Overrun {
     /// Charge what the hold covered and let the excess go, saying so.
     Refuse,
     /// Draw the excess from allowances and wallets as far as they reach.
     #[default]
     Draw,
+    /// Draw the excess as far as allowances and wallets reach, and lend the rest to the wallet, which
+    /// never owes more than this.
+    Overdraft { credits: Credits },
 }
 
 /// A quota over a unit and a window.

@@ -3,11 +3,12 @@
 use serde::{Deserialize, Deserializer};
 
 use crate::decision::command::{
-    AccountState, Change, Command, Period, PutAccount, PutGrant, Revoke, Source, SpendingCap,
+    AccountState, Change, Command, Period, PutAccount, PutGrant, Reset, ResetBy, Revoke, Source, SpendingCap,
 };
-use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView};
+use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView, LimitReset, ResetDone};
 use crate::edge::body::Object;
-use crate::edge::wire::evidence::{Limits, Receipt};
+use crate::edge::problem::Problem;
+use crate::edge::wire::evidence::{Amount, Limits, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::Text;
@@ -120,6 +121,39 @@ impl RevokeBody<'_> {
     }
 }
 
+/// `POST /v1/accounts/{account}/resets`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResetBody<'a> {
+    /// All that count over a window when absent.
+    #[serde(borrow, default)]
+    limits: Option<Vec<Text<'a>>>,
+    /// Whether it uses one of those that were put by.
+    #[serde(default)]
+    banked: bool,
+    /// Clears nothing, and puts so many by.
+    #[serde(default)]
+    bank: Option<u32>,
+    /// Why, for the record.
+    #[serde(borrow)]
+    reason: Text<'a>,
+}
+
+impl ResetBody<'_> {
+    pub(crate) fn command<'c>(&'c self, account: &'c str) -> Result<Command<'c>, Problem> {
+        let by = match (self.banked, self.bank) {
+            (true, Some(_)) => {
+                return Err(Problem::invalid("bank", "a reset is put by or used, and not both"));
+            }
+            (true, None) => ResetBy::Banked,
+            (false, Some(resets)) => ResetBy::Banking { resets },
+            (false, None) => ResetBy::Operator,
+        };
+        let limits = self.limits.as_ref().map(|limits| limits.iter().map(Text::as_str).collect());
+        Ok(Command::Reset(Reset { account, limits, by, reason: self.reason.as_str() }))
+    }
+}
+
 // --- answered -----------------------------------------------------------------------------------
 
 /// An account as it stands; with a change, where that was decided.
@@ -142,6 +176,8 @@ impl WriteJson for AccountAnswer<'_> {
             "grants_total": view.grants_total,
             "holds": Holds(&view.holds),
             "holds_total": view.holds_total,
+            "owed": AsText(view.owed),
+            "banked_resets": view.banked_resets,
             "receipt"?: self.receipt,
         });
     }
@@ -197,6 +233,42 @@ impl WriteJson for GrantRevokedAnswer<'_> {
             "revoked": AsText(revoked.revoked),
             "awaited": AsText(revoked.awaited),
             "receipt": self.receipt,
+        });
+    }
+}
+
+/// What a reset cleared, or how many are put by.
+pub(crate) struct ResetAnswer<'a> {
+    pub(crate) done: &'a ResetDone,
+    pub(crate) receipt: Receipt<'a>,
+}
+
+impl WriteJson for ResetAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let done = self.done;
+        write_object!(out, {
+            "account": *done.account,
+            "limits": LimitsReset(&done.limits),
+            "banked_resets": done.banked_resets,
+            "receipt": self.receipt,
+        });
+    }
+}
+
+struct LimitsReset<'a>(&'a [LimitReset]);
+
+impl WriteJson for LimitsReset<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for LimitReset {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "name": *self.name,
+            "unit": *self.unit,
+            "used": Amount::of(&self.unit, self.used),
         });
     }
 }

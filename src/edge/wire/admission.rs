@@ -316,6 +316,8 @@ impl WriteJson for SettledAnswer<'_> {
             "returned": Payments(&settled.returned),
             "uncovered": AsText(settled.uncovered),
             "credits": Funds { available: settled.available, held: settled.held },
+            "verdict"?: settled.pace.as_ref().map(|pace| Derived(&pace.verdict)),
+            "left"?: settled.pace.map(|pace| AsText(pace.left)),
             "hold"?: settled.hold_expires_at.map(HoldEnd),
             "receipt": self.receipt,
         });

@@ -69,8 +69,7 @@ impl WriteJson for Limits<'_> {
 
 impl WriteJson for LimitStatus {
     fn write(&self, out: &mut Vec<u8>) {
-        let is_credits = &*self.unit == "credits";
-        let amount = |value| Amount { value, is_credits };
+        let amount = |value| Amount::of(&self.unit, value);
         write_object!(out, {
             "name": *self.name,
             "level": self.level,
@@ -85,9 +84,15 @@ impl WriteJson for LimitStatus {
 }
 
 /// An amount of a limit's unit; credits are in millionths inside.
-struct Amount {
+pub(crate) struct Amount {
     value: u64,
     is_credits: bool,
+}
+
+impl Amount {
+    pub(crate) fn of(unit: &str, value: u64) -> Amount {
+        Amount { value, is_credits: unit == "credits" }
+    }
 }
 
 impl WriteJson for Amount {
