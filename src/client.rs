@@ -31,8 +31,8 @@ pub use answers::{
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
     AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery,
-    EntryFacts, FactsPage, GrantBalances, Marked, MultiplierItem, PostingItem, StateHash, UsageGroup,
-    UsageGroups, UsageItem,
+    EntryFacts, FactsPage, GrantBalances, LedgerItem, Marked, MultiplierItem, PostingItem, ResetItem,
+    StateHash, UsageGroup, UsageGroups, UsageItem,
 };
 pub use error::{ClientError, Problem};
 pub use requests::{
@@ -308,12 +308,12 @@ impl Client {
 
     // --- datasets -------------------------------------------------------------------------------
 
-    /// The postings of an account's wallet.
+    /// The postings of an account's wallet, and the resets of its limits.
     pub async fn ledger(
         &self,
         account: &str,
         query: &DatasetQuery<'_>,
-    ) -> Result<Answer<DatasetPage<PostingItem>>, ClientError> {
+    ) -> Result<Answer<DatasetPage<LedgerItem>>, ClientError> {
         self.call(&Call::get(format!("/v1/accounts/{}/ledger{}", segment(account), query.written(&[])))).await
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
-use crate::client::{ChargeItem, DatasetQuery, PostingItem, UsageGroup, UsageItem};
+use crate::client::{ChargeItem, DatasetQuery, LedgerItem, UsageGroup, UsageItem};
 use crate::units::{Credits, Millis};
 
 /// Which part of a dataset.
@@ -97,7 +97,7 @@ pub(super) async fn ledger(account: &str, page: &PageArgs, global: &Global) -> R
     let answer = global.client()?.ledger(account, &page.query()).await?;
     Ok(Done::ok(match global.json {
         true => output::json(&answer.body),
-        false => shown(postings(&answer.value.items), answer.value.cursor.as_deref()),
+        false => shown(lines(&answer.value.items), answer.value.cursor.as_deref()),
     }))
 }
 
@@ -194,7 +194,7 @@ pub(super) fn units(units: &BTreeMap<String, u64>) -> String {
     parts.join(",")
 }
 
-fn postings(items: &[PostingItem]) -> Table {
+fn lines(items: &[LedgerItem]) -> Table {
     let mut table = Table::new(&[2]);
     head(
         &mut table,
@@ -202,17 +202,24 @@ fn postings(items: &[PostingItem]) -> Table {
         ["id", "at", "credits", "grant", "from", "to", "why", "admission", "charge"],
     );
     for item in items {
-        table.row([
-            item.id.clone(),
-            item.at.to_string(),
-            item.amount.to_string(),
-            or_dash(&item.grant),
-            item.from.clone(),
-            item.to.clone(),
-            item.why.clone(),
-            or_dash(&item.admission),
-            or_dash(&item.charge),
-        ]);
+        table.row(match item {
+            LedgerItem::Posting(item) => [
+                item.id.clone(),
+                item.at.to_string(),
+                item.amount.to_string(),
+                or_dash(&item.grant),
+                item.from.clone(),
+                item.to.clone(),
+                item.why.clone(),
+                or_dash(&item.admission),
+                or_dash(&item.charge),
+            ],
+            LedgerItem::Reset(item) => {
+                let dash = || "-".to_owned();
+                let why = format!("reset: {}", item.reason);
+                [item.id.clone(), item.at.to_string(), dash(), dash(), dash(), dash(), why, dash(), dash()]
+            }
+        });
     }
     table
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::client::{BalancesView, Receipt};
+use crate::client::{BalancesView, LimitReset, Receipt};
 use crate::units::{Credits, Millis};
 
 /// What a page of a dataset is to have.
@@ -106,6 +106,27 @@ pub struct AllowanceItem {
     pub limit: String,
     pub level: u8,
     pub credits: Credits,
+}
+
+/// A line of an account's ledger.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub enum LedgerItem {
+    Posting(PostingItem),
+    Reset(ResetItem),
+}
+
+/// Limits of the account were cleared, or resets were put by.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ResetItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub account: Option<String>,
+    /// What was cleared, with what each had counted.
+    pub limits: Vec<LimitReset>,
+    pub banked_resets: u32,
+    pub reason: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -132,9 +132,9 @@ mod tests {
     #[test]
     fn anniversaries_come_back_to_their_day_after_short_months() {
         let found = ends(Cycle::Anniversary, "2027-12-31T10:30:00.5Z", 4);
-        let expected = ["2028-01-31T10:30:00.500Z", "2028-02-29T10:30:00.500Z", "2028-03-31T10:30:00.500Z"];
+        let expected = ["2028-01-31T10:30:00.5Z", "2028-02-29T10:30:00.5Z", "2028-03-31T10:30:00.5Z"];
         assert_eq!(found[..3], expected);
-        assert_eq!(found[3], "2028-04-30T10:30:00.500Z");
+        assert_eq!(found[3], "2028-04-30T10:30:00.5Z");
         assert_eq!(
             ends(Cycle::Anniversary, "2027-01-31T00:00:00Z", 2),
             ["2027-02-28T00:00:00Z", "2027-03-31T00:00:00Z"]

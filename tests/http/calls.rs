@@ -249,6 +249,14 @@ async fn a_reset_clears_limits_and_resets_are_put_by() {
     let used = client.post(path, r#"{"banked":true,"reason":"x"}"#).await.expect(200);
     assert_eq!(used["banked_resets"], 1);
     assert_eq!(client.get("/v1/accounts/acme").await.expect(200)["banked_resets"], 1);
+
+    // Newest first: with one that was put by, two put by, and without one.
+    let ledger = client.get("/v1/accounts/acme/ledger").await.expect(200);
+    let resets = ledger["items"].as_array().expect("a list").iter().filter(|item| item["why"] == "reset");
+    let resets: Vec<_> = resets.map(|item| (&item["limits"], &item["banked_resets"])).collect();
+    assert_eq!(resets.len(), 3, "{ledger}");
+    assert_eq!(resets[1], (&json!([]), &json!(2)));
+    assert_eq!(resets[2], (&reset["limits"], &json!(0)));
     client.post(path, r#"{"banked":true,"bank":1,"reason":"x"}"#).await.problem(422, "invalid");
     client.post(path, r#"{"bank":0,"reason":"x"}"#).await.problem(422, "reset_invalid");
     client.post(path, r#"{"limits":["slots"],"reason":"x"}"#).await.problem(422, "limit_unknown");

@@ -1,4 +1,5 @@
-//! The calls about the three datasets: usage, charges, and the postings of an account's wallet.
+//! The calls about the three datasets: usage, charges, and an account's ledger: the postings of its wallet,
+//! and the resets of its limits among them.
 //!
 //! Newest first, in pages. A cursor is a place in the log: what is before it never changes, so that no page
 //! repeats or skips anything that was there when the first was read. The first page is a linearizable read:
@@ -25,7 +26,7 @@ use crate::edge::limits::{ITEMS_PER_PAGE_MAX, ITEMS_PER_PAGE_USUAL};
 use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::request::Asked;
-use crate::edge::wire::dataset::{ChargeItem, Page, PostingItem, UsageItem};
+use crate::edge::wire::dataset::{ChargeItem, LedgerItem, Page, PostingItem, ResetItem, UsageItem};
 use crate::edge::wire::json::{Derived, WriteJson};
 use crate::units::Millis;
 
@@ -124,7 +125,7 @@ pub(crate) async fn ledger(mut asked: Asked) -> Result<Answer, Problem> {
     let mut query = asked.query()?;
     let filter = Filter { account: Some(account), alone: true, ..Filter::read(&mut query)? };
     query.finish()?;
-    page(&asked, filter, &mut posting_items).await
+    page(&asked, filter, &mut ledger_items).await
 }
 
 /// What was found so far.
@@ -258,18 +259,28 @@ fn charge_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
     }
 }
 
-fn posting_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<PostingItem>) {
-    for (moment, fact) in with_moments(&entry.facts) {
-        let Fact::Posting(posting) = fact else { continue };
-        let is_its = names.account(posting.account).map(|path| &**path) == filter.account.as_deref();
-        if is_its && filter.has_time(moment.at) {
-            let charge = charges_of(entry)
-                .map(|(_, charge)| charge)
-                .find(|charge| Some(charge.number) == posting.charge);
-            let usage = charge.and_then(|charge| usage_of(entry, charge));
-            let item = PostingItem::new(entry.index, moment, posting, usage, names);
-            found.items.push((Place { index: entry.index, number: posting.number }, item));
+fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<LedgerItem>) {
+    for (moment, fact) in with_moments(&entry.facts).filter(|(moment, _)| filter.has_time(moment.at)) {
+        let (number, account) = match fact {
+            Fact::Posting(posting) => (posting.number, posting.account),
+            Fact::Reset(reset) => (reset.number, reset.account),
+            _ => continue,
+        };
+        if names.account(account).map(|path| &**path) != filter.account.as_deref() {
+            continue;
         }
+        let item = match fact {
+            Fact::Posting(posting) => {
+                let charge = charges_of(entry)
+                    .map(|(_, charge)| charge)
+                    .find(|charge| Some(charge.number) == posting.charge);
+                let usage = charge.and_then(|charge| usage_of(entry, charge));
+                LedgerItem::Posting(PostingItem::new(entry.index, moment, posting, usage, names))
+            }
+            Fact::Reset(reset) => LedgerItem::Reset(ResetItem::new(entry.index, moment, reset, names)),
+            _ => continue,
+        };
+        found.items.push((Place { index: entry.index, number }, item));
     }
 }
 

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use crate::decision::facts::{
-    Bucket, Charge, FactId, Moment, Multiplier, Posting, Rate, Usage, UsageOutcome, Why,
+    Bucket, Charge, FactId, Moment, Multiplier, Posting, Rate, Reset, Usage, UsageOutcome, Why,
 };
-use crate::decision::reply::{AdmissionId, Reason};
+use crate::decision::reply::{AdmissionId, LimitReset, Reason};
 use crate::edge::datasets::Names;
+use crate::edge::wire::evidence::Amount;
 use crate::units::{Credits, Millis, Ppm};
 
 #[derive(Serialize)]
@@ -211,6 +212,53 @@ pub(crate) struct EventItem {
     pub(crate) usage: UsageItem,
     pub(crate) charge: Option<ChargeItem>,
     pub(crate) postings: Vec<PostingItem>,
+}
+
+/// A line of an account's ledger.
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum LedgerItem {
+    Posting(PostingItem),
+    Reset(ResetItem),
+}
+
+/// Limits of the account were cleared, or resets were put by. No credits move.
+#[derive(Serialize)]
+pub(crate) struct ResetItem {
+    #[serde(flatten)]
+    origin: Origin,
+    account: Option<Arc<str>>,
+    why: &'static str,
+    limits: Vec<LimitItem>,
+    /// The resets that are put by now.
+    banked_resets: u32,
+    reason: Arc<str>,
+}
+
+/// A limit, and what it had counted.
+#[derive(Serialize)]
+struct LimitItem {
+    name: Arc<str>,
+    unit: Arc<str>,
+    used: Amount,
+}
+
+impl ResetItem {
+    pub(crate) fn new(index: u64, moment: Moment, reset: &Reset, names: &Names) -> ResetItem {
+        let cleared = |limit: &LimitReset| LimitItem {
+            name: limit.name.clone(),
+            unit: limit.unit.clone(),
+            used: Amount::of(&limit.unit, limit.used),
+        };
+        ResetItem {
+            origin: Origin::new(index, moment, reset.number),
+            account: names.account(reset.account).cloned(),
+            why: "reset",
+            limits: reset.limits.iter().map(cleared).collect(),
+            banked_resets: reset.banked_after,
+            reason: reset.reason.clone(),
+        }
+    }
 }
 
 #[derive(Serialize)]

@@ -1,5 +1,7 @@
 //! The parts that several answers share: receipts, payers, limits, balances.
 
+use serde::{Serialize, Serializer};
+
 use crate::decision::command::Stamp;
 use crate::decision::reply::{Balances, LimitStatus, Payer, Payment};
 use crate::edge::wire::json::{WriteJson, write_list, write_object};
@@ -101,6 +103,15 @@ impl WriteJson for Amount {
             AsText(Credits(i64::try_from(self.value).unwrap_or(i64::MAX))).write(out);
         } else {
             AsText(self.value).write(out);
+        }
+    }
+}
+
+impl Serialize for Amount {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.is_credits {
+            true => Credits(i64::try_from(self.value).unwrap_or(i64::MAX)).serialize(serializer),
+            false => serializer.collect_str(&self.value),
         }
     }
 }
