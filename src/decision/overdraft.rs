@@ -84,15 +84,18 @@ impl State {
         (sequence, id)
     }
 
-    /// Pays back what a wallet owes with what can be drawn from it, in draw order.
-    pub(super) fn pay_back(&mut self, account: AccountPlace) {
+    /// Pays back what a wallet owes with what can be drawn from it, in draw order: how many grants paid.
+    pub(super) fn pay_back(&mut self, account: AccountPlace) -> usize {
+        let mut grants = 0;
         while let Some((loan, grant, amount)) = self.next_payback(account) {
             let why = Why::Repaid;
             let (from, to) = (Bucket::Available, Bucket::Spent);
             self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
             let (from, to) = (Bucket::Spent, Bucket::Outside);
             self.post(Transfer { account, grant: loan, amount, from, to, why }, ChargeLink::NONE);
+            grants += 1;
         }
+        grants
     }
 
     /// The loan, the grant that pays next, and how much of it.

@@ -72,7 +72,9 @@ impl State {
         loop {
             let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
             let bounded = self.entry_bound.left > 0;
-            let wallet = if bounded { self.next_wallet_due(target) } else { None };
+            // No further than the next hold: what ends it may lend to a wallet, and so make something due there.
+            let until = hold.map_or(target, |(due_at, _)| due_at);
+            let wallet = if bounded { self.next_wallet_due(until) } else { None };
             match (hold, wallet) {
                 (None, None) => break,
                 (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
@@ -202,7 +204,7 @@ impl State {
         for sequence in expired {
             self.expire_grant(place, sequence);
         }
-        self.pay_back(place);
+        done += self.pay_back(place);
         if self.account_at(place).wallet.is_some() {
             self.wallet_mut(place).forget_plan_grants(due_at);
         }
