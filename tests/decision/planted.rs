@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::Source;
-use quorate::decision::facts::{Bucket, Charge, Fact, Posting, Why};
+use quorate::decision::facts::{Bucket, Charge, Fact, GrantMade, Posting, Why};
 use quorate::units::Credits;
 
 use crate::properties::{any_steps, facts_of, granting_policies, lending, run};
@@ -308,6 +308,19 @@ const ERRORS: &[Error] = &[
             Some(())
         },
         named: |finding| matches!(finding, Finding::DebitedTwice { .. }),
+    },
+    Error {
+        name: "a grant is made again under the next number, in an entry of its own",
+        plant: |facts, place| {
+            let Fact::GrantMade(made) = facts[place].1.clone() else { return None };
+            let next = facts.iter().filter(|(_, fact)| matches!(fact, Fact::GrantMade(_))).count() as u64;
+            let (last, _) = *facts.last()?;
+            let moment = facts.iter().rev().find(|(_, fact)| matches!(fact, Fact::Moment(_)))?.1.clone();
+            facts.push((last + 1, moment));
+            facts.push((last + 1, Fact::GrantMade(GrantMade { grant: next, ..made })));
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::MadeTwice { what: "grant", .. }),
     },
     Error {
         name: "an entry is there twice",

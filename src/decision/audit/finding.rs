@@ -20,6 +20,8 @@ pub enum Finding {
     HistoryBroken { id: FactId, account: Arc<str>, previous: u64, latest: u64 },
     #[error("entry {index}: {what} {found} comes where {expected} was to come")]
     OutOfSequence { index: u64, what: &'static str, expected: u64, found: u64 },
+    #[error("entry {index} makes the {what} {name} a second time")]
+    MadeTwice { index: u64, what: &'static str, name: Arc<str> },
     #[error("entry {index}: time goes back from {before} to {at}")]
     TimeWentBack { index: u64, at: Millis, before: Millis },
     #[error("{id} is of account number {account}, which was never made")]

@@ -10,7 +10,7 @@ mod pricing;
 
 pub use finding::Finding;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::decision::command::Source;
@@ -33,6 +33,8 @@ pub struct Audit {
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
+    /// By account: no two grants of it have one id.
+    grant_ids: BTreeSet<(u32, Arc<str>)>,
     /// By account: the number of the grant that holds what is lent to it.
     loans: BTreeMap<u32, u64>,
     /// Admissions that are held.
@@ -127,6 +129,7 @@ impl Audit {
             revision: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
+            grant_ids: BTreeSet::new(),
             loans: BTreeMap::new(),
             open: BTreeMap::new(),
             next_admission: 1,
@@ -323,7 +326,9 @@ impl Audit {
             latest_at: Millis(0),
             banked_resets: 0,
         });
-        self.account_by_path.insert(made.path.clone(), made.account);
+        if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
+            self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
+        }
     }
 
     fn take_policy(&mut self, put: &PolicyPut) {
@@ -355,6 +360,9 @@ impl Audit {
             books: Books::default(),
         };
         self.grants.entry((made.account, found)).or_insert(grant);
+        if !self.grant_ids.insert((made.account, made.id.clone())) {
+            self.find(Finding::MadeTwice { index, what: "grant", name: made.id.clone() });
+        }
         if made.source == Source::Overdraft {
             if self.loans.insert(made.account, found).is_some() {
                 let account = self.path(made.account);

@@ -14,7 +14,7 @@ mod walk;
 
 use axum::http::StatusCode;
 
-use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, with_moments};
+use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, UsageOutcome, with_moments};
 use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::datasets::group::{GroupBy, Groups};
@@ -231,10 +231,15 @@ fn behind_of(way: &Way, entry: &Entry) -> Option<Place> {
     index.map(Place::behind)
 }
 
-/// Whether all that is before an entry is too old to be looked at: time never goes back.
+/// Whether all that is before an entry is too old to be looked at. Only a decision tells, since it is dated
+/// with its entry's own time, which never goes back: what falls due in a wallet may be carried out, and told
+/// at its own moment, long after newer facts.
 fn is_older(entry: &Entry, filter: &Filter) -> bool {
-    let first = with_moments(&entry.facts).next();
-    filter.from.zip(first).is_some_and(|(from, (moment, _))| moment.at < from)
+    let decided = with_moments(&entry.facts).find_map(|(moment, fact)| match fact {
+        Fact::Usage(usage) if usage.outcome != UsageOutcome::Expired => Some(moment.at),
+        _ => None,
+    });
+    filter.from.zip(decided).is_some_and(|(from, at)| at < from)
 }
 
 fn usage_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<UsageItem>) {

@@ -19,7 +19,8 @@ struct Named {
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
-    /// removed or renamed, so this node's own state is fresh enough.
+    /// renamed, so this node's own state is fresh enough. A recurring grant whose period is over is forgotten
+    /// by the state: it is called by its number, as the fact that made it numbers it.
     pub(crate) fn learn(&mut self, replica: &Replica, facts: &[Fact]) {
         let accounts: HashSet<u32> = facts
             .iter()
@@ -44,8 +45,9 @@ impl Names {
                 self.accounts.insert(number, Named { path: path.clone(), plan });
             }
             for (account, grant) in grants {
-                let Some(id) = state.grant_id(account, grant) else { continue };
-                self.grants.insert((account, grant), id.clone());
+                let id = state.grant_id(account, grant).cloned();
+                let id = id.unwrap_or_else(|| format!("(ended plan grant {grant})").into());
+                self.grants.insert((account, grant), id);
             }
         });
     }
