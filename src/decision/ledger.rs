@@ -1,6 +1,6 @@
 //! The ledger: the one way to change a balance, and the record of it and of all that is decided.
 //!
-//! [`State::post`] is the only caller of [`Wallet::post`]: no credits move without leaving a posting.
+//! [`State::post`] is the only caller of `Wallet::post`: no credits move without leaving a posting.
 //! What is recorded never decides anything. Whether facts are kept is not part of the state: a node
 //! that keeps none applies the same commands to the same state. The trail is: for each account, the
 //! entry with its latest fact, so that its history can be walked backwards without an index.
