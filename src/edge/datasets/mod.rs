@@ -315,3 +315,55 @@ impl<I: serde::Serialize> WriteJson for Page<I> {
         Derived(self).write(out);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::facts::{Bucket, UsageOutcome, Why};
+    use crate::decision::reply::AdmissionId;
+    use crate::units::Credits;
+
+    fn from(from: u64) -> Filter {
+        let (account, feature, cursor) = (None, None, None);
+        Filter { account, alone: false, feature, from: Some(Millis(from)), to: None, limit: 10, cursor }
+    }
+
+    fn entry(at: u64, fact: Fact) -> Entry {
+        let moment = Fact::Moment(Moment { position: 0, at: Millis(at) });
+        Entry { index: 7, facts: vec![moment, fact] }
+    }
+
+    #[test]
+    fn only_a_decision_tells_that_all_before_it_is_older() {
+        let expired = Fact::Posting(Posting {
+            number: 0,
+            previous: 3,
+            account: 1,
+            grant: 0,
+            amount: Credits(1),
+            from: Bucket::Available,
+            to: Bucket::Expired,
+            why: Why::Expired,
+            charge: None,
+        });
+        let decided = Fact::Usage(Usage {
+            number: 0,
+            previous: 3,
+            admission: AdmissionId(1),
+            account: Some(1),
+            feature: "video.generate".into(),
+            units: Vec::new(),
+            compute_ms: None,
+            duration_ms: None,
+            region: None,
+            endpoint: None,
+            admitted_at: Millis(100),
+            outcome: UsageOutcome::Settled,
+            charged: false,
+        });
+        // Carried out late, and told at its own moment: newer facts may stand before it.
+        assert!(!is_older(&entry(100, expired), &from(200)));
+        assert!(is_older(&entry(100, decided.clone()), &from(200)));
+        assert!(!is_older(&entry(200, decided), &from(200)));
+    }
+}
