@@ -265,24 +265,20 @@ fn charge_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
 }
 
 fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<LedgerItem>) {
+    let is_its = |account: u32| names.account(account).map(|path| &**path) == filter.account.as_deref();
     for (moment, fact) in with_moments(&entry.facts).filter(|(moment, _)| filter.has_time(moment.at)) {
-        let (number, account) = match fact {
-            Fact::Posting(posting) => (posting.number, posting.account),
-            Fact::Reset(reset) => (reset.number, reset.account),
-            _ => continue,
-        };
-        if names.account(account).map(|path| &**path) != filter.account.as_deref() {
-            continue;
-        }
-        let item = match fact {
-            Fact::Posting(posting) => {
+        let (number, item) = match fact {
+            Fact::Posting(posting) if is_its(posting.account) => {
                 let charge = charges_of(entry)
                     .map(|(_, charge)| charge)
                     .find(|charge| Some(charge.number) == posting.charge);
                 let usage = charge.and_then(|charge| usage_of(entry, charge));
-                LedgerItem::Posting(PostingItem::new(entry.index, moment, posting, usage, names))
+                let item = PostingItem::new(entry.index, moment, posting, usage, names);
+                (posting.number, LedgerItem::Posting(item))
             }
-            Fact::Reset(reset) => LedgerItem::Reset(ResetItem::new(entry.index, moment, reset, names)),
+            Fact::Reset(reset) if is_its(reset.account) => {
+                (reset.number, LedgerItem::Reset(ResetItem::new(entry.index, moment, reset, names)))
+            }
             _ => continue,
         };
         found.items.push((Place { index: entry.index, number }, item));

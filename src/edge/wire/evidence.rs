@@ -95,23 +95,27 @@ impl Amount {
     pub(crate) fn of(unit: &str, value: u64) -> Amount {
         Amount { value, is_credits: unit == "credits" }
     }
+
+    /// The amount as credits, if it is one of them.
+    fn credits(&self) -> Option<Credits> {
+        self.is_credits.then(|| Credits(i64::try_from(self.value).unwrap_or(i64::MAX)))
+    }
 }
 
 impl WriteJson for Amount {
     fn write(&self, out: &mut Vec<u8>) {
-        if self.is_credits {
-            AsText(Credits(i64::try_from(self.value).unwrap_or(i64::MAX))).write(out);
-        } else {
-            AsText(self.value).write(out);
+        match self.credits() {
+            Some(credits) => AsText(credits).write(out),
+            None => AsText(self.value).write(out),
         }
     }
 }
 
 impl Serialize for Amount {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.is_credits {
-            true => Credits(i64::try_from(self.value).unwrap_or(i64::MAX)).serialize(serializer),
-            false => serializer.collect_str(&self.value),
+        match self.credits() {
+            Some(credits) => credits.serialize(serializer),
+            None => serializer.collect_str(&self.value),
         }
     }
 }
