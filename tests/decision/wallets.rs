@@ -244,7 +244,7 @@ fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits
     const GRANTS: usize = 200;
     const HOLDS: usize = 100;
     let policy = r#"{"features": {"code": {"units": ["tokens"], "price": {"tokens": "1"},
-        "capacity": [{"name": "at_once", "slots": "100"}]}}}"#;
+        "capacity": [{"name": "at_once", "algorithm": "slots", "quota": "100"}]}}}"#;
     let mut state = State::new();
     state.keep_facts(true);
     let (mut facts, mut index) = (Vec::new(), 0);
@@ -256,17 +256,19 @@ fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits
         (reply, new)
     };
     apply(&mut state, start(), Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
-    let hold = |tokens| match admit("acme", tokens) {
-        Command::Admit(admit) => Command::Admit(Admit { hold_ttl: Some(Span::HOUR), ..admit }),
-        other => other,
-    };
-    apply(&mut state, start(), account("acme", None, None));
-    for _ in 0..HOLDS {
-        for grant_of_hold in 0..GRANTS {
-            let id = format!("g{}-{grant_of_hold}", state.counts().holds);
-            apply(&mut state, start(), grant("acme", &id, whole(1)));
+    fn hold(account: &str, tokens: u64) -> Command<'_> {
+        match admit(account, tokens) {
+            Command::Admit(admit) => Command::Admit(Admit { hold_ttl: Some(Span::HOUR), ..admit }),
+            other => other,
         }
-        assert_eq!(refused(&apply(&mut state, start(), hold(GRANTS as u64)).0), None);
+    }
+    for number in 0..HOLDS {
+        let path = format!("u{number}");
+        apply(&mut state, start(), account(&path, None, None));
+        for number in 0..GRANTS {
+            apply(&mut state, start(), grant(&path, &format!("g{number}"), whole(1)));
+        }
+        assert_eq!(refused(&apply(&mut state, start(), hold(&path, GRANTS as u64)).0), None);
     }
     let end = start().saturating_add(Span::HOUR);
     let later = end.saturating_add(Span::HOUR);
@@ -279,8 +281,8 @@ fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits
     assert_eq!(state.now(), end);
     // What is decided meanwhile is decided then: with the slots that are free by now.
     let mut copy = restore(records(&state)).expect("a state");
-    let (reply, new) = apply(&mut state, later, hold(1));
-    let again = copy.apply(reply.stamp, &plain(hold(1)));
+    let (reply, new) = apply(&mut state, later, hold("u0", 1));
+    let again = copy.apply(reply.stamp, &plain(hold("u0", 1)));
     assert_eq!((refused(&reply), reply.stamp.at, &again), (None, end, &reply));
     assert_eq!(ended(&new), per_entry + 1);
     let mut entries = 2;
