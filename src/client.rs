@@ -26,15 +26,16 @@ use serde::de::DeserializeOwned;
 pub use answers::{
     AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
     ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
-    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, ResetView, SettledView, WalletView,
+    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView, SettledView,
+    WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
-    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery,
-    EntryFacts, FactsPage, GrantBalances, LedgerItem, Marked, MultiplierItem, PostingItem, ResetItem,
-    StateHash, UsageGroup, UsageGroups, UsageItem,
+    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChangeItem, ChargeItem, DatasetPage,
+    DatasetQuery, EntryFacts, FactsPage, GrantBalances, LayerItem, LedgerItem, Marked, MultiplierItem,
+    PostingItem, ResetItem, StateHash, UsageGroup, UsageGroups, UsageItem,
 };
-pub use error::{ClientError, Problem};
+pub use error::{ClientError, Problem, ProblemLayer};
 pub use requests::{
     AccountState, AccountUpdate, Admission, BatchAdmission, GrantRequest, GrantSource, MemberRequest,
     MembersChange, ResetRequest, RevokeRequest, SettleRequest, SpendingCap,
@@ -253,8 +254,8 @@ impl Client {
     }
 
     /// The same, with everything that became of it.
-    pub async fn admission_events(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
-        self.call(&Call::get(format!("/v1/admissions/{}?events=true", segment(admission)))).await
+    pub async fn refusal(&self, refusal: &str) -> Result<Answer<RefusalView>, ClientError> {
+        self.call(&Call::get(format!("/v1/admissions/{}", segment(refusal)))).await
     }
 
     // --- accounts -------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ mod error;
 mod explain;
 mod output;
 mod policy;
+mod receipt;
 pub mod replay;
 mod serve;
 mod token;

@@ -98,6 +98,7 @@ impl State {
                     compute_ms: None,
                     duration_ms: None,
                     expires_at,
+                    latest: stamp.index,
                     overrun,
                 });
             }
@@ -110,6 +111,7 @@ impl State {
                 paid_by: paid_by.clone(),
                 uncovered: Credits::ZERO,
                 stamp,
+                latest: stamp.index,
                 policy: policy.revision,
                 resolved_at: self.now,
             }),
@@ -138,7 +140,7 @@ impl State {
 
     /// Records an admission and its price, before it is debited.
     fn note_admission(&mut self, asked: &Asked<'_>) -> (Option<u32>, ChargeLink) {
-        let (now, policy, cost) = (self.now, self.policy.revision, asked.priced.cost);
+        let (policy, cost) = (self.policy.revision, asked.priced.cost);
         let Asked { feature, admit, priced, cover, .. } = asked;
         let usage = self.note_usage(asked.account, || Usage {
             number: 0,
@@ -151,7 +153,8 @@ impl State {
             duration_ms: None,
             region: admit.region.map(Arc::from),
             endpoint: admit.endpoint.map(Arc::from),
-            admitted_at: now,
+            admitted_at: None,
+            earlier: None,
             hold: asked.hold_expires_at.map(|until| HoldTime { before: None, until }),
             outcome: if admit.hold_ttl.is_some() { UsageOutcome::Held } else { UsageOutcome::Settled },
             charged: cost > Credits::ZERO,

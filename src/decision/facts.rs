@@ -148,8 +148,10 @@ pub struct Usage {
     /// Where the caller said the work is done, and by what.
     pub region: Option<Arc<str>>,
     pub endpoint: Option<Arc<str>>,
-    /// When the request was decided.
-    pub admitted_at: Millis,
+    /// When it was admitted, where that was before: of what becomes of a hold. Absent where this is the decision.
+    pub admitted_at: Option<Millis>,
+    /// The index of the entry with the event before this one in the life of the admission, if there is one.
+    pub earlier: Option<u64>,
     /// Until when the hold is kept, where the event says so: when it begins, and when it is extended.
     pub hold: Option<HoldTime>,
     pub outcome: UsageOutcome,
@@ -435,6 +437,13 @@ pub struct FactId {
 impl fmt::Display for FactId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.index, self.number)
+    }
+}
+
+impl Usage {
+    /// Whether this is the decision itself, and not what became of a hold later.
+    pub fn decides(&self) -> bool {
+        self.admitted_at.is_none()
     }
 }
 

@@ -58,6 +58,8 @@ pub(super) struct Hold {
     pub compute_ms: Option<u64>,
     pub duration_ms: Option<u64>,
     pub expires_at: Millis,
+    /// The index of the entry with its latest event.
+    pub latest: u64,
     pub overrun: Overrun,
 }
 
@@ -343,6 +345,7 @@ impl State {
             paid_by: paid.payments.clone(),
             uncovered: paid.rest,
             stamp: hold.stamp,
+            latest: self.entry_index(),
             policy: hold.policy,
             resolved_at: self.now,
         });
@@ -470,6 +473,7 @@ impl State {
             let usage = hold.usage(actual, UsageOutcome::PartlySettled);
             self.push_usage(Usage { previous, charged: false, ..usage });
         }
+        self.hold_mut(id).latest = self.entry_index();
     }
 
     /// Records that a hold is kept for longer.
@@ -489,6 +493,7 @@ impl State {
             let usage = hold.event(units, UsageOutcome::Extended);
             self.push_usage(Usage { previous, hold: Some(time), ..usage });
         }
+        self.hold_mut(id).latest = self.entry_index();
     }
 
     /// Records the end of a hold and its price. Who carries it is completed later.
@@ -657,7 +662,8 @@ impl Hold {
             duration_ms: self.duration_ms,
             region: self.region.clone(),
             endpoint: self.endpoint.clone(),
-            admitted_at: self.stamp.at,
+            admitted_at: Some(self.stamp.at),
+            earlier: Some(self.latest),
             hold: None,
             outcome,
             charged: false,

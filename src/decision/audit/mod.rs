@@ -89,6 +89,8 @@ struct Books([i128; 6]);
 struct Open {
     account: Option<u32>,
     admitted_at: Millis,
+    /// The entry with its latest event.
+    latest: u64,
     policy: u64,
     multipliers: Vec<Multiplier>,
     /// Until when it is held.
@@ -458,16 +460,20 @@ impl Audit {
             }
             return;
         }
-        if let Some(open) = self.open.get(&admission) {
+        if let Some(open) = self.open.get_mut(&admission) {
+            let earlier = std::mem::replace(&mut open.latest, index);
             if usage.outcome == UsageOutcome::Held {
                 self.find(Finding::DebitedTwice { id, admission });
-            } else if (open.account, open.admitted_at) != (usage.account, usage.admitted_at) {
+            } else if (open.account, Some(open.admitted_at)) != (usage.account, usage.admitted_at) {
                 let what = "the account or the moment is not that of its hold";
+                self.find(Finding::AdmissionDiffers { id, admission, what });
+            } else if usage.earlier != Some(earlier) {
+                let what = "what happened to it before is in another entry";
                 self.find(Finding::AdmissionDiffers { id, admission, what });
             }
             return;
         }
-        let is_first = matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::Settled);
+        let is_first = usage.decides() && matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::Settled);
         if admission.0 < self.next_admission || !is_first {
             return self.find(Finding::DebitedTwice { id, admission });
         }
@@ -479,7 +485,8 @@ impl Audit {
         if usage.outcome == UsageOutcome::Held {
             let open = Open {
                 account: usage.account,
-                admitted_at: usage.admitted_at,
+                admitted_at: self.entry.moment.map_or(Millis(0), |moment| moment.at),
+                latest: index,
                 policy: 0,
                 multipliers: Vec::new(),
                 until: usage.hold.map_or(Millis(0), |hold| hold.until),
