@@ -254,7 +254,7 @@ impl History {
             _ => AdmissionStatus::Held,
         };
         let is_over = self.is_over();
-        let holds = self.events.iter().filter_map(|event| event.usage()?.2.hold);
+        let mut holds = self.events.iter().rev().filter_map(|event| event.usage()?.2.hold);
         Some(AdmissionView {
             id: usage.admission,
             account: self.names.account(usage.account?)?.clone(),
@@ -270,7 +270,7 @@ impl History {
                 position: decided.position,
             },
             policy: charge.policy,
-            expires_at: holds.last().map(|hold| hold.until).filter(|_| !is_over),
+            expires_at: holds.next().map(|hold| hold.until).filter(|_| !is_over),
             resolved_at: is_over.then_some(ended.at),
         })
     }
