@@ -172,11 +172,13 @@ const ERRORS: &[Error] = &[
         named: |finding| matches!(finding, Finding::RefusedForNothing { .. }),
     },
     Error {
-        name: "a hold is extended from another moment than that to which it was kept",
+        name: "until when a hold is kept is missing, or not what was extended",
         plant: |facts, place| {
             let Fact::Usage(usage) = &mut facts[place].1 else { return None };
-            let before = usage.hold.as_mut()?.before.as_mut()?;
-            before.0 = before.0.checked_sub(1)?;
+            match &mut usage.hold.as_mut()?.before {
+                Some(before) => before.0 = before.0.checked_sub(1)?,
+                None => usage.hold = None,
+            }
             Some(())
         },
         named: |finding| matches!(finding, Finding::HoldTimeDiffers { .. }),
