@@ -1,5 +1,6 @@
 //! Accounts: who is limited and who pays.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +10,7 @@ use crate::decision::command::{AccountState, SpendingCap};
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
+use crate::decision::reply::AdmissionId;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
 
@@ -32,6 +34,9 @@ pub(super) struct Account {
     pub spending_cap: Option<SpendingCap>,
     /// What limits have counted here.
     meters: Vec<(MeterKey, Meter)>,
+    /// Which of them were cleared, and the first admission after the last time. There from the first reset on;
+    /// no longer than there are names of limits.
+    cleared: Option<Box<BTreeMap<MeterKey, AdmissionId>>>,
     /// What plans grant here again and again.
     pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
@@ -53,6 +58,7 @@ impl Account {
             state: AccountState::Open,
             spending_cap: None,
             meters: Vec::new(),
+            cleared: None,
             recurrences: Vec::new(),
             wallet: None,
             banked_resets: 0,
@@ -86,15 +92,30 @@ impl Account {
         })
     }
 
-    /// Uncounts all that is counted under `key`, and leaves its window as it is.
-    pub fn clear(&mut self, key: MeterKey) {
+    /// Uncounts all that is counted under `key`, and leaves its window as it is. What admissions before
+    /// `next` counted is uncounted with it, once and for all.
+    pub fn clear(&mut self, key: MeterKey, next: AdmissionId) {
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
             meter.clear();
         }
+        self.cleared.get_or_insert_default().insert(key, next);
     }
 
-    /// Uncounts what [`Account::take`] counted.
-    pub fn give_back(&mut self, key: MeterKey, amount: u64, taken_at: Millis, mark: Mark) {
+    /// Uncounts what [`Account::take`] counted of `admission`, unless it was cleared meanwhile: it must not
+    /// be uncounted a second time.
+    pub fn give_back(
+        &mut self,
+        key: MeterKey,
+        admission: AdmissionId,
+        amount: u64,
+        taken_at: Millis,
+        mark: Mark,
+    ) {
+        let cleared = self.cleared.as_ref().and_then(|cleared| cleared.get(&key));
+        // Holds keep their slots through a reset.
+        if mark != Mark::Slot && cleared.is_some_and(|next| admission < *next) {
+            return;
+        }
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
             meter.give_back(amount, taken_at, mark);
         }
