@@ -31,8 +31,9 @@ pub struct WalletBooks<'a> {
     /// The account's number.
     pub number: u32,
     pub account: &'a Arc<str>,
-    /// The id and the books of each.
-    pub grants: Vec<(&'a Arc<str>, Balances)>,
+    /// The id and the books of each that is kept whole, and at the end, without an id, the sum of those that
+    /// ended before.
+    pub grants: Vec<(&'a str, Balances)>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -131,7 +132,8 @@ impl View {
         places.filter_map(|place| {
             let account = self.accounts.get(place)?;
             let wallet = account.wallet.as_deref()?;
-            let grants = wallet.grants().map(|grant| (&grant.id, grant.books)).collect();
+            let whole = wallet.grants().map(|grant| (&*grant.id, grant.books));
+            let grants = whole.chain(wallet.forgotten().map(|sum| ("", sum))).collect();
             Some(WalletBooks { number: place as u32, account: &account.path, grants })
         })
     }
