@@ -19,6 +19,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::decision::account::shared_text;
 use crate::decision::command::{PutGrant, Source};
 use crate::decision::facts::Bucket;
 use crate::decision::path::PLAN_GRANT_PREFIX;
@@ -41,6 +42,7 @@ pub(super) struct Wallet {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Grant {
+    #[serde(deserialize_with = "shared_text")]
     pub id: Arc<str>,
     pub source: Source,
     pub priority: u32,
@@ -172,6 +174,12 @@ impl Wallet {
     /// The sums over the grants that ended and were forgotten.
     pub fn forgotten(&self) -> Option<Balances> {
         self.forgotten.as_ref().map(|forgotten| forgotten.books)
+    }
+
+    /// How large it is, in the size of a grant or so.
+    pub fn weight(&self) -> usize {
+        let formers = self.forgotten.as_ref().map_or(0, |forgotten| forgotten.formers.len());
+        1 + self.grants().count() + formers.div_ceil(2)
     }
 
     fn former(&self, id: &str) -> Option<&Former> {
