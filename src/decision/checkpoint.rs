@@ -323,7 +323,7 @@ impl UnderWay {
             }
             plan_users.push(account.plan);
             for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
-                let begins_at = Some(grant.effective_at).filter(|at| *at > state.now);
+                let begins_at = Some(grant.effective_at()).filter(|at| *at > state.now);
                 let due = grant.expires_at.into_iter().chain(begins_at);
                 self.wallet_deadlines.extend(due.map(|at| (at, place)));
             }

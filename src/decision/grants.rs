@@ -71,7 +71,6 @@ impl State {
             sequence: self.next_grant,
             created_at: self.now,
             asked_effective_at: put.effective_at,
-            effective_at,
             expires_at: put.expires_at,
             books: Balances::default(),
             awaited: Credits::ZERO,
@@ -92,7 +91,7 @@ impl State {
     ) -> Result<(), Box<Refusal>> {
         let (id, sequence) = (grant.id.clone(), grant.sequence);
         let (source, priority) = (grant.source, grant.priority);
-        let (effective_at, expires_at) = (grant.effective_at, grant.expires_at);
+        let (effective_at, expires_at) = (grant.effective_at(), grant.expires_at);
         self.wallet_mut(place)
             .add(grant, credits)
             .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;

@@ -136,7 +136,7 @@ impl State {
         let expire = live.clone().filter_map(|grant| grant.expires_at);
         // What can be drawn from a wallet that owes pays back first, from its first moment on.
         let owes = wallet.is_some_and(|wallet| !wallet.owed().is_zero());
-        let begin = live.filter(|_| owes).map(|grant| grant.effective_at);
+        let begin = live.filter(|_| owes).map(|grant| grant.effective_at());
         ends.chain(expire).chain(begin).min()
     }
 
@@ -222,7 +222,7 @@ impl State {
         let account = self.account_at(place);
         let live = account.wallet.as_deref().into_iter().flat_map(|wallet| wallet.live());
         let renewed = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
-        live.map(|grant| grant.effective_at).chain(renewed)
+        live.map(|grant| grant.effective_at()).chain(renewed)
     }
 
     /// What an account's own wallet could pay at `at`, if nothing happened until then but what falls due.
@@ -365,7 +365,6 @@ impl State {
             sequence,
             created_at: self.now,
             asked_effective_at: None,
-            effective_at: self.now,
             expires_at: Some(ends_at),
             books: Balances::default(),
             awaited: Credits::ZERO,

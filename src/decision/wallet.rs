@@ -30,13 +30,19 @@ use crate::units::{Credits, Millis};
 pub(super) struct Wallet {
     /// Grants that can still matter to a decision, in draw order.
     live: Vec<Grant>,
-    /// Grants with nothing left and nothing held, in the order in which they ended: the last ones.
-    ended: Vec<Grant>,
     /// The sums over all grants.
     books: Balances,
+    /// What most wallets do not have, apart from them: there are millions.
+    more: Option<Box<More>>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct More {
+    /// Grants with nothing left and nothing held, in the order in which they ended: the last ones.
+    ended: Vec<Grant>,
     /// What is left of those that ended before. There from the first on.
     forgotten: Option<Box<Forgotten>>,
-    /// What was lent to it and is not paid back, all of it spent. There from the first loan on.
+    /// What was lent to the wallet and is not paid back, all of it spent. There from the first loan on.
     loan: Option<Box<Grant>>,
 }
 
@@ -49,9 +55,8 @@ pub(super) struct Grant {
     /// The place of the grant among all grants ever made: older ones are drawn first.
     pub sequence: u64,
     pub created_at: Millis,
-    /// When it was asked to take effect, for telling a repeated request from another.
+    /// When it was asked to take effect.
     pub asked_effective_at: Option<Millis>,
-    pub effective_at: Millis,
     pub expires_at: Option<Millis>,
     pub books: Balances,
     /// What was revoked while holds kept it: it leaves the grant as far as it comes back. Never more
@@ -112,22 +117,30 @@ impl Wallet {
     /// Every grant that is kept whole: first those that have something left, in draw order, then what was lent, then those
     /// that ended.
     pub fn grants(&self) -> impl Iterator<Item = &Grant> {
-        self.live.iter().chain(self.loan.as_deref()).chain(&self.ended)
+        self.live.iter().chain(self.loan()).chain(self.ended())
     }
 
     pub fn loan(&self) -> Option<&Grant> {
-        self.loan.as_deref()
+        self.more.as_ref()?.loan.as_deref()
+    }
+
+    fn ended(&self) -> &[Grant] {
+        self.more.as_ref().map_or(&[], |more| &more.ended)
+    }
+
+    fn past(&self) -> Option<&Forgotten> {
+        self.more.as_ref()?.forgotten.as_deref()
     }
 
     /// What was lent and is not paid back.
     pub fn owed(&self) -> Credits {
-        self.loan.as_ref().map_or(Credits::ZERO, |loan| loan.books.spent)
+        self.loan().map_or(Credits::ZERO, |loan| loan.books.spent)
     }
 
     /// Begins the grant that holds what is lent.
     pub fn open_loan(&mut self, grant: Grant) {
-        debug_assert!(self.loan.is_none() && grant.books == Balances::default());
-        self.loan = Some(Box::new(grant));
+        debug_assert!(self.loan().is_none() && grant.books == Balances::default());
+        self.more.get_or_insert_default().loan = Some(Box::new(grant));
     }
 
     /// How much more can be granted or lent: no other sum can overflow, they are all parts of it.
@@ -145,9 +158,10 @@ impl Wallet {
     /// those that ended the last ones.
     pub fn latest(&self, grants_max: usize) -> impl Iterator<Item = &Grant> {
         let live = &self.live[..self.live.len().min(grants_max)];
-        let loan = self.loan.as_deref().filter(|_| live.len() < grants_max);
-        let ended = self.ended.len().min(grants_max - live.len() - usize::from(loan.is_some()));
-        live.iter().chain(loan).chain(&self.ended[self.ended.len() - ended..])
+        let loan = self.loan().filter(|_| live.len() < grants_max);
+        let ended = self.ended();
+        let listed = ended.len().min(grants_max - live.len() - usize::from(loan.is_some()));
+        live.iter().chain(loan).chain(&ended[ended.len() - listed..])
     }
 
     pub fn find(&self, id: &str) -> Option<&Grant> {
@@ -173,19 +187,32 @@ impl Wallet {
 
     /// The sums over the grants that ended and were forgotten.
     pub fn forgotten(&self) -> Option<Balances> {
-        self.forgotten.as_ref().map(|forgotten| forgotten.books)
+        self.past().map(|forgotten| forgotten.books)
     }
 
     /// How large it is, in the size of a grant or so.
     pub fn weight(&self) -> usize {
-        let formers = self.forgotten.as_ref().map_or(0, |forgotten| forgotten.formers.len());
+        let formers = self.past().map_or(0, |forgotten| forgotten.formers.len());
         1 + self.grants().count() + formers.div_ceil(2)
     }
 
     fn former(&self, id: &str) -> Option<&Former> {
-        let formers = &self.forgotten.as_ref()?.formers;
+        let formers = &self.past()?.formers;
         let place = formers.binary_search_by_key(&id_hash(id), |former| former.id).ok()?;
         formers.get(place)
+    }
+}
+
+impl More {
+    fn end(&mut self, grant: Grant) {
+        if self.ended.len() < 4 {
+            self.ended.reserve_exact(1);
+        }
+        self.ended.push(grant);
+        if self.ended.len() > Wallet::ENDED_MAX {
+            let grant = self.ended.remove(0);
+            self.forget(grant);
+        }
     }
 
     fn forget(&mut self, grant: Grant) {
@@ -199,7 +226,9 @@ impl Wallet {
             forgotten.formers.insert(place, former);
         }
     }
+}
 
+impl Wallet {
     /// Puts a grant that has nothing yet into its place in the draw order.
     ///
     /// # Errors
@@ -231,7 +260,8 @@ impl Wallet {
     /// Moves `amount` of a live grant, or of what was lent, from one bucket to another, in its books and in
     /// the wallet's, and ends a live grant when that was all of it.
     pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) {
-        if let Some(loan) = self.loan.as_mut().filter(|loan| loan.sequence == sequence) {
+        let loan = self.more.as_mut().and_then(|more| more.loan.as_mut());
+        if let Some(loan) = loan.filter(|loan| loan.sequence == sequence) {
             loan.books.move_credits(amount, from, to);
             self.books.move_credits(amount, from, to);
             debug_assert!(loan.books.is_balanced() && self.books.is_balanced(), "{amount} lent");
@@ -252,14 +282,7 @@ impl Wallet {
         );
         if grant.books.available.is_zero() && grant.books.held.is_zero() {
             let grant = self.live.remove(place);
-            if self.ended.len() < 4 {
-                self.ended.reserve_exact(1);
-            }
-            self.ended.push(grant);
-            if self.ended.len() > Wallet::ENDED_MAX {
-                let grant = self.ended.remove(0);
-                self.forget(grant);
-            }
+            self.more.get_or_insert_default().end(grant);
         }
     }
 
@@ -267,13 +290,14 @@ impl Wallet {
     /// sum: no two have the same id, and a wallet would grow with each month.
     pub fn forget_plan_grants(&mut self, at: Millis) {
         let is_over = |grant: &Grant| grant.id.starts_with(PLAN_GRANT_PREFIX) && grant.has_expired(at);
-        while let Some(place) = self.ended.iter().position(is_over) {
-            let grant = self.ended.remove(place);
-            self.forget(grant);
+        self.live.shrink_to_fit();
+        let Some(more) = &mut self.more else { return };
+        while let Some(place) = more.ended.iter().position(is_over) {
+            let grant = more.ended.remove(place);
+            more.forget(grant);
         }
         // The room of what is gone would be most of what a wallet takes.
-        self.ended.shrink_to_fit();
-        self.live.shrink_to_fit();
+        more.ended.shrink_to_fit();
     }
 
     pub fn live_grant(&self, sequence: u64) -> Option<&Grant> {
@@ -309,8 +333,8 @@ impl Wallet {
         if !sum.is_balanced() || !sum.available.is_zero() || !sum.held.is_zero() {
             return false;
         }
-        let formers = self.forgotten.as_ref().map_or(&[][..], |forgotten| &forgotten.formers);
-        if !formers.is_sorted_by_key(|former| former.id) || self.ended.len() > Wallet::ENDED_MAX {
+        let formers = self.past().map_or(&[][..], |forgotten| &forgotten.formers);
+        if !formers.is_sorted_by_key(|former| former.id) || self.ended().len() > Wallet::ENDED_MAX {
             return false;
         }
         for grant in self.grants() {
@@ -322,7 +346,7 @@ impl Wallet {
                 total.0 += part.0;
             }
         }
-        let lent = self.loan.as_ref().is_none_or(|loan| loan.books.granted == loan.books.spent);
+        let lent = self.loan().is_none_or(|loan| loan.books.granted == loan.books.spent);
         lent && sum == self.books && self.books.is_balanced()
     }
 
@@ -337,8 +361,13 @@ impl Wallet {
 }
 
 impl Grant {
+    /// From when on it can be drawn: not from before it was there.
+    pub fn effective_at(&self) -> Millis {
+        self.asked_effective_at.map_or(self.created_at, |at| at.max(self.created_at))
+    }
+
     pub fn drawable(&self, at: Millis) -> Credits {
-        let drawable = self.effective_at <= at && !self.has_expired(at);
+        let drawable = self.effective_at() <= at && !self.has_expired(at);
         if drawable { self.books.available } else { Credits::ZERO }
     }
 
@@ -352,7 +381,7 @@ impl Grant {
             source: self.source,
             priority: self.priority,
             created_at: self.created_at,
-            effective_at: self.effective_at,
+            effective_at: self.effective_at(),
             expires_at: self.expires_at,
             credits: self.books,
         }
