@@ -17,5 +17,6 @@ mod load;
 mod members;
 mod older_copies;
 mod quorum;
+mod races;
 mod restarts;
 mod seed;
