@@ -1,9 +1,12 @@
 //! Everything at once: mixed operations by `quorate exercise`, which checks every answer, while leaders are killed, and
 //! an audit of what they leave. `scripts/chaos` does the same for longer and with more kinds of trouble.
 
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Stdio;
 
 use crate::cluster::Cluster;
+use crate::nodes::Nodes;
 use crate::seed::Seed;
 
 /// How much of a history is written before the next leader is killed: some hundreds of operations.
@@ -55,4 +58,60 @@ fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     let data = cluster.nodes.data(stopped);
     let (code, audit) = cluster.nodes.json(&["audit", "--data-dir", data.to_str().expect("UTF-8")]);
     assert_eq!((code, audit["findings_total"].as_u64()), (0, Some(0)), "{audit}");
+}
+
+/// The address of a proxy before a node that says `lie` wherever the node says `truth`, which is as long.
+fn lying_proxy(node: String, truth: &'static str, lie: &'static str) -> String {
+    assert_eq!(truth.len(), lie.len());
+    let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        // Whatever breaks off is asked again by the driver.
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = TcpStream::connect(&node) else { continue };
+            let (Ok(asks), Ok(asked)) = (client.try_clone(), server.try_clone()) else { continue };
+            std::thread::spawn(move || pass_on(asks, asked, |_| {}));
+            std::thread::spawn(move || pass_on(server, client, |bytes| falsify(bytes, truth, lie)));
+        }
+    });
+    format!("http://{address}")
+}
+
+fn falsify(bytes: &mut [u8], truth: &str, lie: &str) {
+    for place in 0..bytes.len().saturating_sub(truth.len() - 1) {
+        let some = &mut bytes[place..place + truth.len()];
+        if some == truth.as_bytes() {
+            some.copy_from_slice(lie.as_bytes());
+        }
+    }
+}
+
+fn pass_on(mut from: TcpStream, mut to: TcpStream, change: impl Fn(&mut [u8])) {
+    let mut bytes = vec![0; 64 * 1024];
+    while let Ok(read @ 1..) = from.read(&mut bytes) {
+        change(&mut bytes[..read]);
+        if to.write_all(&bytes[..read]).is_err() {
+            break;
+        }
+    }
+    // The other side may have closed it already.
+    _ = to.shutdown(Shutdown::Write);
+}
+
+#[test]
+fn a_driver_that_is_lied_to_says_so() {
+    let nodes = Nodes::start_with(1, "", "src/cli/exercise/policy.toml");
+    for (truth, lie, seen) in [
+        (r#""uncovered":"0""#, r#""uncovered":"1""#, "what was paid is not the price"),
+        ("idempotency-replayed: true", "idempotency-replayed: nope", "were both decided at"),
+        (r#""status":"settled""#, r#""status":"expired""#, "is shown otherwise"),
+        (r#""reason":"key_mismatch""#, r#""reason":"grant_exists""#, "a key was taken for two requests"),
+        (r#""expired":"0""#, r#""expired":"1""#, "granted is not what is there"),
+    ] {
+        let proxy = lying_proxy(nodes.address(1), truth, lie);
+        let arguments = ["--node", &proxy, "exercise", "--duration", "40s", "--rate", "300"];
+        let (code, report) = nodes.json(&arguments);
+        let violation = report["violation"].as_str().unwrap_or_default();
+        assert!(code == 1 && violation.contains(seen), "{lie}: exit code {code}: {report}");
+    }
 }

@@ -123,6 +123,7 @@ impl Caller {
     async fn step(&mut self, step: u64) -> Result<(), Ended> {
         let mut chance = chance_of(self.exercise.seed, self.number, step);
         let kind = Kind::draw(&mut chance);
+        self.has.now = self.exercise.checks.latest().at;
         let name = format!("{}-{}-{step}", self.exercise.world.run, self.number);
         match kind {
             Kind::Abandon if !self.has.holds.is_empty() => {
@@ -223,7 +224,7 @@ impl Caller {
             exercise.history.decided()?;
         }
         if !room || exercise.checks.decisions() >= super::checks::DECISIONS_MAX {
-            exercise.end();
+            exercise.end_full();
         }
         Ok(known)
     }
@@ -290,7 +291,7 @@ impl Caller {
             }
             None => {
                 // A refusal of what was asked before is a new decision, and so is a key for something else.
-                let request = if again && !known.replayed { self.exercise.number_one() } else { request };
+                let request = if again && !known.replayed { self.exercise.next_number() } else { request };
                 if operation.changes() {
                     known.place = self.exercise.checks.decided(request, floor, &known.value)?;
                 }
@@ -343,7 +344,7 @@ impl Caller {
     async fn perform(&mut self, operation: Operation, step: u64, name: &str) -> Result<(), Ended> {
         let is_batch = operation.kind == Kind::Batch;
         let key = (operation.changes() && !is_batch).then_some(name);
-        let request = self.exercise.number_some();
+        let request = self.exercise.next_number();
         let known = self.known(&operation, step, key, request, false).await?;
         let outcome = match (known.is_success(), known.reason()) {
             (true, _) => "done".to_owned(),
@@ -384,9 +385,6 @@ impl Caller {
 
     /// Takes what an answer gives.
     fn take(&mut self, operation: &Operation, name: &str, known: &Known) {
-        if let Some(place) = known.place {
-            self.has.now = self.has.now.max(place.at);
-        }
         let asked: Value = serde_json::from_str(&operation.body).unwrap_or_default();
         let admission = known.value["admission"].as_str().map(str::to_owned);
         let hold = operation.hold.as_deref();
@@ -426,7 +424,7 @@ impl Caller {
             hold: None,
             must_fail: false,
         };
-        let request = self.exercise.number_one();
+        let request = self.exercise.next_number();
         let known = self.known(&operation, step, None, request, false).await?;
         self.tally.count(Kind::ReadAdmission, "done");
         if known.value["status"] != status {
@@ -509,7 +507,7 @@ impl Caller {
     /// it may count as decided again.
     async fn known_batch_again(&mut self, operation: &Operation, step: u64) -> Result<Known, Ended> {
         let again = Operation { kind: Kind::Repeat, ..operation.clone() };
-        let request = self.exercise.number_one();
+        let request = self.exercise.next_number();
         self.known(&again, step, None, request, true).await
     }
 
@@ -537,7 +535,7 @@ impl Caller {
             }
         };
         let operation = Operation { must_fail: true, ..operation };
-        let request = self.exercise.number_one();
+        let request = self.exercise.next_number();
         let known = self.known(&operation, step, Some(&done.key), request, true).await?;
         self.tally.count(Kind::Mismatch, known.reason().unwrap_or("none"));
         if known.status != 422 || known.reason() != Some("key_mismatch") {
@@ -567,7 +565,7 @@ impl Caller {
                 hold: None,
                 must_fail: false,
             };
-            let request = self.exercise.number_one();
+            let request = self.exercise.next_number();
             self.known(&operation, u64::MAX, None, request, false).await?;
         }
         Ok(accounts.len())

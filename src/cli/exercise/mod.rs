@@ -102,6 +102,8 @@ struct Exercise {
     interval: Duration,
     ends_at: Instant,
     over: AtomicBool,
+    /// Whether it ended because no more can be remembered or written down.
+    full: AtomicBool,
     numbers: AtomicU64,
 }
 
@@ -114,13 +116,15 @@ impl Exercise {
         self.over.store(true, Ordering::Relaxed);
     }
 
-    /// A number for a request, with those behind it for what a batch has in it.
-    fn number_some(&self) -> u64 {
-        self.numbers.fetch_add(NUMBERS_EACH, Ordering::Relaxed)
+    /// Ends since there is no room for more.
+    fn end_full(&self) {
+        self.full.store(true, Ordering::Relaxed);
+        self.end();
     }
 
-    fn number_one(&self) -> u64 {
-        self.number_some()
+    /// A number for a request, with those behind it for what a batch has in it.
+    fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(NUMBERS_EACH, Ordering::Relaxed)
     }
 }
 
@@ -143,12 +147,14 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
         interval: Duration::from_secs(args.clients).div_f64(f64::from(args.rate)),
         ends_at: Instant::now() + Duration::from_millis(args.duration.0),
         over: AtomicBool::new(false),
+        full: AtomicBool::new(false),
         numbers: AtomicU64::new(0),
     });
     let begun = Instant::now();
     let (tally, accounts, ended) = exercise.drive().await;
     let mut report = Report::new(args.seed, run, &tally, begun.elapsed());
     (report.accounts, report.decisions) = (accounts, exercise.checks.decisions());
+    report.ended_full = exercise.full.load(Ordering::Relaxed);
     report.longest_gap = exercise.history.longest_gap();
     let ended = ended.or_else(|| exercise.history.flush().err().map(Ended::History));
     match ended {

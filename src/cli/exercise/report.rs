@@ -70,6 +70,8 @@ pub(super) struct Report {
     /// Decisions whose place in the log was looked at.
     pub decisions: usize,
     pub accounts: usize,
+    /// Whether it ended before its time, since no more could be remembered or written down.
+    pub ended_full: bool,
     pub longest_gap: Option<Gap>,
     /// What was seen that must not be.
     pub violation: Option<String>,
@@ -94,6 +96,7 @@ impl Report {
             attempts_unanswered: tally.unavailable.clone(),
             decisions: 0,
             accounts: 0,
+            ended_full: false,
             longest_gap: None,
             violation: None,
             failure: None,
@@ -129,6 +132,9 @@ impl Report {
         }
         if let Some(gap) = self.longest_gap {
             put(&mut text, format_args!("nothing was decided for {} ms at the longest\n", gap.gap_ms));
+        }
+        if self.ended_full {
+            text.push_str("ended before its time: no more can be remembered or written down\n");
         }
         match (&self.violation, &self.failure) {
             (Some(violation), _) => put(&mut text, format_args!("VIOLATION: {violation}\n")),
