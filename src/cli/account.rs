@@ -136,7 +136,7 @@ pub(super) enum GrantCommand {
         /// When what is left of it is lost; never when absent
         #[arg(long, value_name = "MOMENT")]
         expires_at: Option<Millis>,
-        /// Why, for the record
+        /// Why, for the record; an adjustment must have one
         #[arg(long)]
         reason: Option<String>,
         /// The idempotency key; a random one when absent

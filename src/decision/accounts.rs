@@ -16,7 +16,7 @@ use crate::units::Credits;
 
 impl State {
     /// Accounts that a cluster can have.
-    const ACCOUNTS_MAX: usize = 100_000_000;
+    pub(super) const ACCOUNTS_MAX: usize = 100_000_000;
 
     pub(super) fn put_policy(&mut self, put: &PutPolicy<'_>) -> Outcome {
         outcome(self.try_put_policy(put))

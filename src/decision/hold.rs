@@ -314,7 +314,7 @@ impl State {
         for debit in &hold.debits {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
-            account.give_back(debit.key, unused, hold.stamp.at, debit.mark);
+            account.give_back(debit.key, id, unused, hold.stamp.at, debit.mark);
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
@@ -522,20 +522,6 @@ impl State {
             uncovered: Credits::ZERO,
         });
         (usage, charge)
-    }
-
-    /// Has the holds at or below an account give nothing back to the limits of its own at `keys`, which
-    /// were cleared of it.
-    pub(super) fn forget_debits(&mut self, account: AccountPlace, keys: &[MeterKey]) {
-        let is_cleared = |debit: &Debit| debit.account == account && keys.contains(&debit.key);
-        let affected: Vec<AdmissionId> = self
-            .holds_of(account)
-            .filter(|hold| hold.debits.iter().any(is_cleared))
-            .map(|hold| hold.id)
-            .collect();
-        for id in affected {
-            self.hold_mut(id).debits.retain(|debit| !is_cleared(debit));
-        }
     }
 
     // --- where holds are ------------------------------------------------------------------------

@@ -77,6 +77,8 @@ impl State {
     pub const PAID_BACK_PER_ENTRY_MAX: usize = 4_096;
     /// Recurring grants that one account can have, with those of plans that it no longer has.
     const RECURRENCES_MAX: usize = 64;
+    /// Periods of a recurring grant that are looked ahead.
+    const PERIODS_FORESEEN_MAX: usize = 400;
 
     // --- when -------------------------------------------------------------------------------------
 
@@ -161,7 +163,7 @@ impl State {
         let expire = live.clone().filter_map(|grant| grant.expires_at);
         // What can be drawn from a wallet that owes pays back first, from its first moment on.
         let owes = wallet.is_some_and(|wallet| !wallet.owed().is_zero());
-        let begin = live.filter(|_| owes).map(|grant| grant.effective_at);
+        let begin = live.filter(|_| owes).map(|grant| grant.effective_at());
         ends.chain(expire).chain(begin).min()
     }
 
@@ -237,6 +239,47 @@ impl State {
         }
         debug_assert!(done > 0, "something was due");
         done.max(1)
+    }
+
+    // --- what will be -----------------------------------------------------------------------------
+
+    /// When credits come into an account's own wallet without anybody's doing: grants take effect, and
+    /// recurring ones are renewed.
+    pub(super) fn credits_come_at(&self, place: AccountPlace) -> impl Iterator<Item = Millis> {
+        let account = self.account_at(place);
+        let live = account.wallet.as_deref().into_iter().flat_map(|wallet| wallet.live());
+        let renewed = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
+        live.map(|grant| grant.effective_at()).chain(renewed)
+    }
+
+    /// What an account's own wallet could pay at `at`, if nothing happened until then but what falls due.
+    /// What rolls over more than once is left out: it is rather too little than too much.
+    pub(super) fn foreseen(&self, place: AccountPlace, at: Millis) -> Credits {
+        let account = self.account_at(place);
+        let Some(wallet) = account.wallet.as_deref() else { return Credits::ZERO };
+        let plan = account.plan.and_then(|plan| self.policy.plan(plan));
+        let (mut drawable, mut granted) = (0, 0);
+        for recurrence in account.recurrences.iter().filter(|recurrence| recurrence.ends_at <= at) {
+            let mut grants = plan.into_iter().flat_map(|plan| &plan.grants);
+            let Some(grant) = grants.find(|grant| grant.key == recurrence.key) else { continue };
+            let mut ends_at = recurrence.ends_at;
+            let mut rolled = self.rolls_over(place, recurrence.grant, grant);
+            for _ in 0..State::PERIODS_FORESEEN_MAX {
+                let Some(next) = grant.cycle.end(recurrence.anchor, ends_at) else { break };
+                ends_at = next;
+                granted += i128::from(grant.credits.0);
+                if at < ends_at {
+                    drawable += i128::from(grant.credits.0) + i128::from(rolled.0);
+                    break;
+                }
+                rolled = Credits::ZERO;
+            }
+        }
+        // A wallet that has no room for the sum goes without.
+        if granted > i128::from(wallet.room().0) {
+            drawable = 0;
+        }
+        wallet.drawable_with(Credits(i64::try_from(drawable).unwrap_or(i64::MAX)), at)
     }
 
     // --- what -------------------------------------------------------------------------------------
@@ -349,7 +392,6 @@ impl State {
             sequence,
             created_at: self.now,
             asked_effective_at: None,
-            effective_at: self.now,
             expires_at: Some(ends_at),
             books: Balances::default(),
             awaited: Credits::ZERO,

@@ -3,6 +3,7 @@
 //! Everything here only looks. A [`Verdict`] is complete before anything is debited, so that a
 //! refusal changes nothing and an admission is debited whole.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
@@ -251,7 +252,7 @@ impl State {
         let objections: Vec<Objection> = self
             .refusing_guards(&looks, priced)
             .chain(self.refusing_caps(levels, &looks, &caps, priced, &cover))
-            .chain(self.refusing_credits(levels, &looks, priced, &cover))
+            .chain(self.refusing_credits(levels, &looks, &caps, priced, &cover))
             .collect();
         // The request passes when the last of them is gone: if one has no date, there is none.
         let would_pass_at = objections
@@ -549,6 +550,7 @@ impl State {
         &self,
         levels: &Levels,
         looks: &[Look<'_>],
+        caps: &[CapLook],
         priced: &Priced,
         cover: &Cover,
     ) -> Option<Objection> {
@@ -556,9 +558,11 @@ impl State {
             return None;
         }
         let available = self.drawable(levels, self.now);
+        let by_allowances = self.allowances_pass_at(levels, looks, priced, Credits::MAX);
+        let by_wallets = self.wallets_pass_at(levels, caps, Credits(cover.drawn().0 + cover.short.0));
         let detail = format!("{} credits are missing of the {} that it costs", cover.short, priced.cost);
         Some(Objection::for_credits(Box::new(Refusal {
-            would_pass_at: self.allowances_pass_at(levels, looks, priced, Credits::MAX),
+            would_pass_at: by_allowances.into_iter().chain(by_wallets).min(),
             cost: Some(priced.cost),
             available: Some(available),
             ..*Refusal::new(Reason::CreditsShort, Layer::Credits, detail)
@@ -574,6 +578,25 @@ impl State {
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let meter = self.account_at(look.account).meter(look.limit.key);
         look.limit.rule.passes_at(meter, self.now, amount)
+    }
+
+    /// When wallets could pay `amount` of what comes into them without anybody's doing, and the spending caps
+    /// would let them. Allowances cover no less by then, so wallets pay no more.
+    fn wallets_pass_at(&self, levels: &Levels, caps: &[CapLook], amount: Credits) -> Option<Millis> {
+        let mut caps_pass_at = self.now;
+        for cap in caps {
+            let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
+            let passes_at = cap.rule.passes_at(meter, self.now, amount.0.unsigned_abs())?;
+            caps_pass_at = caps_pass_at.max(passes_at);
+        }
+        let reaches = |at: &Millis| {
+            let sum: i128 = levels.iter().map(|place| i128::from(self.foreseen(place, *at).0)).sum();
+            sum >= i128::from(amount.0)
+        };
+        let moments = levels.iter().flat_map(|place| self.credits_come_at(place));
+        let moments = moments.filter(|at| *at > self.now).map(|at| at.max(caps_pass_at));
+        let moments: BTreeSet<Millis> = moments.collect();
+        moments.into_iter().find(reaches)
     }
 
     /// When allowances would cover so much that wallets could pay the rest with no more than `reach`,

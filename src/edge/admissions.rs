@@ -5,17 +5,18 @@ use std::fmt::Display;
 use axum::http::StatusCode;
 
 use crate::decision::State;
-use crate::decision::command::{Command, Extend, Release};
-use crate::decision::reply::{AdmissionId, Reason, RefusalId};
+use crate::decision::command::{Command, Extend, Key, Release, Request};
+use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
 use crate::edge::datasets::history;
+use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::{Asked, DecisionId};
 use crate::edge::wire::admission::{
-    AdmissionAnswer, AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody,
+    AdmissionAnswer, AdmissionBody, BatchSeed, EntryKeys, ExtendBody, ReleaseBody, SettleBody,
 };
 use crate::edge::wire::json::Derived;
 use crate::units::Span;
@@ -32,11 +33,30 @@ pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
     Ok(replies::answer(&reply, None))
 }
 
+/// A batch under a key happens once: first the key is kept for the whole of it, then each entry is decided
+/// under a key of its own that follows from it. So whoever repeats a batch of which only a part was decided, or
+/// whose answer was lost, gets the first answers and the rest decided.
 pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     let admissions_max = asked.shared().limits.batch_admissions_max;
-    let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max })?;
+    let key = idempotency_key(asked.headers())?;
+    let keys = match &key {
+        Some(key) => EntryKeys::OfBatch(key),
+        None => asked.dedupe_value()?.map_or(EntryKeys::None, EntryKeys::OfHeader),
+    };
+    let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max, keys })?;
     if proposal.is_empty() {
-        return Ok(replies::batch(&[]).await);
+        return Ok(replies::batch(&[], false).await);
+    }
+    let mut known = false;
+    if let Some(key) = &key {
+        let fingerprint = proposal.fingerprint();
+        let kept = asked
+            .propose_one(Request { key: Some(Key { key, fingerprint }), command: Command::Tick })
+            .await?;
+        if matches!(kept.outcome, Outcome::Refused(_)) {
+            return Ok(replies::answer(&kept, None));
+        }
+        known = kept.replayed;
     }
     let count = proposal.len();
     let replies = asked.replica().propose(proposal).await?;
@@ -46,7 +66,10 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     for reply in &replies {
         asked.metrics().decided(reply);
     }
-    Ok(replies::batch(&replies).await)
+    // What is refused is decided anew, as ever, and changes nothing.
+    let nothing_new =
+        replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
+    Ok(replies::batch(&replies, known && nothing_new).await)
 }
 
 pub(crate) async fn settle(mut asked: Asked) -> Result<Answer, Problem> {

@@ -9,6 +9,8 @@ use bytes::Bytes;
 
 use crate::decision::command::{Command, Key, Request};
 use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply};
+use crate::edge::access::Role;
+use crate::edge::calls::Needs;
 use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::metrics::Metrics;
@@ -109,22 +111,34 @@ impl Asked {
     /// Has one command decided, under the request's idempotency key if it has one, or
     /// under that which the policy makes of one of its headers.
     pub(crate) async fn decide(&self, command: Command<'_>) -> Result<Reply, Problem> {
+        let key = match idempotency_key(self.headers())? {
+            Some(key) => Some(key),
+            None => self.shared.dedupe_header.key(self.replica(), self.headers(), &command)?,
+        };
+        let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&command) });
+        let reply = self.propose_one(Request { key, command }).await?;
+        self.metrics().decided(&reply);
+        Ok(reply)
+    }
+
+    /// Has one request decided, as it is.
+    pub(crate) async fn propose_one(&self, request: Request<'_>) -> Result<Reply, Problem> {
         let mut replies = {
-            let key = match idempotency_key(self.headers())? {
-                Some(key) => Some(key),
-                None => self.shared.dedupe_header.key(self.replica(), self.headers(), &command)?,
-            };
-            let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&command) });
             let mut proposal = Proposal::with_capacity(1);
-            proposal
-                .push(&Request { key, command })
-                .map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
+            proposal.push(&request).map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
             self.replica().propose(proposal).await?
         };
         let reply = replies.pop().filter(|_| replies.is_empty());
-        let reply =
-            reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))?;
-        self.metrics().decided(&reply);
-        Ok(reply)
+        reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
+    }
+
+    /// The value of the header that the policy makes a key, if it names one and the request has it.
+    pub(crate) fn dedupe_value(&self) -> Result<Option<&str>, Problem> {
+        self.shared.dedupe_header.value(self.replica(), self.headers())
+    }
+
+    /// Refuses a request whose caller may not do what an operator may.
+    pub(crate) fn require_operator(&self) -> Result<(), Problem> {
+        self.shared.access.check(Needs::Role(Role::Operate), self.headers())
     }
 }

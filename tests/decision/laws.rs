@@ -116,10 +116,15 @@ impl Lawful {
         }
         self.facts.extend(facts.into_iter().map(|fact| (stamp.index, fact)));
         self.audit.finish();
-        let accounts: BTreeSet<String> = self.audit.balances().map(|(path, ..)| path.to_string()).collect();
-        for account in accounts {
-            let view = self.state.account(&account).ok_or("an audited account is not there")?;
-            self.audit.compare(&account, view.grants.iter().map(|grant| (&*grant.id, grant.credits)));
+        let mut accounts: BTreeSet<String> =
+            self.audit.balances().map(|(path, ..)| path.to_string()).collect();
+        let view = self.state.view();
+        for wallet in view.wallets(0) {
+            accounts.remove(&**wallet.account);
+            self.audit.compare(wallet.account, wallet.grants);
+        }
+        if !accounts.is_empty() {
+            return Err(format!("audited accounts have no wallet: {accounts:?}"));
         }
         let found: Vec<String> = self.audit.findings().iter().map(Finding::to_string).collect();
         if found.is_empty() { Ok(()) } else { Err(format!("the audit finds {}", found.join("; "))) }

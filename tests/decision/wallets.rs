@@ -3,10 +3,10 @@
 use quorate::decision::State;
 use quorate::decision::audit::Audit;
 use quorate::decision::command::{
-    Admit, Change, Command, Period, PutAccount, PutGrant, PutPolicy, Source, SpendingCap, Stamp,
+    Admit, Change, Command, Period, PutAccount, PutGrant, PutPolicy, Revoke, Source, SpendingCap, Stamp,
 };
 use quorate::decision::facts::{Fact, Why, with_moments};
-use quorate::decision::reply::{Balances, Outcome, Reason, Reply};
+use quorate::decision::reply::{Balances, GrantView, Outcome, Reason, Reply};
 use quorate::units::{Credits, MICROS, Millis, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -97,6 +97,45 @@ fn refused(reply: &Reply) -> Option<Reason> {
         Outcome::Refused(refusal) => Some(refusal.reason),
         _ => None,
     }
+}
+
+/// The grant that an answer shows.
+fn put(reply: &Reply) -> GrantView {
+    match &reply.outcome {
+        Outcome::GrantPut(grant) => (**grant).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_grant_that_ended_long_ago_keeps_its_id_and_is_answered_as_before() {
+    const GRANTS: usize = 100;
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", None, None));
+    let ids: Vec<String> = (0..GRANTS).map(|number| format!("bought-{number}")).collect();
+    let mut ended = Vec::new();
+    for id in &ids {
+        watched.at = watched.at.saturating_add(Span::MINUTE);
+        assert!(!watched.ask(grant("acme", id, whole(2))).replayed);
+        assert_eq!(refused(&watched.ask(admit("acme", 2))), None);
+        let again = watched.ask(grant("acme", id, whole(2)));
+        assert!(again.replayed);
+        ended.push(put(&again));
+    }
+    // The latest are there whole; of the others there is the sum, which the laws compare with the postings.
+    let view = watched.lawful.state().account("acme").expect("the account is there");
+    assert_eq!((view.grants.len(), view.credits.spent), (32, whole(200)));
+    for (id, ended) in ids.iter().zip(&ended) {
+        let again = watched.ask(grant("acme", id, whole(2)));
+        assert!(again.replayed);
+        assert_eq!(put(&again), *ended);
+        assert_eq!(refused(&watched.ask(grant("acme", id, whole(3)))), Some(Reason::GrantExists));
+        let revoke = Revoke { account: "acme", grant: id, credits: None, reason: "a refund" };
+        assert_eq!(refused(&watched.ask(Command::Revoke(revoke))), Some(Reason::GrantShort));
+    }
+    let revoke = Revoke { account: "acme", grant: "bought-100", credits: None, reason: "a refund" };
+    assert_eq!(refused(&watched.ask(Command::Revoke(revoke))), Some(Reason::GrantUnknown));
+    assert_eq!(watched.credits("acme").granted, whole(200));
 }
 
 #[test]

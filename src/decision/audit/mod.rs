@@ -20,7 +20,7 @@ use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
     PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
-use crate::decision::path::{self, PLAN_GRANT_PREFIX};
+use crate::decision::path;
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -241,29 +241,36 @@ impl Audit {
     }
 
     /// Compares with what a state, at the entry that was taken last, shows of the grants of an account:
-    /// all of them, by id.
+    /// each by id, and under an empty id the sum of those that ended and that it has forgotten.
     pub fn compare<'g>(&mut self, account: &str, shown: impl IntoIterator<Item = (&'g str, Balances)>) {
         let mut replayed: BTreeMap<Arc<str>, Balances> = BTreeMap::new();
         if let Some(number) = self.account_by_path.get(account) {
             let grants = self.grants.range((*number, 0)..=(*number, u64::MAX));
             replayed.extend(grants.map(|(_, grant)| (grant.id.clone(), grant.books.balances())));
         }
+        let mut forgotten = Balances::default();
         for (id, shown) in shown {
+            if id.is_empty() {
+                forgotten = shown;
+                continue;
+            }
             let replayed = replayed.remove(id).unwrap_or_default();
             if replayed != shown {
                 let (account, grant) = (account.into(), id.into());
                 self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
             }
         }
-        // A state forgets recurring plan grants that have ended.
-        let forgotten = |grant: &str, replayed: &Balances| {
-            let ended = replayed.available.is_zero() && replayed.held.is_zero();
-            ended && grant.starts_with(PLAN_GRANT_PREFIX)
-        };
-        replayed.retain(|grant, replayed| !forgotten(grant, replayed));
-        for (grant, replayed) in replayed {
+        let (ended, missing): (Vec<_>, Vec<_>) = replayed
+            .into_iter()
+            .partition(|(_, replayed)| replayed.available.is_zero() && replayed.held.is_zero());
+        for (grant, replayed) in missing {
             let shown = Balances::default();
             self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
+        }
+        let ended = sum(ended.iter().map(|(_, replayed)| replayed));
+        if ended != forgotten {
+            let (account, grant) = (account.into(), "(grants that ended)".into());
+            self.find(Finding::BalanceDiffers { account, grant, replayed: ended, shown: forgotten });
         }
     }
 
@@ -789,6 +796,21 @@ impl Books {
             expired: credits(self.of(Bucket::Expired)),
             revoked: credits(self.of(Bucket::Revoked)),
         }
+    }
+}
+
+/// The sums over several grants.
+fn sum<'b>(balances: impl Iterator<Item = &'b Balances> + Clone) -> Balances {
+    let total = |part: fn(&Balances) -> Credits| {
+        credits(balances.clone().map(|balances| i128::from(part(balances).0)).sum())
+    };
+    Balances {
+        granted: total(|balances| balances.granted),
+        available: total(|balances| balances.available),
+        held: total(|balances| balances.held),
+        spent: total(|balances| balances.spent),
+        expired: total(|balances| balances.expired),
+        revoked: total(|balances| balances.revoked),
     }
 }
 

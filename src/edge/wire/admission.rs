@@ -79,10 +79,11 @@ impl AdmissionBody<'_> {
         })
     }
 
-    fn request(&self) -> Request<'_> {
+    /// The request, under its own key or else under `key`.
+    fn request<'r>(&'r self, key: Option<&'r str>) -> Request<'r> {
         let command = self.command(false);
-        let key =
-            self.key.as_ref().map(|key| Key { key: key.0.as_str(), fingerprint: fingerprint(&command) });
+        let key = self.key.as_ref().map(|key| key.0.as_str()).or(key);
+        let key = key.map(|key| Key { key, fingerprint: fingerprint(&command) });
         Request { key, command }
     }
 }
@@ -93,12 +94,35 @@ enum BatchField {
     Admissions,
 }
 
-/// Reads `{"admissions": […]}` straight into a proposal, one entry at a time.
-pub(crate) struct BatchSeed {
-    pub(crate) admissions_max: usize,
+/// What becomes the keys of entries that come without one. A space separates its parts; no key that a client
+/// sends has one, so that such a key is never taken for another.
+#[derive(Clone, Copy)]
+pub(crate) enum EntryKeys<'k> {
+    None,
+    /// The key of the batch, with the place of the entry in it.
+    OfBatch(&'k str),
+    /// The value of a header that the policy names, with the account and the place of the entry.
+    OfHeader(&'k str),
 }
 
-impl<'de> DeserializeSeed<'de> for BatchSeed {
+impl EntryKeys<'_> {
+    fn key(self, place: usize, account: &str) -> Option<String> {
+        match self {
+            EntryKeys::None => None,
+            EntryKeys::OfBatch(key) => Some(format!("{key} {place}")),
+            EntryKeys::OfHeader(value) => Some(format!("{account} {value} {place}")),
+        }
+    }
+}
+
+/// Reads `{"admissions": […]}` straight into a proposal, one entry at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct BatchSeed<'k> {
+    pub(crate) admissions_max: usize,
+    pub(crate) keys: EntryKeys<'k>,
+}
+
+impl<'de> DeserializeSeed<'de> for BatchSeed<'_> {
     type Value = Proposal;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Proposal, D::Error> {
@@ -106,7 +130,7 @@ impl<'de> DeserializeSeed<'de> for BatchSeed {
     }
 }
 
-impl<'de> Visitor<'de> for BatchSeed {
+impl<'de> Visitor<'de> for BatchSeed<'_> {
     type Value = Proposal;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -119,17 +143,15 @@ impl<'de> Visitor<'de> for BatchSeed {
             if proposal.is_some() {
                 return Err(A::Error::duplicate_field("admissions"));
             }
-            proposal = Some(map.next_value_seed(AdmissionsSeed { admissions_max: self.admissions_max })?);
+            proposal = Some(map.next_value_seed(AdmissionsSeed(self))?);
         }
         proposal.ok_or_else(|| A::Error::missing_field("admissions"))
     }
 }
 
-struct AdmissionsSeed {
-    admissions_max: usize,
-}
+struct AdmissionsSeed<'k>(BatchSeed<'k>);
 
-impl<'de> DeserializeSeed<'de> for AdmissionsSeed {
+impl<'de> DeserializeSeed<'de> for AdmissionsSeed<'_> {
     type Value = Proposal;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Proposal, D::Error> {
@@ -137,7 +159,7 @@ impl<'de> DeserializeSeed<'de> for AdmissionsSeed {
     }
 }
 
-impl<'de> Visitor<'de> for AdmissionsSeed {
+impl<'de> Visitor<'de> for AdmissionsSeed<'_> {
     type Value = Proposal;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -145,13 +167,11 @@ impl<'de> Visitor<'de> for AdmissionsSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Proposal, A::Error> {
+        let BatchSeed { admissions_max, keys } = self.0;
         let mut proposal = Proposal::new();
-        while list.next_element_seed(AdmissionSeed { proposal: &mut proposal })?.is_some() {
-            if proposal.len() > self.admissions_max {
-                return Err(A::Error::custom(format_args!(
-                    "at most {} admissions in a batch",
-                    self.admissions_max
-                )));
+        while list.next_element_seed(AdmissionSeed { proposal: &mut proposal, keys })?.is_some() {
+            if proposal.len() > admissions_max {
+                return Err(A::Error::custom(format_args!("at most {admissions_max} admissions in a batch")));
             }
         }
         Ok(proposal)
@@ -159,16 +179,18 @@ impl<'de> Visitor<'de> for AdmissionsSeed {
 }
 
 /// Reads one entry and adds it to the proposal.
-struct AdmissionSeed<'p> {
+struct AdmissionSeed<'p, 'k> {
     proposal: &'p mut Proposal,
+    keys: EntryKeys<'k>,
 }
 
-impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_> {
+impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let body: AdmissionBody<'de> = Whole(PhantomData).deserialize(deserializer)?;
-        self.proposal.push(&body.request()).map_err(D::Error::custom)
+        let key = self.keys.key(self.proposal.len(), body.account.as_str());
+        self.proposal.push(&body.request(key.as_deref())).map_err(D::Error::custom)
     }
 }
 
