@@ -62,7 +62,8 @@ pub(super) enum AccountCommand {
     Explain {
         /// Such as acme:video:u17
         account: String,
-        /// One of its admissions, such as adm_2f; what it asked for last when absent
+        /// One of its admissions, such as adm_2f, or refusals, such as ref_2f_0; what it asked for last when
+        /// absent
         admission: Option<String>,
     },
     /// Show the postings of an account's wallet, newest first

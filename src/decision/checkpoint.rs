@@ -69,6 +69,7 @@ struct Head {
     next_grant: u64,
     names: Names,
     revision: u64,
+    policy_index: u64,
     /// The policy document, as JSON.
     document: String,
     accounts: u64,
@@ -102,6 +103,7 @@ impl State {
                 next_grant: self.next_grant,
                 names: self.names.clone(),
                 revision: self.policy.revision(),
+                policy_index: self.policy_index,
                 document,
                 accounts: self.accounts.len() as u64,
                 holds: self.holds.len() as u64,
@@ -264,6 +266,7 @@ impl UnderWay {
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
+            policy_index: head.policy_index,
             accounts: Pages::default(),
             trail: Pages::default(),
             ..State::new()

@@ -195,6 +195,12 @@ impl State {
         })
     }
 
+    /// The index of the entry with the latest event of an admission, as long as it is known.
+    pub fn latest_event(&self, id: AdmissionId) -> Option<u64> {
+        let hold = self.hold(id).map(|hold| hold.latest);
+        hold.or_else(|| self.recent.get(id).map(|resolved| resolved.latest))
+    }
+
     /// Checks what must always hold: the books of every wallet, that what wallets hold is what holds
     /// reserved there, that slots are taken by holds, and that the indexes agree with the records.
     ///

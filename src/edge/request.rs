@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 
 use crate::decision::command::{Command, Key, Request};
-use crate::decision::reply::{AdmissionId, Reason, Reply};
+use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply};
 use crate::edge::access::Role;
 use crate::edge::calls::Needs;
 use crate::edge::headers::idempotency_key;
@@ -23,6 +23,13 @@ pub(crate) struct Asked {
     shared: Arc<Shared>,
     parts: Parts,
     body: Bytes,
+}
+
+/// What can be looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DecisionId {
+    Admission(AdmissionId),
+    Refusal(RefusalId),
 }
 
 impl Asked {
@@ -79,6 +86,18 @@ impl Asked {
             .await
             .map_err(|rejection| Problem::new(Kind::Malformed, rejection.body_text()).at_field("grant"))?;
         Ok(texts)
+    }
+
+    /// The decision in the path: an admission, or a refusal.
+    pub(crate) async fn decision(&mut self) -> Result<DecisionId, Problem> {
+        let text = self.segment("admission").await?;
+        let refusal = text.parse().map(DecisionId::Refusal);
+        refusal.or_else(|_| text.parse().map(DecisionId::Admission)).map_err(
+            |_: crate::decision::reply::ParseAdmissionIdError| {
+                let detail = "expected the id of a decision, such as adm_2f, or ref_2f_0 of a refusal";
+                Problem::new(Kind::Refused(Reason::AdmissionUnknown), detail).at_field("admission")
+            },
+        )
     }
 
     /// The admission in the path. What cannot be an id is no admission: 404.

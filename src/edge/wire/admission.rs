@@ -1,23 +1,27 @@
 //! Admissions: what is asked, and the answers about them, refusals among them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Admit, Command, Key, Request, Settle};
-use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusal, Settled};
+use crate::decision::command::{Admit, Command, Key, Request, Settle, Stamp};
+use crate::decision::reply::{
+    AdmissionId, AdmissionView, Admitted, Layer, Reason, Refusal, RefusalId, Settled,
+};
 use crate::edge::body::{Object, Whole};
 use crate::edge::kind::{Kind, Words};
 use crate::edge::problem::Type;
-use crate::edge::wire::dataset::EventItem;
+use crate::edge::wire::dataset::{EventItem, ReceiptItem};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
-use crate::units::Span;
+use crate::units::{Credits, Millis, Span};
 
 // --- asked --------------------------------------------------------------------------------------
 
@@ -274,19 +278,25 @@ impl WriteJson for AdmittedAnswer<'_> {
     }
 }
 
-/// Which layer refused. Level 0 is the whole cluster, 1 the root account.
+/// A layer in words: its kind, the level, and the name where it has one. Level 0 is the whole cluster, 1 the
+/// root account.
+fn layer_words(layer: &Layer) -> (&'static str, Option<u8>, Option<&Arc<str>>) {
+    match layer {
+        Layer::Request => ("request", None, None),
+        Layer::Account { level } => ("account", Some(*level), None),
+        Layer::Limit { level, name } => ("limit", Some(*level), Some(name)),
+        Layer::SpendingCap { level } => ("spending_cap", Some(*level), None),
+        Layer::Credits => ("credits", None, None),
+        Layer::Hold => ("hold", None, None),
+        Layer::Key => ("key", None, None),
+        Layer::Policy => ("policy", None, None),
+    }
+}
+
+/// Which layer refused.
 impl WriteJson for Layer {
     fn write(&self, out: &mut Vec<u8>) {
-        let (kind, level, name) = match self {
-            Layer::Request => ("request", None, None),
-            Layer::Account { level } => ("account", Some(*level), None),
-            Layer::Limit { level, name } => ("limit", Some(*level), Some(name)),
-            Layer::SpendingCap { level } => ("spending_cap", Some(*level), None),
-            Layer::Credits => ("credits", None, None),
-            Layer::Hold => ("hold", None, None),
-            Layer::Key => ("key", None, None),
-            Layer::Policy => ("policy", None, None),
-        };
+        let (kind, level, name) = layer_words(self);
         write_object!(out, { "kind": kind, "level"?: level, "name"?: name, });
     }
 }
@@ -302,12 +312,15 @@ impl WriteJson for RefusalAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let refusal = self.refusal;
         let Words { status, reason, title } = Kind::Refused(refusal.reason).words();
+        let Stamp { index, position, .. } = *self.receipt.stamp;
+        let id = refusal.recorded.then(|| RefusalId { index, position }.to_string());
         write_object!(out, {
             "type": Type(reason),
             "title": title,
             "status": status,
             "detail": refusal.detail.as_str(),
             "decision": "refused",
+            "id"?: id.as_deref(),
             "reason": reason,
             "layer": refusal.layer,
             "replayed"?: self.entry.replayed(),
@@ -356,6 +369,48 @@ pub(crate) struct ExtendedAnswer<'a> {
 impl WriteJson for ExtendedAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         write_object!(out, { "admission"?: self.admission, "hold": self.hold, "receipt": self.receipt, });
+    }
+}
+
+/// `GET /v1/admissions/{id}` of a request that was refused.
+#[derive(Serialize)]
+pub(crate) struct RefusedAnswer {
+    pub(crate) id: String,
+    pub(crate) decision: &'static str,
+    pub(crate) status: &'static str,
+    pub(crate) account: Option<Arc<str>>,
+    pub(crate) feature: Arc<str>,
+    pub(crate) reason: Reason,
+    pub(crate) layer: LayerName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cost: Option<Credits>,
+    /// What the wallets on the way had, where credits were the matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) available: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) would_pass_at: Option<Millis>,
+    pub(crate) attributes: BTreeMap<Arc<str>, Arc<str>>,
+    pub(crate) refused_at: Millis,
+    pub(crate) receipt: ReceiptItem,
+    pub(crate) events: Vec<EventItem>,
+}
+
+/// Which layer refused, by name.
+#[derive(Serialize)]
+pub(crate) struct LayerName {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<Arc<str>>,
+}
+
+impl From<&Layer> for LayerName {
+    fn from(layer: &Layer) -> LayerName {
+        let (kind, level, name) = layer_words(layer);
+        LayerName { kind, level, name: name.cloned() }
     }
 }
 
