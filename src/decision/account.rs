@@ -39,7 +39,7 @@ pub(super) struct Account {
     meters: Vec<(MeterKey, Meter)>,
     /// Which of them were cleared, and the first admission after the last time. There from the first reset on;
     /// no longer than there are names of limits.
-    cleared: Option<Box<BTreeMap<MeterKey, AdmissionId>>>,
+    cleared: Option<Box<Cleared>>,
     /// What plans grant here again and again.
     pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
@@ -47,6 +47,10 @@ pub(super) struct Account {
     /// Resets that were put by.
     pub banked_resets: u32,
 }
+
+/// The first admission after the last reset of a meter: what those before it counted was cleared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Cleared(BTreeMap<MeterKey, AdmissionId>);
 
 impl Account {
     /// Meters beyond which those that count nothing any more are dropped.
@@ -107,7 +111,7 @@ impl Account {
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
             meter.clear();
         }
-        self.cleared.get_or_insert_default().insert(key, next);
+        self.cleared.get_or_insert_default().0.insert(key, next);
     }
 
     /// Uncounts what [`Account::take`] counted of `admission`, unless it was cleared meanwhile: it must not
@@ -120,7 +124,7 @@ impl Account {
         taken_at: Millis,
         mark: Mark,
     ) {
-        let cleared = self.cleared.as_ref().and_then(|cleared| cleared.get(&key));
+        let cleared = self.cleared.as_ref().and_then(|cleared| cleared.0.get(&key));
         // Holds keep their slots through a reset.
         if mark != Mark::Slot && cleared.is_some_and(|next| admission < *next) {
             return;

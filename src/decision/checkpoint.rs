@@ -126,7 +126,7 @@ impl View {
         let mut recent: Vec<&Resolved> = self.recent.iter().collect();
         recent.sort_unstable_by_key(|resolved| resolved.id);
         let head = std::iter::once(Kind::Head(Box::new(self.head.clone())));
-        let accounts = self.accounts.pages().flat_map(|page| parts(page)).map(Kind::Accounts);
+        let accounts = self.accounts.pages().flat_map(parts).map(Kind::Accounts);
         let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
         let answers = self.keys.iter().map(|answer| Kind::Answer(Box::new(answer.clone())));
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
