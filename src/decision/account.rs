@@ -38,6 +38,8 @@ pub(super) struct Account {
     pub wallet: Option<Box<Wallet>>,
     /// Resets that were put by.
     pub banked_resets: u32,
+    /// The index of the entry that put it last.
+    pub put_in: u64,
 }
 
 impl Account {
@@ -56,6 +58,7 @@ impl Account {
             recurrences: Vec::new(),
             wallet: None,
             banked_resets: 0,
+            put_in: 0,
         }
     }
 

@@ -39,6 +39,9 @@ pub(crate) const ITEMS_PER_PAGE_USUAL: usize = 100;
 /// Facts that are read at one time, in bytes; one entry at least.
 pub(crate) const FACTS_READ_BYTES: usize = 256 * 1024;
 
+/// Facts that one answer with a digest covers, in bytes.
+pub(crate) const FACTS_DIGEST_BYTES: usize = 4 * 1024 * 1024;
+
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 

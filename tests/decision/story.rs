@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use quorate::decision::facts::{Charge, Fact, Posting, Reset, Usage, UsageOutcome};
+use quorate::decision::facts::{AccountPut, Charge, Fact, Posting, Reset, Usage, UsageOutcome};
 
 /// The facts behind the first `shown`, a line each, under the entry and the moment that left them.
 pub fn told(facts: &[(u64, Fact)], shown: usize) -> String {
@@ -39,6 +39,15 @@ fn line(index: u64, fact: &Fact) -> String {
         Fact::Charge(charge) => self::charge(charge),
         Fact::Posting(posting) => self::posting(posting),
         Fact::Reset(reset) => self::reset(reset),
+        Fact::AccountPut(put) => self::account_put(put),
+        Fact::NotRenewed(ended) => format!(
+            "  #{} grant {} of account {} is not renewed: {:?}, after entry {}",
+            ended.number, ended.grant, ended.account, ended.why, ended.previous
+        ),
+        Fact::KeyKept(kept) => {
+            let start: String = kept.key[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("  kept under the key {start}..")
+        }
     }
 }
 
@@ -84,6 +93,20 @@ fn charge(charge: &Charge) -> String {
         write!(text, ", {} by nobody", charge.uncovered).expect("a text");
     }
     format!("{text}, {} by wallets", charge.drawn)
+}
+
+fn account_put(put: &AccountPut) -> String {
+    let mut text = format!("  #{} put     account {}: {:?}", put.number, put.account, put.state);
+    if let Some(plan) = &put.plan {
+        write!(text, ", {plan}").expect("a text");
+    }
+    if put.plan_named {
+        write!(text, " as named").expect("a text");
+    }
+    if let Some(cap) = put.spending_cap {
+        write!(text, ", at most {} a {:?}", cap.credits, cap.period).expect("a text");
+    }
+    format!("{text}, put before in entry {}, after entry {}", put.put_before, put.previous)
 }
 
 fn reset(reset: &Reset) -> String {

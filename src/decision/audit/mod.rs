@@ -1,24 +1,35 @@
 //! The auditor: proves the books from the facts alone.
 //!
 //! It is told every fact since the first entry, in order, and trusts none of them: it prices each
-//! charge anew from the rate card, replays every posting, and follows each admission, grant and
-//! account's history. What does not fit is a [`Finding`] that names where and by how much. It never
-//! looks at a state; what a state shows is handed to [`Audit::compare`].
+//! charge anew from the rate card, replays every posting, and follows each admission, grant, idempotency
+//! key and account's history. It checks all of it against the policy that was in force. What does not fit
+//! is a [`Finding`] that names where and by how much. It never looks at a state; what a state shows is
+//! handed to [`Audit::compare_state`], [`Audit::compare_account`] and [`Audit::compare_hold`].
 
 mod finding;
+pub(in crate::decision) mod keys;
 mod pricing;
+mod renewals;
+mod shown;
+mod terms;
 
 pub use finding::Finding;
+pub use shown::{ShownAccount, ShownGrant, ShownHold, ShownState};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use crate::decision::command::Source;
+use crate::decision::audit::keys::LivingKeys;
+use crate::decision::audit::renewals::{Begins, Recurrence};
+use crate::decision::audit::shown::Seen;
+use crate::decision::audit::terms::Terms;
+use crate::decision::command::{AccountState, Source, SpendingCap};
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
     PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
 };
-use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::meter::Meter;
+use crate::decision::path::{self, PLAN_GRANT_PREFIX};
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -28,7 +39,7 @@ pub struct Audit {
     /// By number. The cluster is the first, and has no name.
     accounts: Vec<Account>,
     account_by_path: BTreeMap<Arc<str>, u32>,
-    policies: BTreeMap<u64, Policy>,
+    policies: BTreeMap<u64, Arc<Policy>>,
     revision: u64,
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
@@ -40,9 +51,11 @@ pub struct Audit {
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
+    keys: LivingKeys,
     entry: Entry,
     /// The latest moment so far.
     latest_at: Millis,
+    seen: Seen,
     findings: Vec<Finding>,
     findings_total: u64,
     facts: u64,
@@ -53,15 +66,33 @@ type ByGrant = BTreeMap<(u32, u64), i128>;
 
 struct Account {
     path: Arc<str>,
+    /// The number of the account above it.
+    parent: u32,
     /// The index of the entry with its latest fact.
     latest: u64,
     latest_at: Millis,
     /// The resets that it has put by.
     banked_resets: u32,
+    /// The index of the entry that put it last, and what it is since.
+    put_in: u64,
+    plan: Option<Arc<str>>,
+    state: AccountState,
+    spending_cap: Option<SpendingCap>,
+    /// What wallets paid under its spending cap.
+    capped: Option<Meter>,
+    recurrences: Vec<Recurrence>,
+    has_wallet: bool,
+    /// The sum over its grants.
+    books: Books,
+    /// Its grants with something available, in draw order: by priority, end and number.
+    drawable: BTreeSet<(u32, Millis, u64)>,
 }
 
 struct Grant {
     id: Arc<str>,
+    /// The entry that made it.
+    made_in: u64,
+    priority: u32,
     effective_at: Millis,
     expires_at: Option<Millis>,
     awaited: i128,
@@ -80,6 +111,7 @@ struct Open {
     multipliers: Vec<Multiplier>,
     /// What wallets keep for it.
     held: ByGrant,
+    terms: Terms,
 }
 
 /// The entry under way.
@@ -92,6 +124,10 @@ struct Entry {
     charge: Option<ChargeUnderWay>,
     /// Postings that must come next, in their order.
     due: VecDeque<Due>,
+    /// Recurring grants that must begin next.
+    begins: VecDeque<Begins>,
+    /// What must go on into the period that has just begun.
+    rollover: Option<RolledOver>,
     /// What was due before is done; all that was due, where nothing is said.
     overdue_since: Option<Millis>,
 }
@@ -99,8 +135,8 @@ struct Entry {
 struct ChargeUnderWay {
     charge: Charge,
     posted: i128,
-    /// What the hold that ends here still keeps.
-    held: Option<(AdmissionId, ByGrant)>,
+    /// The hold that ends here, and what it still keeps.
+    ending: Option<(AdmissionId, Open)>,
 }
 
 #[derive(Clone, Copy)]
@@ -123,9 +159,9 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0), banked_resets: 0 }],
+            accounts: vec![Account::new("".into(), 0, 0)],
             account_by_path: BTreeMap::new(),
-            policies: BTreeMap::new(),
+            policies: BTreeMap::from([(0, Arc::new(Policy::empty()))]),
             revision: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
@@ -133,8 +169,10 @@ impl Audit {
             loans: BTreeMap::new(),
             open: BTreeMap::new(),
             next_admission: 1,
+            keys: LivingKeys::default(),
             entry: Entry::default(),
             latest_at: Millis(0),
+            seen: Seen::default(),
             findings: Vec::new(),
             findings_total: 0,
             facts: 0,
@@ -148,9 +186,14 @@ impl Audit {
             self.begin_entry(index);
         }
         self.check_number(fact);
-        let is_due = matches!(fact, Fact::Posting(_));
-        if !is_due {
+        if !matches!(fact, Fact::Posting(_)) {
             self.miss_due();
+        }
+        if !matches!(fact, Fact::Posting(_) | Fact::RolledOver(_)) {
+            self.miss_rollover();
+        }
+        if !matches!(fact, Fact::Posting(_) | Fact::GrantMade(_)) {
+            self.miss_begins();
         }
         match fact {
             Fact::Moment(moment) => self.take_moment(*moment),
@@ -164,6 +207,9 @@ impl Audit {
             Fact::RolledOver(rolled) => self.take_rollover(rolled),
             Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
             Fact::Reset(reset) => self.take_reset(reset),
+            Fact::AccountPut(put) => self.take_account_put(put),
+            Fact::NotRenewed(ended) => self.take_not_renewed(ended),
+            Fact::KeyKept(kept) => self.take_key(kept),
         }
     }
 
@@ -184,6 +230,9 @@ impl Audit {
             }
         }
         late.into_iter().for_each(|finding| self.find(finding));
+        for account in 1..self.accounts.len() as u32 {
+            self.check_renewals(account, Millis(at.0.saturating_add(1)).min(since));
+        }
         self.findings_total
     }
 
@@ -204,33 +253,6 @@ impl Audit {
         })
     }
 
-    /// Compares with what a state, at the entry that was taken last, shows of the grants of an account:
-    /// all of them, by id.
-    pub fn compare<'g>(&mut self, account: &str, shown: impl IntoIterator<Item = (&'g str, Balances)>) {
-        let mut replayed: BTreeMap<Arc<str>, Balances> = BTreeMap::new();
-        if let Some(number) = self.account_by_path.get(account) {
-            let grants = self.grants.range((*number, 0)..=(*number, u64::MAX));
-            replayed.extend(grants.map(|(_, grant)| (grant.id.clone(), grant.books.balances())));
-        }
-        for (id, shown) in shown {
-            let replayed = replayed.remove(id).unwrap_or_default();
-            if replayed != shown {
-                let (account, grant) = (account.into(), id.into());
-                self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
-            }
-        }
-        // A state forgets recurring plan grants that have ended.
-        let forgotten = |grant: &str, replayed: &Balances| {
-            let ended = replayed.available.is_zero() && replayed.held.is_zero();
-            ended && grant.starts_with(PLAN_GRANT_PREFIX)
-        };
-        replayed.retain(|grant, replayed| !forgotten(grant, replayed));
-        for (grant, replayed) in replayed {
-            let shown = Balances::default();
-            self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
-        }
-    }
-
     // --- entries --------------------------------------------------------------------------------
 
     fn begin_entry(&mut self, index: u64) {
@@ -244,6 +266,8 @@ impl Audit {
     fn end_entry(&mut self) {
         self.end_usage();
         self.miss_due();
+        self.miss_rollover();
+        self.miss_begins();
     }
 
     /// Finds what was to be posted and is not.
@@ -263,13 +287,13 @@ impl Audit {
             let id = self.id(usage.number);
             self.find(Finding::UsageWithoutCharge { id, admission: usage.admission });
         }
-        let Some(ChargeUnderWay { charge, posted, held }) = charge else { return };
+        let Some(ChargeUnderWay { charge, posted, ending }) = charge else { return };
         let id = self.id(charge.number);
         if posted != i128::from(charge.drawn.0) {
             self.find(Finding::PostingsDiffer { id, drawn: charge.drawn, posted: credits(posted) });
         }
-        let Some((admission, held)) = held else { return };
-        for ((account, grant), left) in held.into_iter().filter(|(_, left)| *left != 0) {
+        let Some((admission, open)) = ending else { return };
+        for ((account, grant), left) in open.held.into_iter().filter(|(_, left)| *left != 0) {
             let (account, grant) = (self.path(account), self.grant_name(account, grant));
             self.find(Finding::HoldNotResolved { id, admission, account, grant, left: credits(left) });
         }
@@ -320,12 +344,12 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account {
-            path: made.path.clone(),
-            latest: index,
-            latest_at: Millis(0),
-            banked_resets: 0,
-        });
+        let parent =
+            path::parent(&made.path).map_or(Some(0), |parent| self.account_by_path.get(parent).copied());
+        if parent.is_none() {
+            self.find(Finding::ParentMissing { index, account: made.path.clone() });
+        }
+        self.accounts.push(Account::new(made.path.clone(), parent.unwrap_or(0), index));
         if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
             self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
         }
@@ -341,7 +365,7 @@ impl Audit {
         let compiled =
             document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
         match compiled {
-            Ok(policy) => drop(self.policies.insert(found, policy)),
+            Ok(policy) => drop(self.policies.insert(found, Arc::new(policy))),
             Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
         }
     }
@@ -354,12 +378,20 @@ impl Audit {
         self.next_grant = self.next_grant.max(found.saturating_add(1));
         let grant = Grant {
             id: made.id.clone(),
+            made_in: index,
+            priority: made.priority,
             effective_at: made.effective_at,
             expires_at: made.expires_at,
             awaited: 0,
             books: Books::default(),
         };
         self.grants.entry((made.account, found)).or_insert(grant);
+        if let Some(account) = self.accounts.get_mut(made.account as usize) {
+            account.has_wallet = true;
+        }
+        if made.id.starts_with(PLAN_GRANT_PREFIX) {
+            self.take_plan_grant(made);
+        }
         if !self.grant_ids.insert((made.account, made.id.clone())) {
             self.find(Finding::MadeTwice { index, what: "grant", name: made.id.clone() });
         }
@@ -392,6 +424,7 @@ impl Audit {
     }
 
     fn take_rollover(&mut self, rolled: &RolledOver) {
+        self.check_rollover(rolled);
         let RolledOver { account, from, to, credits } = *rolled;
         let due = |grant| Due { account, grant, why: Why::RolledOver, credits };
         self.entry.due.extend([due(from), due(to)]);
@@ -408,6 +441,7 @@ impl Audit {
         if usage.outcome != UsageOutcome::Expired && at < before {
             self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
+        self.check_asker(self.id(usage.number), usage);
         self.check_life(usage);
         self.entry.usage = Some(usage.clone());
     }
@@ -446,6 +480,7 @@ impl Audit {
                 policy: 0,
                 multipliers: Vec::new(),
                 held: BTreeMap::new(),
+                terms: Terms::default(),
             };
             self.open.insert(admission, open);
         }
@@ -457,7 +492,7 @@ impl Audit {
         let Some(usage) = usage.filter(|usage| usage.number == charge.usage && usage.outcome.is_priced())
         else {
             // Its postings name it all the same.
-            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held: None });
+            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, ending: None });
             return self.find(Finding::ChargeWithoutUsage { id, usage: charge.usage });
         };
         if self.entry.charge.is_some() {
@@ -474,14 +509,14 @@ impl Audit {
         if carried != i128::from(charge.amount.0) || negative {
             self.find(Finding::CarriersDiffer { id, amount: charge.amount, carried: credits(carried) });
         }
-        let held = self.check_terms(id, &usage, charge);
+        let ending = self.check_terms(id, &usage, charge);
         self.check_price(id, &usage, charge);
-        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held });
+        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, ending });
         self.entry.usage = Some(usage);
     }
 
     /// Checks that the charge is by the right rate card: today's for an admission, the hold's for its end.
-    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, ByGrant)> {
+    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, Open)> {
         let admission = usage.admission;
         let is_first = match self.open.get_mut(&admission) {
             Some(open) if usage.outcome == UsageOutcome::Held => {
@@ -497,13 +532,15 @@ impl Audit {
                 let (expected, found) = (self.revision, charge.policy);
                 self.find(Finding::RateCardOther { id, expected, found });
             }
+            self.check_admission_terms(id, usage, charge);
             return None;
         }
         let open = self.open.remove(&admission)?;
         if open.policy != charge.policy || open.multipliers != charge.multipliers {
             self.find(Finding::RateCardOther { id, expected: open.policy, found: charge.policy });
         }
-        Some((admission, open.held))
+        self.check_end_terms(id, usage, charge, &open);
+        Some((admission, open))
     }
 
     fn take_reset(&mut self, reset: &Reset) {
@@ -553,13 +590,24 @@ impl Audit {
         }
         self.check_due(id, posting);
         self.check_loan(id, posting);
+        self.check_turn(id, posting);
         self.check_link(id, posting);
+        self.give_back_to_caps(posting);
+        self.check_made_in(id, (account, grant), posting.granted_in);
         let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
         let Some(known) = self.grants.get_mut(&(account, grant)) else {
             return self.find(Finding::GrantUnknown { id, account, grant });
         };
         let out_of_time = known.check_time(posting, at);
         known.books.post(amount, from, to);
+        if let Some(wallet) = self.accounts.get_mut(account as usize) {
+            wallet.books.post(amount, from, to);
+            let place = (known.priority, known.expires_at.unwrap_or(Millis(u64::MAX)), grant);
+            match known.books.of(Bucket::Available) > 0 {
+                true => wallet.drawable.insert(place),
+                false => wallet.drawable.remove(&place),
+            };
+        }
         if to == Bucket::Revoked && why == Why::Returned {
             known.awaited -= i128::from(amount.0);
         }
@@ -621,9 +669,9 @@ impl Audit {
                 if posting.why.pays() {
                     under_way.posted += amount;
                 }
-                match (posting.why, &mut under_way.held) {
-                    (Why::Settled | Why::Returned, Some((_, held))) => {
-                        *held.entry(key).or_default() -= amount
+                match (posting.why, &mut under_way.ending) {
+                    (Why::Settled | Why::Returned, Some((_, open))) => {
+                        *open.held.entry(key).or_default() -= amount
                     }
                     (Why::Held, None) => self.note_held(key, amount),
                     _ => {}
@@ -637,6 +685,28 @@ impl Audit {
         if let Some(open) = admission.and_then(|admission| self.open.get_mut(&admission)) {
             *open.held.entry(key).or_default() += amount;
         }
+    }
+
+    /// Checks that a grant was made in the entry that a fact says.
+    fn check_made_in(&mut self, id: FactId, (account, grant): (u32, u64), said: u64) {
+        let Some(made_in) = self.grants.get(&(account, grant)).map(|grant| grant.made_in) else { return };
+        if made_in != said {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::MadeElsewhere { id, account, grant, said, made_in });
+        }
+    }
+
+    // --- what is in force ---------------------------------------------------------------------------
+
+    /// The time of what is told now.
+    fn now(&self) -> Millis {
+        self.entry.moment.map_or(Millis(0), |moment| moment.at)
+    }
+
+    /// The policy in force; the last one that could be read.
+    fn policy(&self) -> Arc<Policy> {
+        let readable = self.policies.range(..=self.revision).next_back();
+        readable.map_or_else(|| Arc::new(Policy::empty()), |(_, policy)| policy.clone())
     }
 
     // --- telling ------------------------------------------------------------------------------------
@@ -693,7 +763,34 @@ impl Grant {
     }
 }
 
+impl Account {
+    fn new(path: Arc<str>, parent: u32, made_in: u64) -> Account {
+        Account {
+            path,
+            parent,
+            latest: made_in,
+            latest_at: Millis(0),
+            banked_resets: 0,
+            put_in: 0,
+            plan: None,
+            state: AccountState::Open,
+            spending_cap: None,
+            capped: None,
+            recurrences: Vec::new(),
+            has_wallet: false,
+            books: Books::default(),
+            drawable: BTreeSet::new(),
+        }
+    }
+}
+
 impl Books {
+    fn add(&mut self, other: &Books) {
+        for (sum, part) in self.0.iter_mut().zip(other.0) {
+            *sum += part;
+        }
+    }
+
     fn of(&self, bucket: Bucket) -> i128 {
         self.0[bucket as usize]
     }

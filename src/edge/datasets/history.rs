@@ -7,7 +7,7 @@ use crate::decision::command::Stamp;
 use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, UsageOutcome, with_moments};
 use crate::decision::reply::{AdmissionId, AdmissionStatus, AdmissionView, Payer, Payment};
 use crate::edge::datasets::names::Names;
-use crate::edge::datasets::walk::Entry;
+use crate::edge::datasets::walk::{Entry, Walk};
 use crate::edge::datasets::{charges_of, postings_of};
 use crate::edge::kind::Kind;
 use crate::edge::limits::{FACTS_READ_BYTES, HISTORY_PAGES_MAX};
@@ -40,6 +40,7 @@ pub(crate) async fn of(
     decided_at: Option<u64>,
 ) -> Result<Option<History>, Problem> {
     let mut reader = Reader { replica, pages_left: HISTORY_PAGES_MAX };
+    let mut walk = Walk::new(replica);
     let from = match decided_at {
         Some(index) => index,
         None => reader.near(id).await?,
@@ -49,7 +50,7 @@ pub(crate) async fn of(
     while next < replica.facts_end() && !history.is_over() {
         let (covered_end, entries) = reader.page(next, u64::MAX).await?;
         for entry in entries {
-            history.take(replica, id, entry);
+            history.take(&mut walk, id, entry).await;
         }
         next = covered_end;
         // It is decided within reach of where it was looked for, or not at all.
@@ -128,14 +129,14 @@ fn decided(moment: Moment, fact: &Fact) -> Option<AdmissionId> {
 }
 
 impl History {
-    fn take(&mut self, replica: &Replica, id: AdmissionId, entry: Entry) {
+    async fn take(&mut self, walk: &mut Walk<'_>, id: AdmissionId, entry: Entry) {
         let numbers = entry.facts.iter().filter_map(|fact| match fact {
             Fact::Usage(usage) if usage.admission == id => Some(usage.number),
             _ => None,
         });
         let numbers: Vec<u32> = numbers.collect();
         if !numbers.is_empty() {
-            self.names.learn(replica, &entry.facts);
+            self.names.learn(walk, &entry.facts).await;
         }
         for number in numbers {
             let entry = Entry { index: entry.index, facts: entry.facts.clone() };
