@@ -56,7 +56,7 @@ mod weight;
 /// The version of the rules by which a log is decided. Raise it with any change that makes
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
-pub const RULES: u16 = 2;
+pub const RULES: u16 = 3;
 
 pub use checkpoint::{Record, Restore, RestoreError, View};
 pub use state::State;

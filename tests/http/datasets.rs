@@ -173,6 +173,7 @@ async fn usage_is_summed_in_groups_and_a_hold_counts_once() {
 async fn use_is_summed_by_the_plan_that_the_account_had_then() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-1", "1000").await;
     client.post("/v1/admissions", &admission("acme", 5)).await.expect(200);
     // The same put twice, then no plan, then the plan again.
     for plan in [r#"{"plan":"plus"}"#, r#"{"plan":null}"#] {
@@ -204,7 +205,7 @@ async fn a_key_leaves_its_fingerprint_once_and_never_itself() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;
     for _ in 0..3 {
-        client.post_keyed("/v1/admissions", "a secret", &admission("acme", 1)).await.expect(200);
+        client.post_keyed("/v1/admissions", "my-secret", &admission("acme", 1)).await.expect(200);
     }
     client
         .post_keyed("/v1/admissions", "refused", &admission("acme", 400))

@@ -12,9 +12,12 @@ use crate::replication::Replica;
 pub(crate) struct Names {
     accounts: HashMap<u32, Arc<str>>,
     grants: HashMap<(u32, u64), Arc<str>>,
-    /// By account, newest first: the entry that put it, and the plan that it had from then on.
-    plans: HashMap<u32, Vec<(u64, Option<Arc<str>>)>>,
+    /// By account.
+    plans: HashMap<u32, Puts>,
 }
+
+/// When an account was put, newest first: the entry, and the plan that it had from then on.
+type Puts = Vec<(u64, Option<Arc<str>>)>;
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
@@ -135,9 +138,62 @@ fn puts_of(
 
 /// The id of a grant, from the facts of the entry that made it.
 async fn name_told(walk: &mut Walk<'_>, grant: u64, granted_in: u64) -> Option<Arc<str>> {
-    let entry = walk.entry(granted_in).await.ok()?;
-    entry.facts.iter().find_map(|fact| match fact {
+    name_in(&walk.entry(granted_in).await.ok()?.facts, grant)
+}
+
+fn name_in(facts: &[Fact], grant: u64) -> Option<Arc<str>> {
+    facts.iter().find_map(|fact| match fact {
         Fact::GrantMade(made) if made.grant == grant => Some(made.id.clone()),
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::State;
+    use crate::decision::command::{Change, Command, PutAccount, PutPolicy, Request, Stamp};
+    use crate::units::{Millis, Span};
+
+    /// A plan's grant of a day, ten days later: the state has forgotten it, and its postings say where it is named.
+    #[test]
+    fn a_recurring_grant_that_the_state_has_forgotten_is_named_by_the_entry_that_made_it() {
+        let mut state = State::new();
+        state.keep_facts(true);
+        let document = r#"{"plans": {"plus": {"grants": [
+            {"name": "daily", "credits": "10", "priority": 1, "every": {"days": 1}}
+        ]}}}"#;
+        let put = PutAccount {
+            account: "acme",
+            plan: Change::Set("plus"),
+            spending_cap: Change::Keep,
+            state: None,
+        };
+        let commands = [
+            Command::PutPolicy(PutPolicy { document, if_revision: None }),
+            Command::PutAccount(put),
+            Command::Tick,
+        ];
+        let mut entries = Vec::new();
+        for (index, command) in (1..).zip(commands) {
+            let at = Millis(Span::DAY.0 * if index < 3 { 100 } else { 110 });
+            let stamp = Stamp { at, index, ..Stamp::default() };
+            state.apply(stamp, &Request { key: None, command });
+            entries.push((index, state.take_facts()));
+        }
+        let postings = entries.iter().flat_map(|(_, facts)| facts).filter_map(|fact| match fact {
+            Fact::Posting(posting) => Some(posting),
+            _ => None,
+        });
+        let forgotten = postings.filter(|posting| state.grant_id(posting.account, posting.grant).is_none());
+        let mut named = 0;
+        for posting in forgotten {
+            let (_, facts) =
+                entries.iter().find(|(index, _)| *index == posting.granted_in).expect("its entry");
+            let name = name_in(facts, posting.grant).expect("it is told there");
+            assert!(name.starts_with("plan:plus:daily:"), "{name}");
+            named += 1;
+        }
+        assert!(named >= 2, "{named} postings of grants that are forgotten");
+    }
 }
