@@ -50,7 +50,8 @@ impl LivingKeys {
 impl Audit {
     pub(super) fn take_key(&mut self, kept: &KeyKept) {
         let (index, at) = (self.entry.index, self.now());
-        let settings = self.policy().document().settings.clone();
+        let policy = self.policy();
+        let settings = &policy.document().settings;
         self.keys.forget(at);
         if let Some(first) = self.keys.used_in.get(&kept.key).copied() {
             return self.find(Finding::KeyTwice { index, first });

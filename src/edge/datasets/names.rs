@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use crate::decision::facts::Fact;
 use crate::edge::datasets::walk::{Entry, Walk};
+use crate::edge::kind::Kind;
+use crate::edge::limits::HISTORY_PAGES_MAX;
 use crate::edge::problem::Problem;
 use crate::replication::Replica;
 
@@ -85,7 +87,14 @@ impl Names {
                 }));
             }
             // Each put says which was before it. An account that was not put since then costs nothing.
+            let mut hops = 0;
             while let Some((put_in, _)) = puts.last().filter(|(put_in, _)| *put_in >= entry.index) {
+                hops += 1;
+                if hops > HISTORY_PAGES_MAX {
+                    let detail =
+                        "an account was put too often since then to find its plan; ask for a later time";
+                    return Err(Problem::new(Kind::Overloaded, detail));
+                }
                 let newer = walk.entry(*put_in).await?;
                 let put_before = puts_of(&newer, account).next().map_or(0, |put| put.put_before);
                 if put_before == 0 {
