@@ -255,7 +255,7 @@ const ERRORS: &[Error] = &[
                 |(_, fact)| !matches!(fact, Fact::AccountPut(later) if later.account == put.account),
             );
             let mut asker = None;
-            let drawn = until_next.map(|(_, fact)| match fact {
+            let mut drawn = until_next.map(|(_, fact)| match fact {
                 Fact::Usage(usage) => {
                     asker = usage.account.and_then(|account| paths.get(&account));
                     false
@@ -266,7 +266,7 @@ const ERRORS: &[Error] = &[
                 }
                 _ => false,
             });
-            let drawn = drawn.fold(false, |any, drawn| any || drawn);
+            let drawn = drawn.any(|drawn| drawn);
             let Fact::AccountPut(put) = &mut facts[place].1 else { return None };
             put.spending_cap = Some(SpendingCap { credits: Credits::ZERO, period: Period::Year });
             drawn.then_some(())
