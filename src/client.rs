@@ -31,8 +31,8 @@ pub use answers::{
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
-    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChangeItem, ChargeItem, DatasetPage,
-    DatasetQuery, EntryFacts, FactsPage, GrantBalances, LayerItem, LedgerItem, Marked, MultiplierItem,
+    AdmissionEvent, AllowanceItem, BalancesPage, ChangeItem, ChargeItem, DatasetPage, DatasetQuery,
+    EntryFacts, FactsDigest, FactsPage, LayerItem, LedgerItem, Marked, MultiplierItem, NotRenewedItem,
     PostingItem, ResetItem, StateHash, UsageGroup, UsageGroups, UsageItem,
 };
 pub use error::{BoxedError, ClientError, Problem, ProblemLayer};
@@ -383,6 +383,12 @@ impl Client {
     /// The facts of the log entries from `from` to before `to`, as far as one answer goes.
     pub async fn facts(&self, from: u64, to: u64) -> Result<Answer<FactsPage>, ClientError> {
         self.call(&Call::get(format!("/v1/facts?from={from}&to={to}"))).await
+    }
+
+    /// A digest of the facts of the log entries from `from` to before `to` as one node keeps them, as far as
+    /// one answer goes. Ask a client of one node.
+    pub async fn facts_digest(&self, from: u64, to: u64) -> Result<Answer<FactsDigest>, ClientError> {
+        self.call(&Call::get(format!("/v1/facts/digest?from={from}&to={to}"))).await
     }
 
     // --- policy and cluster ---------------------------------------------------------------------

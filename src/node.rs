@@ -12,7 +12,7 @@ use crate::edge::{BindError, Edge};
 use crate::replication::{FatalError, Replica, ShutdownError, StartError};
 
 /// The data of a node that does not run, for an audit.
-pub use crate::replication::{StoppedError, StoppedNode};
+pub use crate::replication::{StoppedError, StoppedFacts, StoppedNode};
 
 /// Why a node did not start, or ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

@@ -1,9 +1,10 @@
 //! `quorate audit` by the real program: clean books are found clean, and each planted error is named, of a
-//! live cluster and of a stopped node's data.
+//! live cluster, of a stopped node's data, of a copy of them and of a copy of the facts alone.
 
 mod nodes;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 
 use nodes::{Nodes, copy_folder};
 use quorate::decision::facts::{Charge, Fact, Posting, Why};
@@ -172,10 +173,93 @@ fn the_data_of_a_killed_node_are_audited_with_its_log() {
     assert!(told.contains(&word), "{told}");
 }
 
+/// Every file below a folder, with what is in it.
+fn contents(folder: &Path, files: &mut BTreeMap<PathBuf, Vec<u8>>) {
+    for item in std::fs::read_dir(folder).expect("a folder") {
+        let path = item.expect("an item").path();
+        match path.is_dir() {
+            true => contents(&path, files),
+            false => _ = files.insert(path.clone(), std::fs::read(&path).expect("read")),
+        }
+    }
+}
+
+#[test]
+fn an_audit_of_a_copy_changes_nothing_in_it_and_one_of_a_running_node_is_refused() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    let output = nodes.quorate(&["audit", "--data-dir", nodes.data(1).to_str().expect("UTF-8")]);
+    let said = nodes.text(&output.stderr);
+    assert!(output.status.code() == Some(2) && said.contains("runs"), "{said}");
+    // A kill leaves a file of facts without its table of contents.
+    nodes.kill_node(1);
+    let copy = nodes.data(1).with_file_name("copy");
+    copy_folder(&nodes.data(1), &copy);
+    let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+    contents(&copy, &mut before);
+    let told = audit_offline(&nodes, &copy, 0);
+    assert!(told.contains("clean"), "{told}");
+    contents(&copy, &mut after);
+    assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>());
+    let changed: Vec<_> = before.keys().filter(|path| before[*path] != after[*path]).collect();
+    assert!(changed.is_empty(), "{changed:?}");
+}
+
+#[test]
+fn a_copy_of_the_facts_alone_is_audited() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    assert!(nodes.stop_node(1).success());
+    let alone = nodes.data(1).with_file_name("alone");
+    copy_folder(&nodes.data(1).join("facts"), &alone);
+    let facts_dir = ["--facts-dir", alone.to_str().expect("UTF-8")];
+    let told = audit(&nodes, &facts_dir, 0);
+    assert!(told.contains("the facts prove each other"), "{told}");
+
+    let index = plant(&nodes.data(1), flip_an_amount);
+    std::fs::remove_dir_all(&alone).expect("removed");
+    copy_folder(&nodes.data(1).join("facts"), &alone);
+    let told = audit(&nodes, &facts_dir, 1);
+    assert!(told.contains("are posted") && told.contains(&format!("{index}.")), "{told}");
+}
+
+#[test]
+fn other_facts_of_one_node_of_three_are_named_with_the_node_and_the_entry() {
+    let mut nodes = Nodes::start(3);
+    traffic(&nodes);
+    // With facts durable, and nothing left to be made again from the log.
+    assert!(nodes.stop_node(3).success());
+    let index = plant(&nodes.data(3), flip_an_amount);
+    nodes.start_node(3);
+    nodes.wait_until("all three can be audited", |nodes| nodes.json(&["audit"]).0 != 2);
+    let told = audit(&nodes, &[], 1);
+    let word = format!("the facts of log entry {index} at node 3 are not those at node 1, 2");
+    assert!(told.contains(&word), "{word:?} is missing:\n{told}");
+
+    // A byte that the disk has turned is found by the checksum of its block; it is said where, or it was
+    // fetched from the others already.
+    assert!(nodes.stop_node(2).success());
+    let facts = nodes.data(2).join("facts");
+    let blocks = std::fs::read_dir(&facts).expect("a folder").map(|item| item.expect("an item").path());
+    let largest = blocks.filter(|path| path.extension().is_some_and(|suffix| suffix == "blocks"));
+    let largest = largest.max_by_key(|path| path.metadata().map_or(0, |file| file.len())).expect("a file");
+    let mut bytes = std::fs::read(&largest).expect("read");
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&largest, bytes).expect("written");
+    let told = audit(&nodes, &["--facts-dir", facts.to_str().expect("UTF-8")], 2);
+    assert!(told.is_empty(), "{told}");
+    nodes.start_node(2);
+    nodes.wait_until("the audit has the facts of all three again", |nodes| nodes.json(&["audit"]).0 == 1);
+    let told = audit(&nodes, &[], 1);
+    assert!(told.contains(&word), "what was damaged is the same again:\n{told}");
+}
+
 #[test]
 fn what_is_no_data_directory_fails() {
     let nodes = Nodes::start(1);
     let empty = nodes.data(1).with_file_name("empty");
     std::fs::create_dir(&empty).expect("made");
     audit_offline(&nodes, &empty, 2);
+    audit(&nodes, &["--facts-dir", empty.to_str().expect("UTF-8")], 2);
 }

@@ -1,29 +1,37 @@
 //! `quorate audit`: proves the books from the facts alone, of a live cluster or of a stopped node's data.
 //!
 //! Live: a mark in the log has every node keep its state at that place. What one node shows there of every
-//! grant is compared with what the postings up to there add up to, and the hashes of all nodes with each
-//! other. It asks for bounded pages, and rests as long as each of them took.
+//! account, grant and hold is compared with what the facts up to there give. The nodes are compared with each
+//! other: the hashes of their states, and digests of the facts that they keep. It asks for bounded pages, and
+//! rests as long as each of them took.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::value::RawValue;
 
 use crate::cli::output::{number_of, put};
 use crate::cli::{CliError, Done, Global, REFUSED, error};
-use crate::client::{BalancesView, Client, ClientError, Options, StateHash};
-use crate::decision::audit::Audit;
+use crate::client::{Client, ClientError, FactsDigest, NodeUrl, Options, StateHash};
+use crate::decision::audit::{Audit, ShownAccount, ShownHold, ShownState};
 use crate::decision::facts::Fact;
-use crate::decision::reply::Balances;
-use crate::node::StoppedNode;
+use crate::node::{StoppedFacts, StoppedNode};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Audit the data directory of a node that does not run, or a copy of one, instead of a cluster
     #[arg(long, value_name = "DIR")]
     data_dir: Option<PathBuf>,
+
+    /// Audit facts alone: the facts folder of a node's data, or a copy of its files, without a state to
+    /// compare them with
+    #[arg(long, value_name = "DIR", conflicts_with = "data_dir")]
+    facts_dir: Option<PathBuf>,
 }
 
 /// Why an audit could not be made, or not all of it.
@@ -33,6 +41,8 @@ pub enum AuditError {
     NoNode(#[source] ClientError),
     #[error("the facts of entry {index} that a node sent cannot be read")]
     Facts { index: u64, source: serde_json::Error },
+    #[error("what a node showed of its state cannot be read")]
+    Shown { source: serde_json::Error },
     #[error("a node sent no facts from entry {index} on")]
     NoFacts { index: u64 },
     #[error(transparent)]
@@ -52,15 +62,24 @@ struct Report {
     hashes: BTreeMap<u64, String>,
     /// What could not be looked at.
     not_audited: Vec<String>,
+    /// There was no state to compare with, as was asked.
+    #[serde(skip)]
+    facts_alone: bool,
 }
 
-/// What a state shows: by account, the books of each grant.
-type Shown = BTreeMap<String, Vec<(String, Balances)>>;
+/// What a state shows.
+#[derive(Default)]
+struct Shown {
+    state: Option<ShownState>,
+    accounts: Vec<ShownAccount>,
+    holds: Vec<ShownHold>,
+}
 
 pub(super) async fn run(args: &Args, global: &Global) -> Result<Done, CliError> {
-    let report = match &args.data_dir {
-        Some(directory) => offline(directory)?,
-        None => live(global).await?,
+    let report = match (&args.data_dir, &args.facts_dir) {
+        (Some(directory), _) => offline(directory)?,
+        (None, Some(directory)) => facts_alone(directory)?,
+        (None, None) => live(global).await?,
     };
     let text = match global.json {
         true => serde_json::to_string(&report).map(|text| text + "\n").map_err(ClientError::Encode)?,
@@ -81,9 +100,12 @@ async fn live(global: &Global) -> Result<Report, CliError> {
     let mut report = Report { index, ..Report::default() };
     let mut last = None;
     let mut audited = false;
+    let mut clients = Vec::new();
     for node in &global.nodes {
         let options = Options { nodes: vec![node.clone()], ..global.options() };
-        let client = Client::new(options)?;
+        clients.push((node, Client::new(options)?));
+    }
+    for (node, client) in &clients {
         match client.state_hash(index).await {
             Ok(answer) => report.take_hash(answer.value),
             Err(error) => report.not_audited.push(format!("{node}: {}", error::described(&error))),
@@ -91,7 +113,7 @@ async fn live(global: &Global) -> Result<Report, CliError> {
         if audited {
             continue;
         }
-        match books(&client, index).await {
+        match books(client, index).await {
             Ok(audit) => {
                 report.take_audit(audit);
                 audited = true;
@@ -100,6 +122,7 @@ async fn live(global: &Global) -> Result<Report, CliError> {
             Err(error) => return Err(error),
         }
     }
+    compare_records(&clients, index, &mut report).await;
     match last {
         Some(error) if !audited => Err(AuditError::NoNode(error).into()),
         _ => Ok(report),
@@ -109,7 +132,7 @@ async fn live(global: &Global) -> Result<Report, CliError> {
 /// Audits all facts of one node up to a mark, against what it shows there.
 async fn books(client: &Client, index: u64) -> Result<Audit, CliError> {
     // First: a mark is not kept for ever.
-    let shown = balances(client, index).await?;
+    let shown = shown(client, index).await?;
     let mut audit = Audit::new();
     let mut next = 0;
     while next <= index {
@@ -124,32 +147,140 @@ async fn books(client: &Client, index: u64) -> Result<Audit, CliError> {
             return Err(AuditError::NoFacts { index: next }.into());
         }
         next = page.covered.end;
-        // Half of the time belongs to those who are served.
-        tokio::time::sleep(begun.elapsed()).await;
+        rest(begun).await;
     }
-    compare(&mut audit, &shown);
+    compare(&mut audit, shown);
     Ok(audit)
 }
 
-async fn balances(client: &Client, index: u64) -> Result<Shown, CliError> {
-    let mut shown = Shown::new();
+/// Rests as long as it took: half of the time belongs to those who are served.
+async fn rest(begun: Instant) {
+    tokio::time::sleep(begun.elapsed()).await;
+}
+
+async fn shown(client: &Client, index: u64) -> Result<Shown, CliError> {
+    fn read<T: DeserializeOwned>(raw: &RawValue) -> Result<T, CliError> {
+        Ok(serde_json::from_str(raw.get()).map_err(|source| AuditError::Shown { source })?)
+    }
+    let mut shown = Shown::default();
     let mut cursor = Some(0);
     while let Some(first) = cursor {
+        let begun = Instant::now();
         let page = client.balances(index, first).await?.value;
-        for account in page.accounts {
-            let grants = account.grants.into_iter().map(|grant| (grant.id, grant.credits.into()));
-            shown.insert(account.account, grants.collect());
+        if let Some(state) = &page.state {
+            shown.state = Some(read(state)?);
+        }
+        for account in &page.accounts {
+            shown.accounts.push(read(account)?);
+        }
+        for hold in &page.holds {
+            shown.holds.push(read(hold)?);
         }
         cursor = page.cursor;
+        rest(begun).await;
     }
     Ok(shown)
 }
 
-impl From<BalancesView> for Balances {
-    fn from(view: BalancesView) -> Balances {
-        let BalancesView { granted, available, held, spent, expired, revoked } = view;
-        Balances { granted, available, held, spent, expired, revoked }
+/// Compares what all nodes keep for the record up to a mark, range by range, by digests. Names the first
+/// entry of each range that is not the same everywhere, and the nodes that differ.
+async fn compare_records(clients: &[(&NodeUrl, Client)], index: u64, report: &mut Report) {
+    let mut nodes: Vec<(&NodeUrl, &Client)> =
+        clients.iter().map(|(address, client)| (*address, client)).collect();
+    let mut next = 0;
+    while next <= index && nodes.len() > 1 {
+        let begun = Instant::now();
+        let Some(digests) = digests(&mut nodes, next..index + 1, report).await else { continue };
+        let end = digests.first().map_or(next, |digest| digest.covered.end);
+        if !same(&digests) {
+            narrow(&mut nodes, next..end, digests, report).await;
+        }
+        next = end;
+        rest(begun).await;
     }
+}
+
+/// The digests of all nodes over one range: from its start as far as the one that answers for least goes.
+/// A node that does not answer takes part no longer, and then there are none.
+async fn digests(
+    nodes: &mut Vec<(&NodeUrl, &Client)>,
+    range: Range<u64>,
+    report: &mut Report,
+) -> Option<Vec<FactsDigest>> {
+    let mut end = range.end;
+    'again: loop {
+        let mut digests: Vec<FactsDigest> = Vec::with_capacity(nodes.len());
+        for (place, (address, client)) in nodes.iter().enumerate() {
+            let answer = match client.facts_digest(range.start, end).await {
+                Ok(answer) if answer.value.covered.end > range.start => answer.value,
+                failed => {
+                    let why = failed.err().map_or_else(
+                        || format!("it has no facts from log entry {} on", range.start),
+                        |error| error::described(&error),
+                    );
+                    let text = format!(
+                        "{address}: its facts were not compared from entry {} on: {why}",
+                        range.start
+                    );
+                    report.not_audited.push(text);
+                    nodes.remove(place);
+                    return None;
+                }
+            };
+            let covered = answer.covered.end;
+            digests.push(answer);
+            if covered < end {
+                end = covered;
+                if place > 0 {
+                    continue 'again;
+                }
+            }
+        }
+        return Some(digests);
+    }
+}
+
+fn same(digests: &[FactsDigest]) -> bool {
+    digests.windows(2).all(|pair| pair[0].sha256 == pair[1].sha256)
+}
+
+/// Finds the first entry of a range that the nodes do not all keep the same.
+async fn narrow(
+    nodes: &mut Vec<(&NodeUrl, &Client)>,
+    range: Range<u64>,
+    digests_of_all: Vec<FactsDigest>,
+    report: &mut Report,
+) {
+    let (mut range, mut found) = (range, digests_of_all);
+    while range.end - range.start > 1 {
+        let middle = range.start + (range.end - range.start) / 2;
+        let Some(first) = digests(nodes, range.start..middle, report).await else { return };
+        let end = first.first().map_or(middle, |digest| digest.covered.end);
+        if same(&first) {
+            range.start = end;
+            let Some(rest) = digests(nodes, range.clone(), report).await else { return };
+            range.end = rest.first().map_or(range.end, |digest| digest.covered.end);
+            found = rest;
+        } else {
+            (range.end, found) = (end, first);
+        }
+    }
+    let mut by_digest: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+    for digest in &found {
+        by_digest.entry(&digest.sha256).or_default().push(digest.node.to_string());
+    }
+    // Those that fewest agree with first.
+    let mut groups: Vec<String> = {
+        let mut groups: Vec<Vec<String>> = by_digest.into_values().collect();
+        groups.sort_by_key(Vec::len);
+        groups.iter().map(|nodes| nodes.join(", ")).collect()
+    };
+    let others = groups.pop().unwrap_or_default();
+    report.find(format!(
+        "the facts of log entry {} at node {} are not those at node {others}",
+        range.start,
+        groups.join(" and node "),
+    ));
 }
 
 // --- offline ------------------------------------------------------------------------------------
@@ -161,11 +292,12 @@ fn offline(directory: &Path) -> Result<Report, CliError> {
         .each(|index, facts| facts.iter().for_each(|fact| audit.take(index, fact)))
         .map_err(AuditError::from)?;
     let view = node.view();
-    let shown = view.wallets(0).map(|wallet| {
-        let grants = wallet.grants.into_iter().map(|(id, credits)| (id.to_string(), credits));
-        (wallet.account.to_string(), grants.collect())
-    });
-    compare(&mut audit, &shown.collect());
+    let shown = Shown {
+        state: Some(view.shown()),
+        accounts: view.shown_accounts(0).map(|(_, account)| account).collect(),
+        holds: view.shown_holds(0).map(|(_, hold)| hold).collect(),
+    };
+    compare(&mut audit, shown);
     let mut report = Report { index: node.next_index().saturating_sub(1), ..Report::default() };
     report.take_audit(audit);
     for index in altered {
@@ -174,17 +306,31 @@ fn offline(directory: &Path) -> Result<Report, CliError> {
     Ok(report)
 }
 
+/// Audits facts alone: they prove themselves, and there is no state to compare them with.
+fn facts_alone(directory: &Path) -> Result<Report, CliError> {
+    let facts = StoppedFacts::open(directory).map_err(AuditError::from)?;
+    let mut audit = Audit::new();
+    facts
+        .each(|index, facts| facts.iter().for_each(|fact| audit.take(index, fact)))
+        .map_err(AuditError::from)?;
+    audit.finish();
+    let index = facts.next_index().saturating_sub(1);
+    let mut report = Report { index, facts_alone: true, ..Report::default() };
+    report.take_audit(audit);
+    Ok(report)
+}
+
 // --- both ---------------------------------------------------------------------------------------
 
-/// Ends the audit with what the state shows: of every account that either knows.
-fn compare(audit: &mut Audit, shown: &Shown) {
+/// Ends the audit with what the state shows.
+fn compare(audit: &mut Audit, shown: Shown) {
     audit.finish();
-    let replayed: BTreeSet<String> = audit.balances().map(|(account, _, _)| account.to_string()).collect();
-    let accounts: BTreeSet<&String> = replayed.iter().chain(shown.keys()).collect();
-    for account in accounts {
-        let grants = shown.get(account).map_or(&[][..], Vec::as_slice);
-        audit.compare(account, grants.iter().map(|(id, balances)| (id.as_str(), *balances)));
+    if let Some(state) = &shown.state {
+        audit.compare_state(state);
     }
+    shown.accounts.iter().for_each(|account| audit.compare_account(account));
+    shown.holds.iter().for_each(|hold| audit.compare_hold(hold));
+    audit.finish_comparing();
 }
 
 impl Report {
@@ -240,6 +386,7 @@ fn told(report: &Report) -> String {
         put(&mut text, format_args!("  not audited  {missing}\n"));
     }
     text.push_str(match (report.findings_total, report.not_audited.is_empty()) {
+        (0, true) if report.facts_alone => "clean: the facts prove each other; no state was compared\n",
         (0, true) => "clean: every balance follows from the facts\n",
         (0, false) => "nothing was found, but not all of it could be audited\n",
         _ => "the books are not in order\n",

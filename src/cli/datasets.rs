@@ -219,6 +219,11 @@ fn lines(items: &[LedgerItem]) -> Table {
                 let why = format!("reset: {}", item.reason);
                 [item.id.clone(), item.at.to_string(), dash(), dash(), dash(), dash(), why, dash(), dash()]
             }
+            LedgerItem::NotRenewed(item) => {
+                let dash = || "-".to_owned();
+                let (grant, why) = (or_dash(&item.grant), format!("not renewed: {}", item.reason));
+                [item.id.clone(), item.at.to_string(), dash(), grant, dash(), dash(), why, dash(), dash()]
+            }
         });
     }
     table

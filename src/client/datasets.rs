@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::client::{Amount, BalancesView, LimitReset, Receipt};
+use crate::client::{Amount, LimitReset, Receipt};
 use crate::units::{Credits, Millis};
 
 /// What a page of a dataset is to have.
@@ -166,6 +166,19 @@ pub struct AllowanceItem {
 pub enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
+    NotRenewed(NotRenewedItem),
+}
+
+/// A recurring grant of a plan was not renewed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NotRenewedItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub account: Option<String>,
+    /// The last one that was made of it.
+    pub grant: Option<String>,
+    pub reason: String,
 }
 
 /// Limits of the account were cleared, or resets were put by.
@@ -232,24 +245,25 @@ pub struct StateHash {
     pub sha256: String,
 }
 
-/// What a node's state showed at a mark.
-#[derive(Clone, Debug, Deserialize)]
+/// What a node's state showed at a mark, as an audit compares it.
+#[derive(Debug, Deserialize)]
 pub struct BalancesPage {
-    pub accounts: Vec<AccountBalances>,
+    /// In the first page alone.
+    #[serde(default)]
+    pub state: Option<Box<RawValue>>,
+    pub accounts: Vec<Box<RawValue>>,
+    pub holds: Vec<Box<RawValue>>,
     #[serde(default)]
     pub cursor: Option<u64>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-pub struct AccountBalances {
-    pub account: String,
-    pub grants: Vec<GrantBalances>,
-}
-
-#[derive(Clone, Debug, Deserialize)]
-pub struct GrantBalances {
-    pub id: String,
-    pub credits: BalancesView,
+/// Nodes with the same facts of the same entries have the same digest, and others have not.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct FactsDigest {
+    pub node: u64,
+    pub covered: std::ops::Range<u64>,
+    pub entries: u64,
+    pub sha256: String,
 }
 
 /// Facts of consecutive log entries, oldest first, as they are kept.

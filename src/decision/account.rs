@@ -46,6 +46,8 @@ pub(super) struct Account {
     pub wallet: Option<Box<Wallet>>,
     /// Resets that were put by.
     pub banked_resets: u32,
+    /// The index of the entry that put it last.
+    pub put_in: u64,
 }
 
 /// The first admission after the last reset of a meter: what those before it counted was cleared.
@@ -69,6 +71,7 @@ impl Account {
             recurrences: Vec::new(),
             wallet: None,
             banked_resets: 0,
+            put_in: 0,
         }
     }
 

@@ -89,7 +89,7 @@ impl State {
             self.check_plan_grants(self.account_by_path.get(put.account).copied(), plan)?;
         }
         let place = self.account_or_new(put.account);
-        self.change_plan(place, plan);
+        let begun = self.change_plan(place, plan);
         let account = self.account_mut(place);
         match put.spending_cap {
             Change::Keep => {}
@@ -98,6 +98,10 @@ impl State {
         }
         if let Some(state) = put.state {
             account.state = state;
+        }
+        self.note_account(place, begun.is_some());
+        if let Some(plan) = begun {
+            self.begin_plan_grants(place, plan);
         }
         let listed_max = AccountView::LISTED_IN_REPLY_MAX;
         let view = self.account_view(place, listed_max, listed_max);
@@ -112,9 +116,10 @@ impl State {
         })
     }
 
-    fn change_plan(&mut self, place: AccountPlace, plan: Change<PlanId>) {
+    /// Says which plan's grants begin with it, if any do.
+    fn change_plan(&mut self, place: AccountPlace, plan: Change<PlanId>) -> Option<PlanId> {
         let after = match plan {
-            Change::Keep => return,
+            Change::Keep => return None,
             Change::Clear => None,
             Change::Set(id) => Some(id),
         };
@@ -124,9 +129,7 @@ impl State {
             self.plan_users[id.place()] -= 1;
         }
         self.count_plan_user(after);
-        if let Some(plan) = after {
-            self.begin_plan_grants(place, plan);
-        }
+        after
     }
 
     /// Brings the account's token buckets up to now at the rates of the plan that it still has, so that
@@ -155,7 +158,8 @@ impl State {
         if let Some(place) = self.account_by_path.get(path) {
             return *place;
         }
-        let parent = path::parent(path).map_or(AccountPlace::CLUSTER, |parent| self.account_or_new(parent));
+        let parent =
+            path::parent(path).map_or(AccountPlace::CLUSTER, |parent| self.bare_account_or_new(parent));
         let level = self.account_at(parent).level + 1;
         let path: Arc<str> = path.into();
         let place = self.accounts.push(Account::new(path.clone(), parent, level));
@@ -163,6 +167,15 @@ impl State {
         self.account_by_path.insert(path.clone(), place);
         self.begin_trail();
         self.note(|| Fact::AccountMade(facts::AccountMade { account: place.0, path }));
+        place
+    }
+
+    fn bare_account_or_new(&mut self, path: &str) -> AccountPlace {
+        if let Some(place) = self.account_by_path.get(path) {
+            return *place;
+        }
+        let place = self.account_or_new(path);
+        self.note_account(place, false);
         place
     }
 }

@@ -10,14 +10,18 @@ use foldhash::fast::RandomState;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::account::{Account, AccountPlace};
+use crate::decision::audit::keys::together;
+use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
 use crate::decision::hold::Hold;
 use crate::decision::keys::{KeptAnswer, KeysView};
+use crate::decision::ledger::fingerprint_of_key;
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
 use crate::decision::view::Reserved;
+use crate::decision::wallet::Wallet;
 use crate::units::Millis;
 
 /// A frozen copy of a state. Taking one costs a reference count for each page of records.
@@ -28,16 +32,6 @@ pub struct View {
     keys: KeysView,
     recent: Recent,
     trail: Pages<u64>,
-}
-
-/// What a wallet's grants have.
-pub struct WalletBooks<'a> {
-    /// The account's number.
-    pub number: u32,
-    pub account: &'a Arc<str>,
-    /// The id and the books of each that is kept whole, and at the end, without an id, the sum of those that
-    /// ended before.
-    pub grants: Vec<(&'a str, Balances)>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -135,15 +129,48 @@ impl View {
         head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
     }
 
-    /// The accounts from number `first` on that have a wallet.
-    pub fn wallets(&self, first: u32) -> impl Iterator<Item = WalletBooks<'_>> {
-        let places = first as usize..self.accounts.len();
-        places.filter_map(|place| {
-            let account = self.accounts.get(place)?;
-            let wallet = account.wallet.as_deref()?;
-            let whole = wallet.grants().map(|grant| (&*grant.id, grant.books));
-            let grants = whole.chain(wallet.forgotten().map(|sum| ("", sum))).collect();
-            Some(WalletBooks { number: place as u32, account: &account.path, grants })
+    /// What is counted over the whole state, for an audit.
+    pub fn shown(&self) -> ShownState {
+        ShownState {
+            now: self.head.now,
+            next_admission: self.head.next_admission,
+            next_grant: self.head.next_grant,
+            // The cluster is no account.
+            accounts: self.head.accounts - 1,
+            holds: self.head.holds,
+            keys: self.head.answers,
+            keys_together: together(self.keys.iter().map(|answer| fingerprint_of_key(&answer.key))),
+        }
+    }
+
+    /// The accounts from number `first` on, for an audit: with the number of each.
+    pub fn shown_accounts(&self, first: u32) -> impl Iterator<Item = (u32, ShownAccount)> + '_ {
+        let places = (first as usize).max(1)..self.accounts.len();
+        places.filter_map(|place| Some((place as u32, self.shown_account(self.accounts.get(place)?))))
+    }
+
+    fn shown_account(&self, account: &Account) -> ShownAccount {
+        let wallet = account.wallet.as_deref();
+        let grants = wallet.into_iter().flat_map(Wallet::grants);
+        ShownAccount {
+            account: account.path.clone(),
+            plan: account.plan.map(|id| self.head.names.plan(id).clone()),
+            state: account.state,
+            spending_cap: account.spending_cap,
+            banked_resets: account.banked_resets,
+            credits: wallet.map_or_else(Balances::default, Wallet::books),
+            forgotten: wallet.and_then(Wallet::forgotten).unwrap_or_default(),
+            grants: grants.map(|grant| ShownGrant { id: grant.id.clone(), credits: grant.books }).collect(),
+        }
+    }
+
+    /// The holds from a place on, for an audit, in the order of their places: with the place of each.
+    pub fn shown_holds(&self, first: u32) -> impl Iterator<Item = (u32, ShownHold)> + '_ {
+        self.holds.iter_from(first).map(|(place, hold)| {
+            let account = self.accounts.get(hold.account.0 as usize);
+            let held = hold.draws.iter().map(|draw| (draw.account.0, draw.sequence, draw.amount)).collect();
+            let account = account.map_or_else(|| "?".into(), |account| account.path.clone());
+            (place, ShownHold { admission: hold.id.0, account, held })
         })
     }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Source, SpendingCap};
+use crate::decision::command::{AccountState, Source, SpendingCap};
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason};
 use crate::units::{Credits, Millis, Ppm, Span};
@@ -40,6 +40,9 @@ pub enum Fact {
     Versions(Versions),
     Layers(Layers),
     Refused(Refused),
+    AccountPut(AccountPut),
+    NotRenewed(NotRenewed),
+    KeyKept(KeyKept),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -72,6 +75,24 @@ pub struct AccountMade {
     /// Counted from 1, without gaps.
     pub account: u32,
     pub path: Arc<str>,
+}
+
+/// What an account is from here on: told when it is made, and whenever it is put.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccountPut {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    /// The index of the entry that put the account before; 0 where none did. So what an account was at any
+    /// time is found without reading all that happened to it.
+    pub put_before: u64,
+    pub account: u32,
+    pub plan: Option<Arc<str>>,
+    /// Whether a plan was named: what it grants, and the account does not have yet, begins now.
+    pub plan_named: bool,
+    pub spending_cap: Option<SpendingCap>,
+    pub state: AccountState,
 }
 
 /// A policy decides from here on, and its features' prices are a rate card.
@@ -119,6 +140,40 @@ pub struct RolledOver {
     pub from: u64,
     pub to: u64,
     pub credits: Credits,
+}
+
+/// The period of a recurring grant is over, and no other begins with credits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotRenewed {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    /// The last grant that was made of it.
+    pub grant: u64,
+    /// The index of the entry that made that grant.
+    pub granted_in: u64,
+    pub why: NotRenewedWhy,
+}
+
+/// Why a recurring grant is not renewed. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NotRenewedWhy {
+    /// The wallet's sum with it would not fit into an amount of credits. It is tried again at the end of
+    /// the next period.
+    NoRoom,
+    /// The account no longer has the plan, or the plan the grant: it has ended.
+    Ended,
+}
+
+/// The answer to the command was kept under an idempotency key: as long as it is, the key has no other
+/// effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyKept {
+    /// The first 16 bytes of the SHA-256 of the key, which may be a secret.
+    pub key: [u8; 16],
 }
 
 /// The entry leaves something due in wallets that nobody asked for: what was due before `since` is done.
@@ -332,6 +387,8 @@ pub struct Posting {
     /// Whose wallet it is.
     pub account: u32,
     pub grant: u64,
+    /// The index of the entry that made the grant: where its id is told.
+    pub granted_in: u64,
     /// More than nothing.
     pub amount: Credits,
     pub from: Bucket,
@@ -427,7 +484,7 @@ pub struct Reset {
     pub reason: Arc<str>,
 }
 
-/// Names a usage, charge, posting or reset: the log entry, and its number there.
+/// Names a usage, charge, posting or another numbered fact: the log entry, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FactId {
     pub index: u64,
@@ -448,13 +505,15 @@ impl Usage {
 }
 
 impl Fact {
-    /// Its number, if it belongs to one of the datasets or is a reset.
+    /// Its number, if it has one: those of the datasets do, and what else happens to an account.
     pub fn number(&self) -> Option<u32> {
         match self {
             Fact::Usage(usage) => Some(usage.number),
             Fact::Charge(charge) => Some(charge.number),
             Fact::Posting(posting) => Some(posting.number),
             Fact::Reset(reset) => Some(reset.number),
+            Fact::AccountPut(put) => Some(put.number),
+            Fact::NotRenewed(ended) => Some(ended.number),
             _ => None,
         }
     }
@@ -466,6 +525,8 @@ impl Fact {
             Fact::Usage(usage) => usage.account,
             Fact::Posting(posting) => Some(posting.account),
             Fact::Reset(reset) => Some(reset.account),
+            Fact::AccountPut(put) => Some(put.account),
+            Fact::NotRenewed(ended) => Some(ended.account),
             _ => None,
         }
     }
@@ -476,6 +537,8 @@ impl Fact {
             Fact::Usage(usage) => Some(usage.previous),
             Fact::Posting(posting) => Some(posting.previous),
             Fact::Reset(reset) => Some(reset.previous),
+            Fact::AccountPut(put) => Some(put.previous),
+            Fact::NotRenewed(ended) => Some(ended.previous),
             _ => None,
         }
     }

@@ -70,6 +70,7 @@ impl State {
             priority: put.priority,
             sequence: self.next_grant,
             created_at: self.now,
+            made_in: self.entry_index(),
             asked_effective_at: put.effective_at,
             expires_at: put.expires_at,
             books: Balances::default(),

@@ -7,12 +7,14 @@
 
 use std::sync::Arc;
 
+use sha2::{Digest, Sha256};
+
 use crate::decision::RULES;
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
-    Bucket, Charge, ChargeLine, Covered, Fact, LayerSeen, Layers, Moment, Posting, Rate, Refused, Reset,
-    UnitUsed, Usage, UsageOutcome, Versions, Why,
+    AccountPut, Bucket, Charge, ChargeLine, Covered, Fact, KeyKept, LayerSeen, Layers, Moment, NotRenewed,
+    NotRenewedWhy, Posting, Rate, Refused, Reset, UnitUsed, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::policy::Policy;
 use crate::decision::reply::AdmissionId;
@@ -142,12 +144,13 @@ impl State {
         if amount.is_zero() {
             return;
         }
-        self.wallet_mut(account).post(grant, amount, from, to);
+        let granted_in = self.wallet_mut(account).post(grant, amount, from, to);
         let previous = self.trace(account);
         if self.recorder.keep {
             let (number, account) = (self.recorder.number(), account.0);
             let charge = charge.0;
-            let posting = Posting { number, previous, account, grant, amount, from, to, why, charge };
+            let posting =
+                Posting { number, previous, account, grant, granted_in, amount, from, to, why, charge };
             self.push_fact(Fact::Posting(posting));
         }
     }
@@ -157,6 +160,38 @@ impl State {
         if self.recorder.keep {
             self.push_fact(fact());
         }
+    }
+
+    /// Records what an account is now. `plan_named`: its plan was named, and what that grants begins next.
+    pub(super) fn note_account(&mut self, place: AccountPlace, plan_named: bool) {
+        let previous = self.trace(place);
+        let put_in = self.entry_index();
+        let account = self.account_mut(place);
+        let put_before = std::mem::replace(&mut account.put_in, put_in);
+        let (plan, spending_cap, state) = (account.plan, account.spending_cap, account.state);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            let account = place.0;
+            let plan = plan.map(|id| self.names.plan(id).clone());
+            let put =
+                AccountPut { number, previous, put_before, account, plan, plan_named, spending_cap, state };
+            self.push_fact(Fact::AccountPut(put));
+        }
+    }
+
+    /// Records that a recurring grant, of which this was made last, is not renewed now.
+    pub(super) fn note_not_renewed(&mut self, place: AccountPlace, last: (u64, u64), why: NotRenewedWhy) {
+        let previous = self.trace(place);
+        if self.recorder.keep {
+            let (number, account, (grant, granted_in)) = (self.recorder.number(), place.0, last);
+            let ended = NotRenewed { number, previous, account, grant, granted_in, why };
+            self.push_fact(Fact::NotRenewed(ended));
+        }
+    }
+
+    /// Records that the answer to the command under way was kept under this key.
+    pub(super) fn note_key(&mut self, key: &str) {
+        self.note(|| Fact::KeyKept(KeyKept { key: fingerprint_of_key(key) }));
     }
 
     /// Records that limits were cleared or resets put by. Its `number` and `previous` are filled in here.
@@ -268,6 +303,14 @@ impl State {
         let latest = self.trail.get_mut(account.0 as usize).expect("every account has a trail");
         std::mem::replace(latest, self.recorder.index)
     }
+}
+
+/// By which the record knows an idempotency key, and does not tell it.
+pub(super) fn fingerprint_of_key(key: &str) -> [u8; 16] {
+    let hash = Sha256::digest(key.as_bytes());
+    let mut start = [0; 16];
+    start.copy_from_slice(&hash[..16]);
+    start
 }
 
 /// As much of a text as is kept.

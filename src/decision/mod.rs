@@ -60,6 +60,6 @@ mod weight;
 /// rules it was decided by, and a node ends rather than decide it again by others.
 pub const RULES: u16 = 3;
 
-pub use checkpoint::{Record, Restore, RestoreError, View, WalletBooks};
+pub use checkpoint::{Record, Restore, RestoreError, View};
 pub use state::State;
 pub use view::Counts;

@@ -60,6 +60,7 @@ impl State {
             priority: 0,
             sequence,
             created_at: now,
+            made_in: self.entry_index(),
             asked_effective_at: None,
             expires_at: None,
             books: Balances::default(),

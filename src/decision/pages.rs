@@ -120,6 +120,12 @@ impl<T: Clone> Slab<T> {
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.places.iter().flatten()
     }
+
+    /// The records from a place on, with the place of each.
+    pub fn iter_from(&self, first: u32) -> impl Iterator<Item = (u32, &T)> {
+        let places = first as usize..self.places.len();
+        places.filter_map(|place| Some((place as u32, self.places.get(place)?.as_ref()?)))
+    }
 }
 
 #[cfg(test)]

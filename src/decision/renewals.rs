@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Command, Source};
-use crate::decision::facts::{self, Bucket, Fact, Why};
+use crate::decision::facts::{self, Bucket, Fact, NotRenewedWhy, Why};
 use crate::decision::ledger::{ChargeLink, Transfer};
 use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::policy::{GrantKey, PlanGrant, PlanId};
@@ -33,8 +33,9 @@ pub(super) struct Recurrence {
     anchor: Millis,
     /// When the period ends, and with it its grant.
     pub ends_at: Millis,
-    /// The grant of the period.
+    /// The last grant that was made of it, and the index of the entry that made that.
     grant: u64,
+    granted_in: u64,
 }
 
 /// How much of what is due the entry under way has still to carry out. Not part of the state: there are
@@ -322,7 +323,8 @@ impl State {
         for grant in grants {
             let Some(ends_at) = grant.cycle.end(begins_at, begins_at) else { continue };
             let Some(sequence) = self.make_plan_grant(place, plan, &grant, ends_at) else { continue };
-            let recurrence = Recurrence { key: grant.key, anchor: begins_at, ends_at, grant: sequence };
+            let (key, granted_in) = (grant.key, self.entry_index());
+            let recurrence = Recurrence { key, anchor: begins_at, ends_at, grant: sequence, granted_in };
             self.account_mut(place).recurrences.push(recurrence);
         }
     }
@@ -333,15 +335,26 @@ impl State {
         let policy = Arc::clone(&self.policy);
         let account = self.account_at(place);
         let before = account.recurrences[recurrence].clone();
-        let Some(plan) = account.plan else { return false };
-        let mut grants = policy.plan(plan).into_iter().flat_map(|plan| &plan.grants);
-        let Some(grant) = grants.find(|grant| grant.key == before.key) else { return false };
-        let Some(ends_at) = grant.cycle.end(before.anchor, self.now) else { return false };
+        let last = (before.grant, before.granted_in);
+        let plan = account.plan;
+        let mut grants = plan.and_then(|plan| policy.plan(plan)).into_iter().flat_map(|plan| &plan.grants);
+        let grant = grants.find(|grant| grant.key == before.key);
+        let next = plan
+            .zip(grant)
+            .and_then(|(plan, grant)| Some((plan, grant, grant.cycle.end(before.anchor, self.now)?)));
+        let Some((plan, grant, ends_at)) = next else {
+            self.note_not_renewed(place, last, NotRenewedWhy::Ended);
+            return false;
+        };
         let rolled = self.rolls_over(place, before.grant, grant);
         // A wallet that has no room for the sum goes without this period's grant.
         if let Some(sequence) = self.make_plan_grant(place, plan, grant, ends_at) {
             self.roll_over(place, before.grant, sequence, rolled);
-            self.account_mut(place).recurrences[recurrence].grant = sequence;
+            let granted_in = self.entry_index();
+            let recurrence = &mut self.account_mut(place).recurrences[recurrence];
+            (recurrence.grant, recurrence.granted_in) = (sequence, granted_in);
+        } else {
+            self.note_not_renewed(place, last, NotRenewedWhy::NoRoom);
         }
         self.account_mut(place).recurrences[recurrence].ends_at = ends_at;
         self.wallet_deadlines.insert((ends_at, place));
@@ -391,6 +404,7 @@ impl State {
             priority: of.priority,
             sequence,
             created_at: self.now,
+            made_in: self.entry_index(),
             asked_effective_at: None,
             expires_at: Some(ends_at),
             books: Balances::default(),

@@ -11,7 +11,7 @@ use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
 use crate::decision::ledger::Recorder;
 use crate::decision::pages::{Pages, Slab};
-use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::renewals::EntryBound;
 use crate::decision::reply::{AdmissionId, Outcome, Reply};
@@ -69,7 +69,7 @@ impl Default for State {
 impl State {
     /// The state before the first command: no policy, no accounts, the beginning of time.
     pub fn new() -> State {
-        let policy = Arc::new(Policy::compile(&Document::default()).expect("an empty policy is valid"));
+        let policy = Arc::new(Policy::empty());
         let mut accounts = Pages::default();
         accounts.push(Account::new("".into(), AccountPlace::CLUSTER, 0));
         let mut trail = Pages::default();
@@ -132,6 +132,7 @@ impl State {
                 let settings = &self.policy.document.settings;
                 let expires_at = self.now.saturating_add(settings.idempotency_ttl);
                 self.keys.keep(key, &reply, expires_at, settings.idempotency_keys_max);
+                self.note_key(key.key);
             }
             _ => {}
         }

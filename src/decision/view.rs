@@ -151,9 +151,11 @@ impl State {
         self.accounts.get(number as usize).map(|account| &account.path)
     }
 
-    /// The plan of the account that facts name by `number`, as it stands now.
-    pub fn account_plan(&self, number: u32) -> Option<&Arc<str>> {
-        self.accounts.get(number as usize)?.plan.map(|id| self.names.plan(id))
+    /// The plan of the account that facts name by `number`, as it stands now, and the index of the entry that
+    /// put the account last: it has the plan since then, or longer.
+    pub fn account_plan(&self, number: u32) -> Option<(u64, Option<&Arc<str>>)> {
+        let account = self.accounts.get(number as usize)?;
+        Some((account.put_in, account.plan.map(|id| self.names.plan(id))))
     }
 
     /// The id of the grant that facts name by `number`, in the wallet of the account that they name.

@@ -55,6 +55,8 @@ pub(super) struct Grant {
     /// The place of the grant among all grants ever made: older ones are drawn first.
     pub sequence: u64,
     pub created_at: Millis,
+    /// The index of the entry that made it.
+    pub made_in: u64,
     /// When it was asked to take effect.
     pub asked_effective_at: Option<Millis>,
     pub expires_at: Option<Millis>,
@@ -258,14 +260,14 @@ impl Wallet {
     }
 
     /// Moves `amount` of a live grant, or of what was lent, from one bucket to another, in its books and in
-    /// the wallet's, and ends a live grant when that was all of it.
-    pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) {
+    /// the wallet's, and ends a live grant when that was all of it. Says which entry made the grant.
+    pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) -> u64 {
         let loan = self.more.as_mut().and_then(|more| more.loan.as_mut());
         if let Some(loan) = loan.filter(|loan| loan.sequence == sequence) {
             loan.books.move_credits(amount, from, to);
             self.books.move_credits(amount, from, to);
             debug_assert!(loan.books.is_balanced() && self.books.is_balanced(), "{amount} lent");
-            return;
+            return loan.made_in;
         }
         let place = self.place(sequence).expect("only what is left of a live grant moves");
         let grant = &mut self.live[place];
@@ -276,6 +278,7 @@ impl Wallet {
         grant.awaited = grant.awaited.min(grant.books.held);
         self.books.move_credits(amount, from, to);
         let grant = &self.live[place];
+        let made_in = grant.made_in;
         debug_assert!(
             grant.books.is_balanced() && self.books.is_balanced(),
             "{amount} from {from:?} to {to:?}"
@@ -284,6 +287,7 @@ impl Wallet {
             let grant = self.live.remove(place);
             self.more.get_or_insert_default().end(grant);
         }
+        made_in
     }
 
     /// Forgets the recurring plan grants that have ended and whose period is over at `at`, but for their

@@ -63,6 +63,7 @@ calls! {
     GetCluster    GET  "/v1/cluster"                      READ;
     ChangeMembers POST "/v1/cluster/members"              OPERATE;
     GetFacts      GET  "/v1/facts"                        OPERATE;
+    GetFactsDigest GET "/v1/facts/digest"                 OPERATE;
     GetBalances   GET  "/v1/balances"                     OPERATE;
     Mark          POST "/v1/cluster/marks"                OPERATE;
     GetHash       GET  "/v1/cluster/hash"                 OPERATE;

@@ -39,11 +39,17 @@ pub(crate) const ITEMS_PER_PAGE_USUAL: usize = 100;
 /// Facts that are read at one time, in bytes; one entry at least.
 pub(crate) const FACTS_READ_BYTES: usize = 256 * 1024;
 
+/// Facts that one answer with a digest covers, in bytes.
+pub(crate) const FACTS_DIGEST_BYTES: usize = 4 * 1024 * 1024;
+
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// The same for the history of one admission.
 pub(crate) const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// How many changes of an account are gone back through to find the plan that it had.
+pub(crate) const PLAN_CHANGES_READ_MAX: usize = 256;
 
 /// What reading a page of facts costs besides its bytes, as bytes.
 pub(crate) const FACTS_PAGE_COST_BYTES: usize = 16 * 1024;

@@ -138,6 +138,7 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::GetCluster => cluster::get(asked).await,
         Call::ChangeMembers => cluster::change_members(asked).await,
         Call::GetFacts => audit::facts(asked).await,
+        Call::GetFactsDigest => audit::digest(asked).await,
         Call::GetBalances => audit::balances(asked).await,
         Call::Mark => audit::mark(asked).await,
         Call::GetHash => audit::hash(asked).await,

@@ -1,12 +1,16 @@
 //! The data of a node that does not run: its facts and its state, for an audit.
 //!
-//! It opens the directory as a start would, and takes part in nothing. The facts are those that are
-//! stored; behind the newest checkpoint the log is applied as far as it is known to be agreed, so that what
-//! a kill took of the facts is made again, and what is stored can be compared with what the log gives.
+//! It changes nothing there. The facts are read in place. Opening the databases of the log and of the
+//! checkpoints would write to them, so they are opened as copies, in a folder of their own that is removed
+//! afterwards. The facts are those that are stored; behind the newest checkpoint the log is applied as far as it
+//! is known to be agreed, so that what a kill took of the facts is made again, and what is stored can be compared
+//! with what the log gives.
 
 use std::collections::BTreeMap;
+use std::fs::{self, File, TryLockError};
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -35,6 +39,10 @@ const PAGE_BYTES: usize = 1024 * 1024;
 pub enum StoppedError {
     #[error("{path} is not the data directory of a node: there is no identity in it")]
     NotANode { path: String },
+    #[error("the node of {path} runs: an audit of its data alone needs it stopped, or a copy")]
+    Running { path: String },
+    #[error("{path} has no facts in it")]
+    NoFacts { path: String },
     #[error(transparent)]
     Storage(#[from] StorageError),
     #[error("entry {index} of the log cannot be applied")]
@@ -48,6 +56,7 @@ pub enum StoppedError {
 /// A data directory, opened.
 pub struct StoppedNode {
     pub node: u64,
+    directory: PathBuf,
     facts: FactStore,
     state: State,
     /// The first entry that is not applied in `state`.
@@ -64,20 +73,20 @@ impl StoppedNode {
         let Some(identity) = Identity::load(&directory.join("identity"))? else {
             return Err(StoppedError::NotANode { path: directory.display().to_string() });
         };
-        let (disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
-        let checkpoints = CheckpointStore::open(&directory.join("checkpoints"))?;
+        refuse_running(directory)?;
+        let copy = Scratch::copy_of(directory)?;
+        let (disk, recovered) = JournaledDisk::open(&copy.path, Sizes::default())?;
+        let checkpoints = CheckpointStore::open(&copy.path.join("checkpoints"))?;
         let (covered, state) = match checkpoints.load_newest()? {
             Some((manifest, state)) => (manifest.last, state),
             None => (None, State::new()),
         };
         let next_index = covered.map_or(0, |covered| covered.index + 1);
-        let on_failure = Box::new(|error: &StorageError| {
-            tracing::error!(error = error as &dyn std::error::Error, "the store of facts failed");
-        });
-        let facts = FactStore::open(&directory.join("facts"), next_index, &Limits::default(), on_failure)?;
+        let facts = FactStore::open_to_read(&directory.join("facts"))?;
         let node = identity.node;
         let first_made = next_index;
-        let mut stopped = StoppedNode { node, facts, state, next_index, first_made, made: BTreeMap::new() };
+        let (directory, made) = (directory.to_owned(), BTreeMap::new());
+        let mut stopped = StoppedNode { node, directory, facts, state, next_index, first_made, made };
         stopped.state.keep_facts(true);
         stopped.apply(&disk, recovered.committed)?;
         Ok(stopped)
@@ -131,7 +140,7 @@ impl StoppedNode {
     /// Returns the entries of which the stored facts are not what the log gives.
     pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<Vec<u64>, StoppedError> {
         let mut altered = Vec::new();
-        self.stored(0..self.first_made, &mut take)?;
+        stored(&self.facts, 0..self.first_made, &mut take)?;
         for index in self.first_made..self.next_index {
             let made = self.made.get(&index).map_or(&[][..], Vec::as_slice);
             match self.stored_entry(index)? {
@@ -145,19 +154,6 @@ impl StoppedNode {
             }
         }
         Ok(altered)
-    }
-
-    fn stored(&self, range: Range<u64>, take: &mut impl FnMut(u64, &[Fact])) -> Result<(), StoppedError> {
-        let mut next = range.start;
-        while next < range.end {
-            let page = self.facts.read(next..range.end, PAGE_BYTES).map_err(unread)?;
-            for (index, bytes) in &page.entries {
-                let facts = decode_facts(bytes);
-                take(*index, &facts.map_err(|source| StoppedError::Facts { index: *index, source })?);
-            }
-            next = page.covered.end;
-        }
-        Ok(())
     }
 
     /// The facts of one entry; none where they are not stored.
@@ -176,9 +172,113 @@ impl StoppedNode {
     #[doc(hidden)]
     pub fn replace_facts(&self, index: u64, facts: &[Fact]) -> Result<(), StoppedError> {
         let bytes = record::encode(&facts).map_err(|source| StoppedError::Facts { index, source })?;
-        self.facts.fill(&Block { range: index..index + 1, entries: vec![(index, bytes.into())] })?;
-        Ok(self.facts.end_filling()?)
+        let on_failure = Box::new(|_: &StorageError| {});
+        let facts = FactStore::open(&self.directory.join("facts"), 0, &Limits::default(), on_failure)?;
+        facts.fill(&Block { range: index..index + 1, entries: vec![(index, bytes.into())] })?;
+        Ok(facts.end_filling()?)
     }
+}
+
+/// Facts alone: those of a node's data directory, or a copy of their files, whatever is or is not beside them.
+pub struct StoppedFacts {
+    facts: FactStore,
+}
+
+impl StoppedFacts {
+    /// Opens a folder of facts, or one with such a folder in it. Changes nothing there. Blocks.
+    pub fn open(directory: &Path) -> Result<StoppedFacts, StoppedError> {
+        let within = directory.join("facts");
+        let directory = if within.is_dir() { &within } else { directory };
+        let facts = FactStore::open_to_read(directory)?;
+        if facts.end() == 0 {
+            return Err(StoppedError::NoFacts { path: directory.display().to_string() });
+        }
+        Ok(StoppedFacts { facts })
+    }
+
+    /// The index after the last entry whose facts are there.
+    pub fn next_index(&self) -> u64 {
+        self.facts.end()
+    }
+
+    /// Hands over the facts of every entry, in order.
+    pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<(), StoppedError> {
+        stored(&self.facts, 0..self.facts.end(), &mut take)
+    }
+}
+
+fn stored(
+    facts: &FactStore,
+    range: Range<u64>,
+    take: &mut impl FnMut(u64, &[Fact]),
+) -> Result<(), StoppedError> {
+    let mut next = range.start;
+    while next < range.end {
+        let page = facts.read(next..range.end, PAGE_BYTES).map_err(unread)?;
+        for (index, bytes) in &page.entries {
+            let facts = decode_facts(bytes);
+            take(*index, &facts.map_err(|source| StoppedError::Facts { index: *index, source })?);
+        }
+        next = page.covered.end;
+    }
+    Ok(())
+}
+
+/// A running node has its log locked.
+fn refuse_running(directory: &Path) -> Result<(), StoppedError> {
+    let path = directory.join("log").join("db");
+    let database = File::open(&path).map_err(|source| StorageError::io("open", &path, source))?;
+    match database.try_lock() {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => Err(StoppedError::Running { path: directory.display().to_string() }),
+        Err(TryLockError::Error(source)) => Err(StorageError::io("lock", &path, source).into()),
+    }
+}
+
+/// A copy of what a node keeps besides its facts, in the folder for temporary files. Dropping it removes it.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn copy_of(directory: &Path) -> Result<Scratch, StorageError> {
+        static COPIES: AtomicU32 = AtomicU32::new(0);
+        let number = COPIES.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("quorate-audit-{}-{number}", std::process::id()));
+        fs::create_dir(&path).map_err(|source| StorageError::io("create", &path, source))?;
+        let scratch = Scratch { path };
+        for item in list(directory)? {
+            if item.file_name().is_some_and(|name| name != "facts") {
+                copy(&item, &scratch.path)?;
+            }
+        }
+        Ok(scratch)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.path) {
+            let error = &error as &dyn std::error::Error;
+            tracing::warn!(path = %self.path.display(), error, "a copy that was audited is left behind");
+        }
+    }
+}
+
+fn list(directory: &Path) -> Result<Vec<PathBuf>, StorageError> {
+    let fail = |source| StorageError::io("list", directory, source);
+    fs::read_dir(directory).map_err(fail)?.map(|item| Ok(item.map_err(fail)?.path())).collect()
+}
+
+/// Copies a file, or a folder with all that is in it, into a folder.
+fn copy(from: &Path, into: &Path) -> Result<(), StorageError> {
+    let to = into.join(from.file_name().unwrap_or_default());
+    if !from.is_dir() {
+        let copied = fs::copy(from, &to).map(drop);
+        return copied.map_err(|source| StorageError::io("copy", from, source));
+    }
+    fs::create_dir(&to).map_err(|source| StorageError::io("create", &to, source))?;
+    list(from)?.iter().try_for_each(|item| copy(item, &to))
 }
 
 fn unread(unread: Unread) -> StoppedError {

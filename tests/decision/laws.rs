@@ -12,15 +12,14 @@
 //!    where one guard refused, not a millisecond before;
 //! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and for a
 //!    refused admission one usage with why it was refused and what was looked at;
-//! 9. an audit of all facts so far finds nothing, and gives the balances that the state shows.
-
-use std::collections::BTreeSet;
+//! 9. an audit of all facts so far finds nothing, and gives the accounts, grants and holds that the state
+//!    shows.
 
 use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::{Admit, Command, Request, Stamp};
 use quorate::decision::facts::{Fact, UsageOutcome, with_moments};
 use quorate::decision::reply::{Admitted, Layer, Outcome, Payment, Reason, Refusal, Reply};
-use quorate::decision::{Record, Restore, State};
+use quorate::decision::{Record, Restore, State, View};
 use quorate::units::{Credits, Millis};
 
 /// A state that is watched.
@@ -116,16 +115,7 @@ impl Lawful {
         }
         self.facts.extend(facts.into_iter().map(|fact| (stamp.index, fact)));
         self.audit.finish();
-        let mut accounts: BTreeSet<String> =
-            self.audit.balances().map(|(path, ..)| path.to_string()).collect();
-        let view = self.state.view();
-        for wallet in view.wallets(0) {
-            accounts.remove(&**wallet.account);
-            self.audit.compare(wallet.account, wallet.grants);
-        }
-        if !accounts.is_empty() {
-            return Err(format!("audited accounts have no wallet: {accounts:?}"));
-        }
+        compare(&mut self.audit, &self.state.view());
         let found: Vec<String> = self.audit.findings().iter().map(Finding::to_string).collect();
         if found.is_empty() { Ok(()) } else { Err(format!("the audit finds {}", found.join("; "))) }
     }
@@ -173,6 +163,14 @@ impl Lawful {
 
 fn of_wallets(refusal: &Refusal) -> bool {
     matches!(refusal.layer, Layer::Credits | Layer::SpendingCap { .. })
+}
+
+/// Compares all that a state shows with what an audit's facts give.
+pub fn compare(audit: &mut Audit, view: &View) {
+    audit.compare_state(&view.shown());
+    view.shown_accounts(0).for_each(|(_, account)| audit.compare_account(&account));
+    view.shown_holds(0).for_each(|(_, hold)| audit.compare_hold(&hold));
+    audit.finish_comparing();
 }
 
 /// A refused admission is recorded once; other refusals, dry runs and replays are not.

@@ -1,33 +1,31 @@
 //! Errors planted into facts that are right: each must be found, and named.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use proptest::prelude::*;
 use proptest::sample::Index;
+use quorate::decision::View;
 use quorate::decision::audit::{Audit, Finding};
-use quorate::decision::command::Source;
+use quorate::decision::command::{AccountState, Period, Source, SpendingCap};
 use quorate::decision::facts::{
-    Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, Posting, UsageOutcome, Why,
+    AccountPut, Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, NotRenewedWhy, Posting,
+    UsageOutcome, Why,
 };
+use quorate::decision::policy::{Document, Overrun};
 use quorate::decision::reply::Layer;
 use quorate::units::Credits;
 
+use crate::laws::compare;
 use crate::properties::{any_steps, facts_of, granting_policies, lending, run};
 
 type Facts = Vec<(u64, Fact)>;
 
-/// What the audit of these facts finds, with how they end left to the balances of the right ones.
-fn findings(facts: &Facts, right: &Facts) -> Vec<Finding> {
+/// What the audit of these facts finds, with the state that the right ones tell of.
+fn findings(facts: &Facts, right: &View) -> Vec<Finding> {
     let mut audit = audited(facts);
     audit.finish();
-    let mut shown: Vec<(String, String, _)> = Vec::new();
-    for (account, grant, balances) in audited(right).balances() {
-        shown.push((account.to_string(), grant.to_string(), balances));
-    }
-    for account in
-        shown.iter().map(|(account, ..)| account.clone()).collect::<std::collections::BTreeSet<_>>()
-    {
-        let grants = shown.iter().filter(|(of, ..)| *of == account);
-        audit.compare(&account, grants.map(|(_, grant, balances)| (&**grant, *balances)));
-    }
+    compare(&mut audit, right);
     audit.findings().to_vec()
 }
 
@@ -78,6 +76,8 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
             Fact::Reset(reset) => moved(&mut reset.number),
             Fact::Layers(layers) => moved(&mut layers.usage),
             Fact::Refused(refused) => moved(&mut refused.usage),
+            Fact::AccountPut(put) => moved(&mut put.number),
+            Fact::NotRenewed(ended) => moved(&mut ended.number),
             Fact::Posting(posting) => {
                 moved(&mut posting.number);
                 posting.charge.iter_mut().for_each(moved);
@@ -100,6 +100,41 @@ fn first_layers(facts: &mut Facts, place: usize) -> Option<&mut Layers> {
         Fact::Layers(layers) if is_first == Some(true) => Some(layers),
         _ => None,
     }
+}
+
+/// The paths of all accounts, by number.
+fn paths(facts: &Facts) -> BTreeMap<u32, Arc<str>> {
+    let made = facts.iter().filter_map(|(_, fact)| match fact {
+        Fact::AccountMade(made) => Some((made.account, made.path.clone())),
+        _ => None,
+    });
+    made.collect()
+}
+
+fn is_at_or_below(path: &str, above: &str) -> bool {
+    path.strip_prefix(above).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'))
+}
+
+/// What an account is put to, where it is not put again.
+fn last_put(facts: &mut Facts, place: usize) -> Option<&mut AccountPut> {
+    let Fact::AccountPut(put) = facts[place].1.clone() else { return None };
+    let is_of = |fact: &Fact| matches!(fact, Fact::AccountPut(later) if later.account == put.account);
+    let again = facts[place + 1..].iter().any(|(_, fact)| is_of(fact));
+    match &mut facts[place].1 {
+        Fact::AccountPut(put) if !again => Some(put),
+        _ => None,
+    }
+}
+
+fn plan_grant(facts: &mut Facts, place: usize) -> Option<&mut GrantMade> {
+    match &mut facts[place].1 {
+        Fact::GrantMade(made) if made.id.starts_with("plan:") => Some(made),
+        _ => None,
+    }
+}
+
+fn is_plan_grant(finding: &Finding) -> bool {
+    matches!(finding, Finding::PlanGrantDiffers { .. })
 }
 
 const ERRORS: &[Error] = &[
@@ -191,6 +226,247 @@ const ERRORS: &[Error] = &[
             Some(())
         },
         named: |finding| matches!(finding, Finding::VersionOther { .. }),
+    },
+    Error {
+        name: "a key has effect twice while it lives",
+        plant: |facts, place| {
+            let Fact::KeyKept(_) = facts[place].1 else { return None };
+            let twin = facts[place].clone();
+            facts.insert(place + 1, twin);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::KeyTwice { .. }),
+    },
+    Error {
+        name: "it is left out that the answer was kept under a key",
+        plant: |facts, place| {
+            let Fact::KeyKept(_) = facts[place].1 else { return None };
+            let time = |facts: &[(u64, Fact)]| {
+                facts.iter().rev().find_map(|(_, fact)| match fact {
+                    Fact::Moment(moment) => Some(moment.at),
+                    _ => None,
+                })
+            };
+            let lives = time(facts)?.0 < time(&facts[..place])?.0 + 20_000;
+            let last = !facts[place + 1..].iter().any(|(_, fact)| matches!(fact, Fact::KeyKept(_)));
+            facts.remove(place);
+            (lives && last).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::KeysDiffer { .. }),
+    },
+    Error {
+        name: "a recurring grant is of more than its plan says",
+        plant: |facts, place| {
+            let made = plan_grant(facts, place)?;
+            made.credits.0 += 1;
+            posting(facts, place + 1)?.amount.0 += 1;
+            Some(())
+        },
+        named: is_plan_grant,
+    },
+    Error {
+        name: "a recurring grant outlasts its period",
+        plant: |facts, place| {
+            let expires_at = plan_grant(facts, place)?.expires_at.as_mut()?;
+            expires_at.0 += 1;
+            Some(())
+        },
+        named: is_plan_grant,
+    },
+    Error {
+        name: "a recurring grant has another priority than its plan says",
+        plant: |facts, place| {
+            plan_grant(facts, place)?.priority += 1;
+            Some(())
+        },
+        named: is_plan_grant,
+    },
+    Error {
+        name: "a recurring grant is missing in one period, and the numbers are closed up",
+        plant: |facts, place| {
+            plan_grant(facts, place)?;
+            let number = posting(facts, place + 1)?.number;
+            facts.remove(place + 1);
+            let (index, _) = facts.remove(place);
+            renumber(facts, index, number + 1, false);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::PlanGrantMissing { .. }),
+    },
+    Error {
+        name: "a recurring grant that ended is said to have had no room",
+        plant: |facts, place| {
+            let Fact::NotRenewed(ended) = &mut facts[place].1 else { return None };
+            ended.why = match ended.why {
+                NotRenewedWhy::Ended => NotRenewedWhy::NoRoom,
+                NotRenewedWhy::NoRoom => NotRenewedWhy::Ended,
+            };
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::NotRenewedWrongly { .. }),
+    },
+    Error {
+        name: "less rolls over than the policy says, and it says so throughout",
+        plant: |facts, place| {
+            let Fact::RolledOver(rolled) = &mut facts[place].1 else { return None };
+            rolled.credits.0 -= 1;
+            for of in 1..=2 {
+                posting(facts, place + of)?.amount.0 -= 1;
+            }
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::RolloverDiffers { .. }),
+    },
+    Error {
+        name: "a grant pays before it is its turn",
+        plant: |facts, place| {
+            let first = posting(facts, place)?.clone();
+            let second = posting(facts, place.checked_add(1).filter(|next| *next < facts.len())?)?.clone();
+            let draws = matches!(first.why, Why::Drawn | Why::Held | Why::Overran);
+            if !draws || (second.why, second.account) != (first.why, first.account) {
+                return None;
+            }
+            for (place, other) in [(place, &second), (place + 1, &first)] {
+                let posting = posting(facts, place)?;
+                (posting.grant, posting.granted_in) = (other.grant, other.granted_in);
+                posting.amount = other.amount;
+            }
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::OutOfTurn { .. }),
+    },
+    Error {
+        name: "a wallet pays for the use of an account that is not beneath it",
+        plant: |facts, place| {
+            if !matches!(posting(facts, place)?.why, Why::Drawn | Why::Held) {
+                return None;
+            }
+            let asker = facts[..place].iter().rev().find_map(|(_, fact)| match fact {
+                Fact::Usage(usage) => usage.account,
+                _ => None,
+            })?;
+            let paths = paths(facts);
+            let path = paths.get(&asker)?;
+            let (other, _) = paths.iter().find(|(_, other)| !is_at_or_below(path, other))?;
+            posting(facts, place)?.account = *other;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::WalletOfAnother { .. }),
+    },
+    Error {
+        name: "more is drawn than a spending cap lets through",
+        plant: |facts, place| {
+            let Fact::AccountPut(put) = facts[place].1.clone() else { return None };
+            let paths = paths(facts);
+            let capped = paths.get(&put.account)?;
+            let until_next = facts[place + 1..].iter().take_while(
+                |(_, fact)| !matches!(fact, Fact::AccountPut(later) if later.account == put.account),
+            );
+            let mut asker = None;
+            let mut drawn = until_next.map(|(_, fact)| match fact {
+                Fact::Usage(usage) => {
+                    asker = usage.account.and_then(|account| paths.get(&account));
+                    false
+                }
+                Fact::Posting(posting) => {
+                    matches!(posting.why, Why::Drawn | Why::Held)
+                        && asker.is_some_and(|asker| is_at_or_below(asker, capped))
+                }
+                _ => false,
+            });
+            let drawn = drawn.any(|drawn| drawn);
+            let Fact::AccountPut(put) = &mut facts[place].1 else { return None };
+            put.spending_cap = Some(SpendingCap { credits: Credits::ZERO, period: Period::Year });
+            drawn.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::CapExceeded { .. }),
+    },
+    Error {
+        name: "what is covered is put to an allowance that the plan does not have",
+        plant: |facts, place| {
+            charge(facts, place)?.covered.first_mut()?.name = "favour".into();
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::NotAllowed { .. }),
+    },
+    Error {
+        name: "more is lent than the plan lends",
+        plant: |facts, place| {
+            let later = facts[place + 1..].to_vec();
+            let Fact::PolicyPut(put) = &mut facts[place].1 else { return None };
+            let mut document: Document = serde_json::from_str(&put.document).ok()?;
+            for plan in document.plans.values_mut() {
+                if let Overrun::Overdraft { credits } = &mut plan.overrun {
+                    *credits = Credits(1);
+                }
+            }
+            put.document = serde_json::to_string(&document).ok()?.into();
+            let is_last = !later.iter().any(|(_, fact)| matches!(fact, Fact::PolicyPut(_)));
+            let lends = |fact: &Fact| matches!(fact, Fact::Posting(posting) if posting.why == Why::Lent);
+            (is_last && later.iter().any(|(_, fact)| lends(fact))).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LentTooMuch { .. }),
+    },
+    Error {
+        name: "an account is said to be what the state does not show",
+        plant: |facts, place| {
+            let put = last_put(facts, place)?;
+            put.state = match put.state {
+                AccountState::Open => AccountState::Closed,
+                AccountState::Closed => AccountState::Open,
+            };
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::AccountDiffers { .. }),
+    },
+    Error {
+        name: "one more reset is put by than the state shows",
+        plant: |facts, place| {
+            let Fact::Reset(reset) = facts[place].1.clone() else { return None };
+            let is_of = |fact: &Fact| matches!(fact, Fact::Reset(later) if later.account == reset.account);
+            let again = facts[place + 1..].iter().any(|(_, fact)| is_of(fact));
+            let Fact::Reset(reset) = &mut facts[place].1 else { return None };
+            reset.banked_after += 1;
+            (reset.limits.is_empty() && !again).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::AccountDiffers { .. }),
+    },
+    Error {
+        name: "an open hold is passed off as settled",
+        plant: |facts, place| {
+            let Fact::Usage(usage) = facts[place].1.clone() else { return None };
+            let is_of =
+                |fact: &Fact| matches!(fact, Fact::Usage(other) if other.admission == usage.admission);
+            let again = facts[place + 1..].iter().any(|(_, fact)| is_of(fact));
+            let Fact::Usage(usage) = &mut facts[place].1 else { return None };
+            let held = std::mem::replace(&mut usage.outcome, UsageOutcome::Settled) == UsageOutcome::Held;
+            (held && !again).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::HoldDiffers { .. }),
+    },
+    Error {
+        name: "the last admissions are missing",
+        plant: |facts, place| {
+            let Fact::Usage(usage) = &facts[place].1 else { return None };
+            let last = usage.admission;
+            let is_of = |fact: &Fact| matches!(fact, Fact::Usage(usage) if usage.admission == last);
+            let is_after = |fact: &Fact| matches!(fact, Fact::Usage(usage) if usage.admission > last);
+            let is_new = last.0 > 0
+                && !facts[..place].iter().any(|(_, fact)| is_of(fact))
+                && !facts[place..].iter().any(|(_, fact)| is_after(fact));
+            let index = facts[place].0;
+            facts.retain(|(at, _)| *at < index);
+            is_new.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::CountDiffers { what: "the next admission", .. }),
+    },
+    Error {
+        name: "a posting names another entry as the one that made its grant",
+        plant: |facts, place| {
+            posting(facts, place)?.granted_in += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::MadeElsewhere { .. }),
     },
     Error {
         name: "an amount is flipped",
@@ -463,8 +739,8 @@ fn every_planted_error_is_found_and_named() {
     let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
     run("every_planted_error", 150, strategy, |(document, steps, places)| {
         let (document, steps) = lending(document, steps);
-        let right = facts_of(&document, steps)?;
-        let found = findings(&right, &right);
+        let (right, view) = facts_of(&document, steps)?;
+        let found = findings(&right, &view);
         if !found.is_empty() {
             return Err(format!("found in facts that are right: {found:?}"));
         }
@@ -477,7 +753,7 @@ fn every_planted_error_is_found_and_named() {
             });
             let Some(wrong) = wrong else { continue };
             planted.borrow_mut()[number] += 1;
-            let found = findings(&wrong, &right);
+            let found = findings(&wrong, &view);
             if !found.iter().any(error.named) {
                 return Err(format!("{} was planted, and found is {found:#?}", error.name));
             }

@@ -18,7 +18,7 @@ use quorate::decision::policy::{
     Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
 };
 use quorate::decision::reply::{AdmissionId, Outcome, Reply};
-use quorate::decision::{Record, State};
+use quorate::decision::{Record, State, View};
 use quorate::units::{Credits, Millis, Ppm, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -532,8 +532,9 @@ fn apply_again(
     state.apply(*stamp, &Request { key, command })
 }
 
-/// The facts that steps leave, after a policy and accounts with plans are put; with the entry of each.
-pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<Vec<(u64, Fact)>, String> {
+/// The facts, with the entry of each, and the state that steps leave after a policy and accounts with plans
+/// are put.
+pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<(Vec<(u64, Fact)>, View), String> {
     let names = Names::new();
     let mut performer = Performer::new(std::slice::from_ref(document));
     let mut state = State::new();
@@ -552,7 +553,7 @@ pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<Vec<(u64, Fact)
         facts.extend(state.take_facts().into_iter().map(|fact| (stamp.index, fact)));
     }
     state.check()?;
-    Ok(facts)
+    Ok((facts, state.view()))
 }
 
 #[test]
@@ -875,7 +876,8 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         let mut small = Vec::new();
         for (place, jump) in jumps.into_iter().enumerate() {
             at = at.saturating_add(Span(jump));
-            // In one entry, since the state says in which one something last became of an admission.
+            // In one entry, since the state knows which entry made a grant, and in which something last became
+            // of an admission.
             let (index, position) = (performer.index + 1, place as u32);
             in_steps.apply(Stamp { at, term: 1, index, position }, &plain(Command::Tick));
             small.extend(undated(in_steps.take_facts()));

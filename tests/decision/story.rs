@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use quorate::decision::facts::{
-    Change, Charge, Fact, Layers, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
+    AccountPut, Change, Charge, Fact, Layers, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
 };
 use quorate::decision::layers::{self, LayerRead, NamedLayer};
 use quorate::decision::policy::Policy;
@@ -61,6 +61,15 @@ fn line(index: u64, fact: &Fact, policy: &Policy, feature: &str) -> String {
         Fact::Charge(charge) => self::charge(charge),
         Fact::Posting(posting) => self::posting(posting),
         Fact::Reset(reset) => self::reset(reset),
+        Fact::AccountPut(put) => self::account_put(put),
+        Fact::NotRenewed(ended) => format!(
+            "  #{} grant {} of account {} is not renewed: {:?}, after entry {}",
+            ended.number, ended.grant, ended.account, ended.why, ended.previous
+        ),
+        Fact::KeyKept(kept) => {
+            let start: String = kept.key[..4].iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("  kept under the key {start}..")
+        }
     }
 }
 
@@ -160,6 +169,20 @@ fn charge(charge: &Charge) -> String {
         write!(text, ", {} by nobody", charge.uncovered).expect("a text");
     }
     format!("{text}, {} by wallets", charge.drawn)
+}
+
+fn account_put(put: &AccountPut) -> String {
+    let mut text = format!("  #{} put     account {}: {:?}", put.number, put.account, put.state);
+    if let Some(plan) = &put.plan {
+        write!(text, ", {plan}").expect("a text");
+    }
+    if put.plan_named {
+        write!(text, " as named").expect("a text");
+    }
+    if let Some(cap) = put.spending_cap {
+        write!(text, ", at most {} a {:?}", cap.credits, cap.period).expect("a text");
+    }
+    format!("{text}, put before in entry {}, after entry {}", put.put_before, put.previous)
 }
 
 fn reset(reset: &Reset) -> String {

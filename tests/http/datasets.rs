@@ -170,6 +170,95 @@ async fn usage_is_summed_in_groups_and_a_hold_counts_once() {
 }
 
 #[tokio::test]
+async fn use_is_summed_by_the_plan_that_the_account_had_then() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-1", "1000").await;
+    client.post("/v1/admissions", &admission("acme", 5)).await.expect(200);
+    // The same put twice, then no plan, then the plan again.
+    for plan in [r#"{"plan":"plus"}"#, r#"{"plan":null}"#] {
+        client.json("PUT", "/v1/accounts/acme", plan).await.expect(200);
+    }
+    client.post("/v1/admissions", &admission("acme", 7)).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    client.post("/v1/admissions", &admission("acme", 1)).await.expect(200);
+    let answer = client.get("/v1/usage?group_by=plan&from=2020-01-01T00:00:00Z").await.expect(200);
+    let groups = answer["groups"].as_array().expect("groups");
+    let told: Vec<_> = groups
+        .iter()
+        .map(|group| (group["group"].as_str().expect("a name"), group["units"]["video_seconds"].as_u64()))
+        .collect();
+    assert_eq!(told, [("", Some(7)), ("plus", Some(6))], "{answer}");
+    node.stop().await;
+}
+
+/// How many facts of a kind the log left.
+async fn facts_of(client: &mut Connection, kind: &str) -> Vec<Value> {
+    let page = client.get("/v1/facts").await.expect(200);
+    let entries = page["entries"].as_array().expect("entries").iter();
+    let facts = entries.flat_map(|entry| entry["facts"].as_array().expect("facts"));
+    facts.filter_map(|fact| fact.get(kind).cloned()).collect()
+}
+
+#[tokio::test]
+async fn a_key_leaves_its_fingerprint_once_and_never_itself() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    for _ in 0..3 {
+        client.post_keyed("/v1/admissions", "my-secret", &admission("acme", 1)).await.expect(200);
+    }
+    client
+        .post_keyed("/v1/admissions", "refused", &admission("acme", 400))
+        .await
+        .problem(402, "credits_short");
+    let kept = facts_of(&mut client, "KeyKept").await;
+    assert_eq!(kept.len(), 1, "{kept:?}");
+    assert_eq!(kept[0]["key"].as_array().map(Vec::len), Some(16), "{kept:?}");
+    let facts = client.get("/v1/facts").await;
+    assert!(!String::from_utf8_lossy(&facts.body).contains("secret"));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn accounts_and_the_bare_ones_above_them_are_told_as_they_are_put() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let before = facts_of(&mut client, "AccountPut").await.len();
+    let body = r#"{"plan":"plus","spending_cap":{"credits":"5","period":"day"}}"#;
+    client.json("PUT", "/v1/accounts/beta:video", body).await.expect(200);
+    let put = facts_of(&mut client, "AccountPut").await.split_off(before);
+    assert_eq!(put.len(), 2, "{put:?}");
+    assert_eq!((&put[0]["plan"], &put[0]["state"]), (&Value::Null, &json!("open")), "{put:?}");
+    assert_eq!(put[1]["plan"], "plus", "{put:?}");
+    assert_eq!(put[1]["spending_cap"]["period"], "day", "{put:?}");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn facts_have_one_digest_and_a_mark_shows_what_an_audit_compares() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    client.post("/v1/admissions", &admission("acme", 5)).await.expect(200);
+    let all = client.get("/v1/facts/digest?from=0&to=3").await.expect(200);
+    let again = client.get("/v1/facts/digest?from=0&to=3").await.expect(200);
+    let less = client.get("/v1/facts/digest?from=0&to=2").await.expect(200);
+    assert_eq!(all, again);
+    assert_eq!(all["covered"], json!({"start": 0, "end": 3}));
+    assert!(all["sha256"] != less["sha256"] || all["entries"] == less["entries"], "{all} {less}");
+    client.get("/v1/facts/digest?from=x").await.problem(422, "invalid");
+
+    let mark = client.json("POST", "/v1/cluster/marks", "{}").await.expect(200);
+    let path = format!("/v1/balances?index={}", mark["receipt"]["index"]);
+    let shown = client.get(&path).await.expect(200);
+    assert_eq!(shown["state"]["next_admission"], 2, "{shown}");
+    let acme = &shown["accounts"][0];
+    assert_eq!((&acme["account"], &acme["plan"]), (&json!("acme"), &json!("plus")), "{shown}");
+    let holds = client.get(&format!("{path}&cursor={}", shown["cursor"])).await.expect(200);
+    assert_eq!((&holds["holds"], &holds["cursor"]), (&json!([]), &Value::Null), "{holds}");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn any_admission_is_found_however_old() {
     let node = Node::start("").await.ready().await;
     let mut client = node.connect().await;

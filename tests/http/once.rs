@@ -132,6 +132,9 @@ async fn a_header_that_the_policy_names_is_the_key_of_those_who_send_none() {
     let other = ADMITTED.replace(":2}", ":3}");
     happens_once(client, admit, same, [ADMITTED, &other]).await;
 
+    let facts = client.get("/v1/facts").await.expect(200).to_string();
+    assert_eq!(facts.matches("KeyKept").count(), 1, "the record knows that the header's value was used");
+
     // Another account, another admission and a key of its own are other requests.
     client.json("PUT", "/v1/accounts/beta", r#"{"plan":"plus"}"#).await.expect(200);
     let beta = ask(client, admit, same, &HELD.replace("acme", "beta")).await;

@@ -118,26 +118,24 @@ impl Audit {
     }
 
     /// The accounts from the cluster down to this one.
-    fn levels(&self, account: Option<u32>) -> Vec<u32> {
-        let mut levels = Vec::new();
-        let mut next = account.filter(|account| (*account as usize) < self.accounts.len());
-        while let Some(account) = next {
-            levels.push(account);
-            // An account is made after those above it.
-            next = Some(self.accounts[account as usize].parent).filter(|parent| *parent < account);
-        }
+    fn levels_down(&self, account: Option<u32>) -> Vec<u32> {
+        let Some(account) = account.filter(|account| (*account as usize) < self.accounts.len()) else {
+            return Vec::new();
+        };
+        let mut levels = self.levels(account);
+        levels.push(0);
         levels.reverse();
         levels
     }
 
     /// What the wallets on the way to an account have by the postings so far.
     pub(super) fn wallets_of(&self, account: Option<u32>, at: Millis) -> Vec<WalletSaid> {
-        self.levels(account).into_iter().map(|account| self.wallet_of(account, at)).collect()
+        self.levels_down(account).into_iter().map(|account| self.wallet_of(account, at)).collect()
     }
 
     fn wallet_of(&self, number: u32, at: Millis) -> WalletSaid {
         let account = &self.accounts[number as usize];
-        let live = account.live.iter().filter_map(|grant| self.grants.get(&(number, *grant)));
+        let live = account.drawable.iter().filter_map(|(.., grant)| self.grants.get(&(number, *grant)));
         let drawable = live.filter(|grant| {
             grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| at < expires_at)
         });
@@ -145,7 +143,7 @@ impl Audit {
         let loan = self.loans.get(&number).and_then(|loan| self.grants.get(&(number, *loan)));
         let owed = loan.map_or(0, |loan| loan.books.of(Bucket::Spent));
         let amount = |sum: i128| u64::try_from(sum.max(0)).unwrap_or(u64::MAX);
-        WalletSaid { available: amount(drawable - owed), held: amount(account.held) }
+        WalletSaid { available: amount(drawable - owed), held: amount(account.books.of(Bucket::Held)) }
     }
 
     /// Checks what was looked at for the usage under way.
@@ -156,7 +154,7 @@ impl Audit {
             return self.find(Finding::LayersWithoutUsage { id });
         };
         self.entry.has_layers = true;
-        let levels = self.levels(usage.account);
+        let levels = self.levels_down(usage.account);
         let told = layers.seen.iter().filter(|layer| matches!(layer, LayerSeen::Level { .. })).count();
         let policy = self.policies.get(&self.revision);
         let read = policy.and_then(|policy| layers::read(policy, &usage.feature, layers).ok());
@@ -165,7 +163,8 @@ impl Audit {
         };
         let under_way = self.entry.charge.take();
         let charge = under_way.as_ref().map(|under_way| &under_way.charge);
-        let reserved = under_way.as_ref().and_then(|under_way| under_way.reserved.as_ref());
+        let ending = under_way.as_ref().and_then(|under_way| under_way.ending.as_ref());
+        let reserved = ending.map(|(_, open)| &open.reserved);
         let decided = Decided { id, usage: &usage, charge, reserved, read: &read };
         for LayerRead { level, layer } in &read {
             let account = levels[usize::from(*level)];

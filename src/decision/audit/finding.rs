@@ -49,6 +49,14 @@ pub enum Finding {
     GrantUnknown { id: FactId, account: u32, grant: u64 },
     #[error("entry {index} revokes grant number {grant} of account number {account}, which was never made")]
     RevokedUnknown { index: u64, account: u32, grant: u64 },
+    #[error("{id}: the grant {grant} of {account} is said to be made in entry {said}; that was {made_in}")]
+    MadeElsewhere { id: FactId, account: Arc<str>, grant: Arc<str>, said: u64, made_in: u64 },
+    #[error("entry {index} makes {account}, and the account above it was never made")]
+    ParentMissing { index: u64, account: Arc<str> },
+    #[error("{id} puts {account} on the plan {plan}, which the policy in force does not have")]
+    PlanUnknown { id: FactId, account: Arc<str>, plan: Arc<str> },
+    #[error("entry {index} has effect under the key that entry {first} had effect under, which still lived")]
+    KeyTwice { index: u64, first: u64 },
     #[error("entry {index}: the policy of revision {revision} cannot be read: {problem}")]
     PolicyUnreadable { index: u64, revision: u64, problem: String },
 
@@ -82,7 +90,34 @@ pub enum Finding {
     #[error("{id} ends {admission}; of what it held of the grant {grant} of {account}, {left} did not move")]
     HoldNotResolved { id: FactId, admission: AdmissionId, account: Arc<str>, grant: Arc<str>, left: Credits },
 
+    #[error("{id}: {admission} is admitted, though {account} is closed")]
+    AdmittedThoughClosed { id: FactId, admission: AdmissionId, account: Arc<str> },
+    #[error("the charge {id} admits {admission} with {uncovered} credits that nobody covers")]
+    UncoveredAtFirst { id: FactId, admission: AdmissionId, uncovered: Credits },
+    #[error("the charge {id} has {credits} covered by {name} at level {level}, which does not allow it")]
+    NotAllowed { id: FactId, level: u8, name: Arc<str>, credits: Credits },
+    #[error("{id}: {drawn} credits are drawn under the spending cap of {account}, which leaves {room}")]
+    CapExceeded { id: FactId, account: Arc<str>, drawn: Credits, room: Credits },
+    #[error("the posting {id} ({why:?}) overruns {admission} otherwise than the rule it was admitted under")]
+    OverrunOther { id: FactId, admission: AdmissionId, why: Why },
+    #[error("the posting {id} has {account} owe {owed} credits; its plan lends {bound}")]
+    LentTooMuch { id: FactId, account: Arc<str>, owed: Credits, bound: Credits },
+
+    // Recurring grants.
+    #[error("entry {index}: the grant {grant} of {account} is not by the policy in force: {what}")]
+    PlanGrantDiffers { index: u64, account: Arc<str>, grant: Arc<str>, what: &'static str },
+    #[error("by entry {index}, {account} was to get what follows {grant} at {due_at}, and did not")]
+    PlanGrantMissing { index: u64, account: Arc<str>, grant: Arc<str>, due_at: Millis },
+    #[error("{id}: the grant {grant} of {account} was to be renewed: {what}")]
+    NotRenewedWrongly { id: FactId, account: Arc<str>, grant: Arc<str>, what: &'static str },
+    #[error("entry {index}: of {grant} of {account}, {found} credits go on; by the policy it is {expected}")]
+    RolloverDiffers { index: u64, account: Arc<str>, grant: Arc<str>, expected: Credits, found: Credits },
+
     // Postings.
+    #[error("the posting {id} is of the wallet of {account}, which does not pay for {asker}")]
+    WalletOfAnother { id: FactId, account: Arc<str>, asker: Arc<str> },
+    #[error("the posting {id} ({why:?}) is of {grant} of {account}, and it is the turn of {first}")]
+    OutOfTurn { id: FactId, why: Why, account: Arc<str>, grant: Arc<str>, first: Arc<str> },
     #[error("the posting {id} ({why:?}) has no charge {charge:?}")]
     PostingWithoutCharge { id: FactId, charge: Option<u32>, why: Why },
     #[error("entry {index}: {said} credits of grant number {grant} were to be posted ({why:?}), and are not")]
@@ -155,6 +190,16 @@ pub enum Finding {
     HoldTimeDiffers { id: FactId, admission: AdmissionId, known: Millis, what: &'static str },
 
     // The state.
+    #[error("{what}: the facts give {replayed}, and the state shows {shown}")]
+    CountDiffers { what: &'static str, replayed: u64, shown: u64 },
+    #[error("the idempotency keys are not the same: the facts give {replayed}, and the state shows {shown}")]
+    KeysDiffer { replayed: u64, shown: u64 },
+    #[error("the account {account} is not in the state as the facts give it: {what}")]
+    AccountDiffers { account: Arc<str>, what: &'static str },
+    #[error("the hold {admission} is not in the state as the facts give it: {what}")]
+    HoldDiffers { admission: AdmissionId, what: &'static str },
+    #[error("the wallet of {account}: postings give {replayed:?}, and the state shows {shown:?}")]
+    WalletSumDiffers { account: Arc<str>, replayed: Balances, shown: Balances },
     #[error("the grant {grant} of {account}: postings give {replayed:?}, and the state shows {shown:?}")]
     BalanceDiffers { account: Arc<str>, grant: Arc<str>, replayed: Balances, shown: Balances },
 }

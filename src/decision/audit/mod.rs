@@ -1,26 +1,37 @@
 //! The auditor: proves the books from the facts alone.
 //!
 //! It is told every fact since the first entry, in order, and trusts none of them: it prices each
-//! charge anew from the rate card, replays every posting, and follows each admission, grant and
-//! account's history. What does not fit is a [`Finding`] that names where and by how much. It never
-//! looks at a state; what a state shows is handed to [`Audit::compare`].
+//! charge anew from the rate card, replays every posting, and follows each admission, grant, idempotency
+//! key and account's history. It checks all of it against the policy that was in force. What does not fit
+//! is a [`Finding`] that names where and by how much. It never looks at a state; what a state shows is
+//! handed to [`Audit::compare_state`], [`Audit::compare_account`] and [`Audit::compare_hold`].
 
 mod evidence;
 mod finding;
+pub(in crate::decision) mod keys;
 mod pricing;
+mod renewals;
+mod shown;
+mod terms;
 
 pub use finding::{Expected, Finding, WalletSaid};
+pub use shown::{ShownAccount, ShownGrant, ShownHold, ShownState};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::decision::audit::evidence::{Latest, Reserved};
-use crate::decision::command::Source;
+use crate::decision::audit::keys::LivingKeys;
+use crate::decision::audit::renewals::{Begins, Recurrence};
+use crate::decision::audit::shown::Seen;
+use crate::decision::audit::terms::Terms;
+use crate::decision::command::{AccountState, Source, SpendingCap};
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
     PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
-use crate::decision::path;
+use crate::decision::meter::Meter;
+use crate::decision::path::{self, PLAN_GRANT_PREFIX};
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -30,7 +41,7 @@ pub struct Audit {
     /// By number. The cluster is the first, and has no name.
     accounts: Vec<Account>,
     account_by_path: BTreeMap<Arc<str>, u32>,
-    policies: BTreeMap<u64, Policy>,
+    policies: BTreeMap<u64, Arc<Policy>>,
     revision: u64,
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
@@ -47,9 +58,11 @@ pub struct Audit {
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
+    keys: LivingKeys,
     entry: Entry,
     /// The latest moment so far.
     latest_at: Millis,
+    seen: Seen,
     findings: Vec<Finding>,
     findings_total: u64,
     facts: u64,
@@ -60,21 +73,33 @@ type ByGrant = BTreeMap<(u32, u64), i128>;
 
 struct Account {
     path: Arc<str>,
+    /// The number of the account above it.
+    parent: u32,
     /// The index of the entry with its latest fact.
     latest: u64,
     latest_at: Millis,
     /// The resets that it has put by.
     banked_resets: u32,
-    /// The account above it: the cluster for a root, and for itself.
-    parent: u32,
-    /// Its grants that have something available.
-    live: BTreeSet<u64>,
-    /// What holds keep in its wallet.
-    held: i128,
+    /// The index of the entry that put it last, and what it is since.
+    put_in: u64,
+    plan: Option<Arc<str>>,
+    state: AccountState,
+    spending_cap: Option<SpendingCap>,
+    /// What wallets paid under its spending cap.
+    capped: Option<Meter>,
+    recurrences: Vec<Recurrence>,
+    has_wallet: bool,
+    /// The sum over its grants.
+    books: Books,
+    /// Its grants with something available, in draw order: by priority, end and number.
+    drawable: BTreeSet<(u32, Millis, u64)>,
 }
 
 struct Grant {
     id: Arc<str>,
+    /// The entry that made it.
+    made_in: u64,
+    priority: u32,
     effective_at: Millis,
     expires_at: Option<Millis>,
     awaited: i128,
@@ -98,6 +123,7 @@ struct Open {
     reserved: Reserved,
     /// What wallets keep for it.
     held: ByGrant,
+    terms: Terms,
 }
 
 /// The entry under way.
@@ -116,6 +142,10 @@ struct Entry {
     has_versions: bool,
     /// Postings that must come next, in their order.
     due: VecDeque<Due>,
+    /// Recurring grants that must begin next.
+    begins: VecDeque<Begins>,
+    /// What must go on into the period that has just begun.
+    rollover: Option<RolledOver>,
     /// What was due before is done; all that was due, where nothing is said.
     overdue_since: Option<Millis>,
 }
@@ -123,9 +153,8 @@ struct Entry {
 struct ChargeUnderWay {
     charge: Charge,
     posted: i128,
-    /// What the hold that ends here still keeps, and what it had reserved.
-    held: Option<(AdmissionId, ByGrant)>,
-    reserved: Option<Reserved>,
+    /// The hold that ends here, and what it still keeps.
+    ending: Option<(AdmissionId, Open)>,
 }
 
 #[derive(Clone, Copy)]
@@ -150,7 +179,7 @@ impl Audit {
         Audit {
             accounts: vec![Account::new("".into(), 0, 0)],
             account_by_path: BTreeMap::new(),
-            policies: BTreeMap::new(),
+            policies: BTreeMap::from([(0, Arc::new(Policy::empty()))]),
             revision: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
@@ -161,8 +190,10 @@ impl Audit {
             policy_index: 0,
             open: BTreeMap::new(),
             next_admission: 1,
+            keys: LivingKeys::default(),
             entry: Entry::default(),
             latest_at: Millis(0),
+            seen: Seen::default(),
             findings: Vec::new(),
             findings_total: 0,
             facts: 0,
@@ -176,14 +207,19 @@ impl Audit {
             self.begin_entry(index);
         }
         self.check_number(fact);
-        let is_due = matches!(fact, Fact::Posting(_));
-        if !is_due {
+        if !matches!(fact, Fact::Posting(_)) {
             self.miss_due();
         }
         if !self.entry.has_versions && !matches!(fact, Fact::Versions(_)) {
             self.entry.has_versions = true;
             let (what, expected, found) = ("the number of versions told", 1, 0);
             self.find(Finding::VersionOther { index, what, expected, found });
+        }
+        if !matches!(fact, Fact::Posting(_) | Fact::RolledOver(_)) {
+            self.miss_rollover();
+        }
+        if !matches!(fact, Fact::Posting(_) | Fact::GrantMade(_)) {
+            self.miss_begins();
         }
         match fact {
             Fact::Versions(versions) => self.take_versions(*versions),
@@ -200,6 +236,9 @@ impl Audit {
             Fact::RolledOver(rolled) => self.take_rollover(rolled),
             Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
             Fact::Reset(reset) => self.take_reset(reset),
+            Fact::AccountPut(put) => self.take_account_put(put),
+            Fact::NotRenewed(ended) => self.take_not_renewed(ended),
+            Fact::KeyKept(kept) => self.take_key(kept),
         }
     }
 
@@ -220,6 +259,9 @@ impl Audit {
             }
         }
         late.into_iter().for_each(|finding| self.find(finding));
+        for account in 1..self.accounts.len() as u32 {
+            self.check_renewals(account, Millis(at.0.saturating_add(1)).min(since));
+        }
         self.findings_total
     }
 
@@ -240,40 +282,6 @@ impl Audit {
         })
     }
 
-    /// Compares with what a state, at the entry that was taken last, shows of the grants of an account:
-    /// each by id, and under an empty id the sum of those that ended and that it has forgotten.
-    pub fn compare<'g>(&mut self, account: &str, shown: impl IntoIterator<Item = (&'g str, Balances)>) {
-        let mut replayed: BTreeMap<Arc<str>, Balances> = BTreeMap::new();
-        if let Some(number) = self.account_by_path.get(account) {
-            let grants = self.grants.range((*number, 0)..=(*number, u64::MAX));
-            replayed.extend(grants.map(|(_, grant)| (grant.id.clone(), grant.books.balances())));
-        }
-        let mut forgotten = Balances::default();
-        for (id, shown) in shown {
-            if id.is_empty() {
-                forgotten = shown;
-                continue;
-            }
-            let replayed = replayed.remove(id).unwrap_or_default();
-            if replayed != shown {
-                let (account, grant) = (account.into(), id.into());
-                self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
-            }
-        }
-        let (ended, missing): (Vec<_>, Vec<_>) = replayed
-            .into_iter()
-            .partition(|(_, replayed)| replayed.available.is_zero() && replayed.held.is_zero());
-        for (grant, replayed) in missing {
-            let shown = Balances::default();
-            self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
-        }
-        let ended = sum(ended.iter().map(|(_, replayed)| replayed));
-        if ended != forgotten {
-            let (account, grant) = (account.into(), "(grants that ended)".into());
-            self.find(Finding::BalanceDiffers { account, grant, replayed: ended, shown: forgotten });
-        }
-    }
-
     // --- entries --------------------------------------------------------------------------------
 
     fn begin_entry(&mut self, index: u64) {
@@ -287,6 +295,8 @@ impl Audit {
     fn end_entry(&mut self) {
         self.end_usage();
         self.miss_due();
+        self.miss_rollover();
+        self.miss_begins();
     }
 
     /// Finds what was to be posted and is not.
@@ -307,13 +317,13 @@ impl Audit {
             let id = self.id(usage.number);
             self.find(Finding::UsageWithoutCharge { id, admission: usage.admission });
         }
-        let Some(ChargeUnderWay { charge, posted, held, .. }) = charge else { return };
+        let Some(ChargeUnderWay { charge, posted, ending }) = charge else { return };
         let id = self.id(charge.number);
         if posted != i128::from(charge.drawn.0) {
             self.find(Finding::PostingsDiffer { id, drawn: charge.drawn, posted: credits(posted) });
         }
-        let Some((admission, held)) = held else { return };
-        for ((account, grant), left) in held.into_iter().filter(|(_, left)| *left != 0) {
+        let Some((admission, open)) = ending else { return };
+        for ((account, grant), left) in open.held.into_iter().filter(|(_, left)| *left != 0) {
             let (account, grant) = (self.path(account), self.grant_name(account, grant));
             self.find(Finding::HoldNotResolved { id, admission, account, grant, left: credits(left) });
         }
@@ -364,9 +374,12 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        let parent = path::parent(&made.path).and_then(|parent| self.account_by_path.get(parent));
-        let parent = parent.copied().unwrap_or_default();
-        self.accounts.push(Account::new(made.path.clone(), index, parent));
+        let parent =
+            path::parent(&made.path).map_or(Some(0), |parent| self.account_by_path.get(parent).copied());
+        if parent.is_none() {
+            self.find(Finding::ParentMissing { index, account: made.path.clone() });
+        }
+        self.accounts.push(Account::new(made.path.clone(), parent.unwrap_or(0), index));
         if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
             self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
         }
@@ -384,7 +397,7 @@ impl Audit {
         let compiled =
             document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
         match compiled {
-            Ok(policy) => drop(self.policies.insert(found, policy)),
+            Ok(policy) => drop(self.policies.insert(found, Arc::new(policy))),
             Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
         }
     }
@@ -397,12 +410,20 @@ impl Audit {
         self.next_grant = self.next_grant.max(found.saturating_add(1));
         let grant = Grant {
             id: made.id.clone(),
+            made_in: index,
+            priority: made.priority,
             effective_at: made.effective_at,
             expires_at: made.expires_at,
             awaited: 0,
             books: Books::default(),
         };
         self.grants.entry((made.account, found)).or_insert(grant);
+        if let Some(account) = self.accounts.get_mut(made.account as usize) {
+            account.has_wallet = true;
+        }
+        if made.id.starts_with(PLAN_GRANT_PREFIX) {
+            self.take_plan_grant(made);
+        }
         if !self.grant_ids.insert((made.account, made.id.clone())) {
             self.find(Finding::MadeTwice { index, what: "grant", name: made.id.clone() });
         }
@@ -435,6 +456,7 @@ impl Audit {
     }
 
     fn take_rollover(&mut self, rolled: &RolledOver) {
+        self.check_rollover(rolled);
         let RolledOver { account, from, to, credits } = *rolled;
         let due = |grant| Due { account, grant, why: Why::RolledOver, credits };
         self.entry.due.extend([due(from), due(to)]);
@@ -451,6 +473,7 @@ impl Audit {
         if usage.outcome != UsageOutcome::Expired && at < before {
             self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
+        self.check_asker(self.id(usage.number), usage);
         self.check_life(usage);
         self.check_hold_time(usage, at);
         self.entry.wallets_before = self.wallets_of(usage.account, at);
@@ -499,6 +522,7 @@ impl Audit {
                 until: usage.hold.map_or(Millis(0), |hold| hold.until),
                 reserved: Reserved::default(),
                 held: BTreeMap::new(),
+                terms: Terms::default(),
             };
             self.open.insert(admission, open);
         }
@@ -510,7 +534,7 @@ impl Audit {
         let Some(usage) = usage.filter(|usage| usage.number == charge.usage && usage.outcome.is_priced())
         else {
             // Its postings name it all the same.
-            self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), None));
+            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, ending: None });
             return self.find(Finding::ChargeWithoutUsage { id, usage: charge.usage });
         };
         if self.entry.charge.is_some() {
@@ -527,9 +551,9 @@ impl Audit {
         if carried != i128::from(charge.amount.0) || negative {
             self.find(Finding::CarriersDiffer { id, amount: charge.amount, carried: credits(carried) });
         }
-        let open = self.check_terms(id, &usage, charge);
+        let ending = self.check_terms(id, &usage, charge);
         self.check_price(id, &usage, charge);
-        self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), open));
+        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, ending });
         self.entry.usage = Some(usage);
     }
 
@@ -551,12 +575,14 @@ impl Audit {
                 let (expected, found) = (self.revision, charge.policy);
                 self.find(Finding::RateCardOther { id, expected, found });
             }
+            self.check_admission_terms(id, usage, charge);
             return None;
         }
         let open = self.open.remove(&admission)?;
         if open.policy != charge.policy || open.multipliers != charge.multipliers {
             self.find(Finding::RateCardOther { id, expected: open.policy, found: charge.policy });
         }
+        self.check_end_terms(id, usage, charge, &open);
         Some((admission, open))
     }
 
@@ -607,15 +633,23 @@ impl Audit {
         }
         self.check_due(id, posting);
         self.check_loan(id, posting);
+        self.check_turn(id, posting);
         self.check_link(id, posting);
+        self.give_back_to_caps(posting);
+        self.check_made_in(id, (account, grant), posting.granted_in);
         let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
         let Some(known) = self.grants.get_mut(&(account, grant)) else {
             return self.find(Finding::GrantUnknown { id, account, grant });
         };
         let out_of_time = known.check_time(posting, at);
         known.books.post(amount, from, to);
-        if let Some(account) = self.accounts.get_mut(account as usize) {
-            account.note_posting(grant, &known.books, posting);
+        if let Some(wallet) = self.accounts.get_mut(account as usize) {
+            wallet.books.post(amount, from, to);
+            let place = (known.priority, known.expires_at.unwrap_or(Millis(u64::MAX)), grant);
+            match known.books.of(Bucket::Available) > 0 {
+                true => wallet.drawable.insert(place),
+                false => wallet.drawable.remove(&place),
+            };
         }
         if to == Bucket::Revoked && why == Why::Returned {
             known.awaited -= i128::from(amount.0);
@@ -678,9 +712,9 @@ impl Audit {
                 if posting.why.pays() {
                     under_way.posted += amount;
                 }
-                match (posting.why, &mut under_way.held) {
-                    (Why::Settled | Why::Returned, Some((_, held))) => {
-                        *held.entry(key).or_default() -= amount
+                match (posting.why, &mut under_way.ending) {
+                    (Why::Settled | Why::Returned, Some((_, open))) => {
+                        *open.held.entry(key).or_default() -= amount
                     }
                     (Why::Held, None) => self.note_held(key, amount),
                     _ => {}
@@ -694,6 +728,28 @@ impl Audit {
         if let Some(open) = admission.and_then(|admission| self.open.get_mut(&admission)) {
             *open.held.entry(key).or_default() += amount;
         }
+    }
+
+    /// Checks that a grant was made in the entry that a fact says.
+    fn check_made_in(&mut self, id: FactId, (account, grant): (u32, u64), said: u64) {
+        let Some(made_in) = self.grants.get(&(account, grant)).map(|grant| grant.made_in) else { return };
+        if made_in != said {
+            let (account, grant) = (self.path(account), self.grant_name(account, grant));
+            self.find(Finding::MadeElsewhere { id, account, grant, said, made_in });
+        }
+    }
+
+    // --- what is in force ---------------------------------------------------------------------------
+
+    /// The time of what is told now.
+    fn now(&self) -> Millis {
+        self.entry.moment.map_or(Millis(0), |moment| moment.at)
+    }
+
+    /// The policy in force; the last one that could be read.
+    fn policy(&self) -> Arc<Policy> {
+        let readable = self.policies.range(..=self.revision).next_back();
+        readable.map_or_else(|| Arc::new(Policy::empty()), |(_, policy)| policy.clone())
     }
 
     // --- telling ------------------------------------------------------------------------------------
@@ -725,33 +781,6 @@ impl UsageOutcome {
     }
 }
 
-impl Account {
-    fn new(path: Arc<str>, latest: u64, parent: u32) -> Account {
-        let (latest_at, banked_resets) = (Millis(0), 0);
-        Account { path, latest, latest_at, banked_resets, parent, live: BTreeSet::new(), held: 0 }
-    }
-
-    /// Keeps count of what its wallet has, when the books of a grant were posted to.
-    fn note_posting(&mut self, grant: u64, books: &Books, posting: &Posting) {
-        match books.of(Bucket::Available) {
-            0 => self.live.remove(&grant),
-            _ => self.live.insert(grant),
-        };
-        let moved = |bucket| if bucket == Bucket::Held { i128::from(posting.amount.0) } else { 0 };
-        self.held += moved(posting.to) - moved(posting.from);
-    }
-}
-
-impl ChargeUnderWay {
-    fn new(charge: Charge, open: Option<(AdmissionId, Open)>) -> ChargeUnderWay {
-        let (held, reserved) = match open {
-            None => (None, None),
-            Some((admission, open)) => (Some((admission, open.held)), Some(open.reserved)),
-        };
-        ChargeUnderWay { charge, posted: 0, held, reserved }
-    }
-}
-
 impl Due {
     fn is(self, posting: &Posting) -> bool {
         (self.account, self.grant, self.why) == (posting.account, posting.grant, posting.why)
@@ -777,7 +806,34 @@ impl Grant {
     }
 }
 
+impl Account {
+    fn new(path: Arc<str>, parent: u32, made_in: u64) -> Account {
+        Account {
+            path,
+            parent,
+            latest: made_in,
+            latest_at: Millis(0),
+            banked_resets: 0,
+            put_in: 0,
+            plan: None,
+            state: AccountState::Open,
+            spending_cap: None,
+            capped: None,
+            recurrences: Vec::new(),
+            has_wallet: false,
+            books: Books::default(),
+            drawable: BTreeSet::new(),
+        }
+    }
+}
+
 impl Books {
+    fn add(&mut self, other: &Books) {
+        for (sum, part) in self.0.iter_mut().zip(other.0) {
+            *sum += part;
+        }
+    }
+
     fn of(&self, bucket: Bucket) -> i128 {
         self.0[bucket as usize]
     }
@@ -796,21 +852,6 @@ impl Books {
             expired: credits(self.of(Bucket::Expired)),
             revoked: credits(self.of(Bucket::Revoked)),
         }
-    }
-}
-
-/// The sums over several grants.
-fn sum<'b>(balances: impl Iterator<Item = &'b Balances> + Clone) -> Balances {
-    let total = |part: fn(&Balances) -> Credits| {
-        credits(balances.clone().map(|balances| i128::from(part(balances).0)).sum())
-    };
-    Balances {
-        granted: total(|balances| balances.granted),
-        available: total(|balances| balances.available),
-        held: total(|balances| balances.held),
-        spent: total(|balances| balances.spent),
-        expired: total(|balances| balances.expired),
-        revoked: total(|balances| balances.revoked),
     }
 }
 

@@ -155,6 +155,11 @@ impl Policy {
         compile::compile(document.clone(), 0, &mut Names::default())
     }
 
+    /// The policy before the first: it has nothing.
+    pub(super) fn empty() -> Policy {
+        Policy::compile(&Document::default()).expect("an empty policy is valid")
+    }
+
     /// How often the policy has been replaced; 0 for the empty one at the start.
     pub fn revision(&self) -> u64 {
         self.revision

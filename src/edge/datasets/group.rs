@@ -12,13 +12,14 @@ use serde::Serialize;
 use crate::decision::facts::{Fact, Usage, UsageOutcome, with_moments};
 use crate::edge::datasets::names::Names;
 use crate::edge::datasets::place::Place;
+use crate::edge::datasets::walk::Entry;
 use crate::units::{Credits, Millis, Span};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum GroupBy {
     Account,
     Feature,
-    /// The plan that the account has today.
+    /// The plan that the account had when it asked, or when its hold ended.
     Plan,
     Hour,
     Day,
@@ -75,7 +76,8 @@ impl Groups {
     }
 
     /// Adds what `wanted` lets in of the facts of an entry.
-    pub(crate) fn take(&mut self, facts: &[Fact], wanted: impl Fn(Millis, &Usage) -> bool, names: &Names) {
+    pub(crate) fn take(&mut self, entry: &Entry, wanted: impl Fn(Millis, &Usage) -> bool, names: &Names) {
+        let facts = &entry.facts;
         for (moment, fact) in with_moments(facts) {
             let Fact::Usage(usage) = fact else { continue };
             let is_over = !matches!(
@@ -89,19 +91,22 @@ impl Groups {
                 Fact::Charge(charge) if charge.usage == usage.number => Some(charge.amount),
                 _ => None,
             });
-            let group = self.group_of(moment.at, usage, names);
+            let group = self.group_of(moment.at, usage, entry, names);
             self.sums.entry(group).or_default().add(usage, cost.unwrap_or(Credits::ZERO));
         }
     }
 
-    fn group_of(&self, at: Millis, usage: &Usage, names: &Names) -> String {
+    fn group_of(&self, at: Millis, usage: &Usage, entry: &Entry, names: &Names) -> String {
         let start = |length: Span| Millis(at.0 - at.0 % length.0).to_string();
         match self.by {
             GroupBy::Account => {
                 usage.account.and_then(|number| names.account(number)).map_or("", |path| path).to_owned()
             }
             GroupBy::Plan => {
-                usage.account.and_then(|number| names.plan(number)).map_or("", |plan| plan).to_owned()
+                let is_it = |fact: &Fact| matches!(fact, Fact::Usage(other) if other.number == usage.number);
+                let place = entry.facts.iter().position(is_it).unwrap_or(0);
+                let plan = usage.account.and_then(|number| names.plan_at(number, entry, place));
+                plan.map_or("", |plan| plan).to_owned()
             }
             GroupBy::Feature => usage.feature.to_string(),
             GroupBy::Hour => start(Span::HOUR),

@@ -17,7 +17,7 @@ use crate::decision::layers::{self, LayerRead};
 use crate::decision::policy::Policy;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, AdmissionView, Layer, Payer, Payment, RefusalId};
 use crate::edge::datasets::names::Names;
-use crate::edge::datasets::walk::Entry;
+use crate::edge::datasets::walk::{Entry, Walk};
 use crate::edge::datasets::{charges_of, postings_of};
 use crate::edge::kind::Kind;
 use crate::edge::limits::{FACTS_PAGE_COST_BYTES, FACTS_READ_BYTES, HISTORY_BYTES_MAX};
@@ -216,8 +216,9 @@ impl History {
 
     /// Learns the names of accounts and grants, and reads the policies by which what was looked at is named.
     async fn learn_names(&mut self, reader: &mut Reader<'_>) -> Result<(), Problem> {
+        let mut walk = Walk::new(reader.replica);
         for event in &self.events {
-            self.names.learn(reader.replica, &event.entry.facts);
+            self.names.learn(&mut walk, &event.entry.facts).await;
             let Some(((versions, ..), _)) = event.usage().zip(event.layers()) else { continue };
             if let Slot::Vacant(slot) = self.policies.entry(versions.policy) {
                 slot.insert(reader.policy(versions.policy, versions.policy_index).await?);

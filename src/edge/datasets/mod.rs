@@ -1,5 +1,5 @@
 //! The calls about the three datasets: usage, charges, and an account's ledger: the postings of its wallet,
-//! and the resets of its limits among them.
+//! and among them the resets of its limits and the recurring grants that were not renewed.
 //!
 //! Newest first, in pages. A cursor is a place in the log: what is before it never changes, so that no page
 //! repeats or skips anything that was there when the first was read. The first page is a linearizable read:
@@ -26,7 +26,9 @@ use crate::edge::limits::{ITEMS_PER_PAGE_MAX, ITEMS_PER_PAGE_USUAL};
 use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::request::Asked;
-use crate::edge::wire::dataset::{ChargeItem, LedgerItem, Page, PostingItem, ResetItem, UsageItem};
+use crate::edge::wire::dataset::{
+    ChargeItem, LedgerItem, NotRenewedItem, Page, PostingItem, ResetItem, UsageItem,
+};
 use crate::edge::wire::json::{Derived, WriteJson};
 use crate::units::Millis;
 
@@ -41,6 +43,8 @@ struct Filter {
     to: Option<Millis>,
     limit: usize,
     cursor: Option<Place>,
+    /// The plan that each account had is needed.
+    with_plans: bool,
 }
 
 impl Filter {
@@ -59,6 +63,7 @@ impl Filter {
             to: query.value("to", TIME)?,
             limit,
             cursor: query.value("cursor", "the cursor of an earlier answer")?,
+            with_plans: false,
         })
     }
 
@@ -105,9 +110,10 @@ pub(crate) async fn usage(asked: Asked) -> Result<Answer, Problem> {
     if filter.from.is_none() {
         return Err(Problem::invalid("from", "groups are made over a range of time: say from when"));
     }
+    let filter = Filter { with_plans: group_by == GroupBy::Plan, ..filter };
     let mut groups = Groups::new(group_by);
     let mut take = |entry: &Entry, filter: &Filter, names: &Names, _: &mut Found<UsageItem>| {
-        groups.take(&entry.facts, |at, usage| filter.has_time(at) && filter.has_usage(usage, names), names);
+        groups.take(entry, |at, usage| filter.has_time(at) && filter.has_usage(usage, names), names);
     };
     let Found { place, .. } = find(&asked, &filter, &mut take).await?;
     Ok(Answer::json(StatusCode::OK, &Derived(&groups.answer(place))))
@@ -152,10 +158,12 @@ async fn page<I: serde::Serialize>(
 async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Result<Found<I>, Problem> {
     let (way, latest) = begin(asked, filter).await?;
     let mut walk = Walk::new(asked.replica());
+    // What is looked up elsewhere does not take the page away from this one.
+    let mut aside = Walk::new(asked.replica());
     let mut names = Names::default();
     let mut found = Found { items: Vec::new(), place: Some(filter.cursor.unwrap_or(Place::behind(latest))) };
     while let Some(place) = found.place {
-        if found.items.len() >= filter.limit || walk.is_tired() {
+        if found.items.len() >= filter.limit || walk.is_tired() || aside.is_tired() {
             break;
         }
         let entry = match next(&mut walk, &way, place).await {
@@ -171,7 +179,10 @@ async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Res
                 continue;
             }
         };
-        names.learn(asked.replica(), &entry.facts);
+        names.learn(&mut aside, &entry.facts).await;
+        if filter.with_plans {
+            names.learn_plans(asked.replica(), &mut aside, &entry).await?;
+        }
         let before = found.items.len();
         take(&entry, filter, &names, &mut found);
         let fresh = found.items.split_off(before);
@@ -279,6 +290,10 @@ fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
             Fact::Reset(reset) if is_its(reset.account) => {
                 (reset.number, LedgerItem::Reset(ResetItem::new(entry.index, moment, reset, names)))
             }
+            Fact::NotRenewed(ended) if is_its(ended.account) => {
+                let item = NotRenewedItem::new(entry.index, moment, ended, names);
+                (ended.number, LedgerItem::NotRenewed(item))
+            }
             _ => continue,
         };
         found.items.push((Place { index: entry.index, number }, item));
@@ -321,7 +336,8 @@ mod tests {
 
     fn from(from: u64) -> Filter {
         let (account, feature, cursor) = (None, None, None);
-        Filter { account, alone: false, feature, from: Some(Millis(from)), to: None, limit: 10, cursor }
+        let (from, limit, with_plans) = (Some(Millis(from)), 10, false);
+        Filter { account, alone: false, feature, from, to: None, limit, cursor, with_plans }
     }
 
     fn entry(at: u64, fact: Fact) -> Entry {
@@ -336,6 +352,7 @@ mod tests {
             previous: 3,
             account: 1,
             grant: 0,
+            granted_in: 3,
             amount: Credits(1),
             from: Bucket::Available,
             to: Bucket::Expired,

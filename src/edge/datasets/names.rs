@@ -1,67 +1,208 @@
-//! The names of what facts name by numbers, as far as one answer needs them.
+//! The names of what facts name by numbers, as far as one answer needs them, and the plans that accounts had.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crate::decision::facts::Fact;
+use crate::edge::datasets::walk::{Entry, Walk};
+use crate::edge::kind::Kind;
+use crate::edge::limits::PLAN_CHANGES_READ_MAX;
+use crate::edge::problem::Problem;
 use crate::replication::Replica;
 
 #[derive(Default)]
 pub(crate) struct Names {
-    accounts: HashMap<u32, Named>,
+    accounts: HashMap<u32, Arc<str>>,
     grants: HashMap<(u32, u64), Arc<str>>,
+    /// By account.
+    plans: HashMap<u32, Puts>,
 }
 
-struct Named {
-    path: Arc<str>,
-    plan: Option<Arc<str>>,
-}
+/// When an account was put, newest first: the entry, and the plan that it had from then on.
+type Puts = Vec<(u64, Option<Arc<str>>)>;
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
     /// renamed, so this node's own state is fresh enough. A grant that ended long ago is forgotten by the
-    /// state: it is called by its number, as the fact that made it numbers it.
-    pub(crate) fn learn(&mut self, replica: &Replica, facts: &[Fact]) {
+    /// state: its name is read where it was told, in the entry that made it.
+    pub(crate) async fn learn(&mut self, walk: &mut Walk<'_>, facts: &[Fact]) {
         let accounts: HashSet<u32> = facts
             .iter()
             .filter_map(Fact::account)
             .filter(|number| !self.accounts.contains_key(number))
             .collect();
-        let grants: HashSet<(u32, u64)> = facts
+        let grants: HashMap<(u32, u64), u64> = facts
             .iter()
             .filter_map(|fact| match fact {
-                Fact::Posting(posting) => Some((posting.account, posting.grant)),
+                Fact::Posting(posting) => Some(((posting.account, posting.grant), posting.granted_in)),
+                Fact::NotRenewed(ended) => Some(((ended.account, ended.grant), ended.granted_in)),
                 _ => None,
             })
-            .filter(|grant| !self.grants.contains_key(grant))
+            .filter(|(grant, _)| !self.grants.contains_key(grant))
             .collect();
         if accounts.is_empty() && grants.is_empty() {
             return;
         }
-        replica.read_local(|state| {
+        let mut forgotten = Vec::new();
+        walk.replica().read_local(|state| {
             for number in accounts {
                 let Some(path) = state.account_path(number) else { continue };
-                let plan = state.account_plan(number).cloned();
-                self.accounts.insert(number, Named { path: path.clone(), plan });
+                self.accounts.insert(number, path.clone());
             }
-            for (account, grant) in grants {
-                let id = state.grant_id(account, grant).cloned();
-                let id = id.unwrap_or_else(|| format!("(ended grant {grant})").into());
-                self.grants.insert((account, grant), id);
+            for ((account, grant), granted_in) in grants {
+                match state.grant_id(account, grant) {
+                    Some(id) => _ = self.grants.insert((account, grant), id.clone()),
+                    None => forgotten.push((account, grant, granted_in)),
+                }
             }
         });
+        for (account, grant, granted_in) in forgotten {
+            let id = name_told(walk, grant, granted_in).await;
+            // Where the facts of that entry are missing here, the rest is told all the same.
+            let id = id.unwrap_or_else(|| format!("(ended grant {grant})").into());
+            self.grants.insert((account, grant), id);
+        }
+    }
+
+    /// Finds the plans that those who used something in an entry had before it.
+    pub(crate) async fn learn_plans(
+        &mut self,
+        replica: &Replica,
+        walk: &mut Walk<'_>,
+        entry: &Entry,
+    ) -> Result<(), Problem> {
+        let used_by: HashSet<u32> = entry
+            .facts
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::Usage(usage) => usage.account,
+                _ => None,
+            })
+            .collect();
+        for account in used_by {
+            let puts = self.plans.entry(account).or_default();
+            if puts.is_empty() {
+                puts.extend(replica.read_local(|state| {
+                    state.account_plan(account).map(|(put_in, plan)| (put_in, plan.cloned()))
+                }));
+            }
+            // Each put says which was before it. An account that was not put since then costs nothing.
+            let mut hops = 0;
+            while let Some((put_in, _)) = puts.last().filter(|(put_in, _)| *put_in >= entry.index) {
+                hops += 1;
+                if hops > PLAN_CHANGES_READ_MAX {
+                    let detail =
+                        "an account was put too often since then to find its plan; ask for a later time";
+                    return Err(Problem::new(Kind::Overloaded, detail));
+                }
+                let newer = walk.entry(*put_in).await?;
+                let put_before = puts_of(&newer, account).next().map_or(0, |put| put.put_before);
+                if put_before == 0 {
+                    puts.push((0, None));
+                    break;
+                }
+                let older = walk.entry(put_before).await?;
+                puts.push((put_before, puts_of(&older, account).last().and_then(|put| put.plan.clone())));
+            }
+        }
+        Ok(())
     }
 
     pub(crate) fn account(&self, number: u32) -> Option<&Arc<str>> {
-        self.accounts.get(&number).map(|named| &named.path)
+        self.accounts.get(&number)
     }
 
-    /// The plan that the account has today.
-    pub(crate) fn plan(&self, number: u32) -> Option<&Arc<str>> {
-        self.accounts.get(&number)?.plan.as_ref()
+    /// The plan that an account had when it used something: in an entry whose plans were learned, by the
+    /// fact at a place of it.
+    pub(crate) fn plan_at<'n>(
+        &'n self,
+        account: u32,
+        entry: &'n Entry,
+        place: usize,
+    ) -> Option<&'n Arc<str>> {
+        let within = entry.facts[..place].iter().rev().find_map(|fact| match fact {
+            Fact::AccountPut(put) if put.account == account => Some(put.plan.as_ref()),
+            _ => None,
+        });
+        within.unwrap_or_else(|| {
+            let mut puts = self.plans.get(&account)?.iter();
+            puts.find(|(put_in, _)| *put_in < entry.index)?.1.as_ref()
+        })
     }
 
     pub(crate) fn grant(&self, account: u32, number: u64) -> Option<&Arc<str>> {
         self.grants.get(&(account, number))
+    }
+}
+
+fn puts_of(
+    entry: &Entry,
+    account: u32,
+) -> impl DoubleEndedIterator<Item = &crate::decision::facts::AccountPut> {
+    entry.facts.iter().filter_map(move |fact| match fact {
+        Fact::AccountPut(put) if put.account == account => Some(put),
+        _ => None,
+    })
+}
+
+/// The id of a grant, from the facts of the entry that made it.
+async fn name_told(walk: &mut Walk<'_>, grant: u64, granted_in: u64) -> Option<Arc<str>> {
+    name_in(&walk.entry(granted_in).await.ok()?.facts, grant)
+}
+
+fn name_in(facts: &[Fact], grant: u64) -> Option<Arc<str>> {
+    facts.iter().find_map(|fact| match fact {
+        Fact::GrantMade(made) if made.grant == grant => Some(made.id.clone()),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::State;
+    use crate::decision::command::{Change, Command, PutAccount, PutPolicy, Request, Stamp};
+    use crate::units::{Millis, Span};
+
+    /// A plan's grant of a day, ten days later: the state has forgotten it, and its postings say where it is named.
+    #[test]
+    fn a_recurring_grant_that_the_state_has_forgotten_is_named_by_the_entry_that_made_it() {
+        let mut state = State::new();
+        state.keep_facts(true);
+        let document = r#"{"plans": {"plus": {"grants": [
+            {"name": "daily", "credits": "10", "priority": 1, "every": {"days": 1}}
+        ]}}}"#;
+        let put = PutAccount {
+            account: "acme",
+            plan: Change::Set("plus"),
+            spending_cap: Change::Keep,
+            state: None,
+        };
+        let commands = [
+            Command::PutPolicy(PutPolicy { document, if_revision: None }),
+            Command::PutAccount(put),
+            Command::Tick,
+        ];
+        let mut entries = Vec::new();
+        for (index, command) in (1..).zip(commands) {
+            let at = Millis(Span::DAY.0 * if index < 3 { 100 } else { 110 });
+            let stamp = Stamp { at, index, ..Stamp::default() };
+            state.apply(stamp, &Request { key: None, command });
+            entries.push((index, state.take_facts()));
+        }
+        let postings = entries.iter().flat_map(|(_, facts)| facts).filter_map(|fact| match fact {
+            Fact::Posting(posting) => Some(posting),
+            _ => None,
+        });
+        let forgotten = postings.filter(|posting| state.grant_id(posting.account, posting.grant).is_none());
+        let mut named = 0;
+        for posting in forgotten {
+            let (_, facts) =
+                entries.iter().find(|(index, _)| *index == posting.granted_in).expect("its entry");
+            let name = name_in(facts, posting.grant).expect("it is told there");
+            assert!(name.starts_with("plan:plus:daily:"), "{name}");
+            named += 1;
+        }
+        assert!(named >= 2, "{named} postings of grants that are forgotten");
     }
 }

@@ -28,6 +28,10 @@ impl<'a> Walk<'a> {
         Walk { replica, page: FactsPage::default(), read_bytes: 0 }
     }
 
+    pub(crate) fn replica(&self) -> &'a Replica {
+        self.replica
+    }
+
     /// Whether as much was read as one request may.
     pub(crate) fn is_tired(&self) -> bool {
         self.read_bytes >= FACTS_PER_PAGE_BYTES_MAX

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::decision::command::Period;
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Moment, Multiplier, Posting, Rate, Reset, Usage, UsageOutcome, Versions,
-    Why,
+    Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
+    Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -329,6 +329,31 @@ impl LayerItem {
 pub(crate) enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
+    NotRenewed(NotRenewedItem),
+}
+
+/// A recurring grant of a plan was not renewed. No credits move.
+#[derive(Serialize)]
+pub(crate) struct NotRenewedItem {
+    #[serde(flatten)]
+    origin: Origin,
+    account: Option<Arc<str>>,
+    why: &'static str,
+    /// The last one that was made of it.
+    grant: Option<Arc<str>>,
+    reason: NotRenewedWhy,
+}
+
+impl NotRenewedItem {
+    pub(crate) fn new(index: u64, moment: Moment, ended: &NotRenewed, names: &Names) -> NotRenewedItem {
+        NotRenewedItem {
+            origin: Origin::new(index, moment, ended.number),
+            account: names.account(ended.account).cloned(),
+            why: "not_renewed",
+            grant: names.grant(ended.account, ended.grant).cloned(),
+            reason: ended.why,
+        }
+    }
 }
 
 /// Limits of the account were cleared, or resets were put by. No credits move.

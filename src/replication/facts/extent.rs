@@ -59,6 +59,11 @@ impl Extent {
         (index < next).then_some((first..next, serial))
     }
 
+    /// The index after the last for which a file answers.
+    pub(crate) fn end(&self) -> u64 {
+        self.runs.last_key_value().map_or(0, |(_, (next, _))| *next)
+    }
+
     /// What nobody answers for, below `end`.
     pub(crate) fn gaps(&self, end: u64) -> Vec<Range<u64>> {
         let mut gaps = Vec::new();

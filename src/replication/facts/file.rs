@@ -171,9 +171,25 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<Serial>, StorageError> {
 
 /// What is in a file that an earlier process made, durable on return.
 pub(crate) fn recover(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+    match known(directory, serial)? {
+        Some(contents) => Ok(contents),
+        None => rebuild(directory, serial),
+    }
+}
+
+/// The same, and changes nothing in the directory.
+pub(crate) fn look(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+    match known(directory, serial)? {
+        Some(contents) => Ok(contents),
+        None => scan(directory, serial),
+    }
+}
+
+/// What the table beside a file says is in it, as far as the file goes.
+fn known(directory: &Path, serial: Serial) -> Result<Option<Contents>, StorageError> {
     let path = path_of(directory, serial, BLOCKS_SUFFIX);
     let metadata = fs::metadata(&path).map_err(|source| StorageError::io("look at", &path, source))?;
-    let Some(mut contents) = read_contents(directory, serial)? else { return rebuild(directory, serial) };
+    let Some(mut contents) = read_contents(directory, serial)? else { return Ok(None) };
     if metadata.len() < contents.bytes {
         tracing::error!(
             file = %path.display(),
@@ -184,7 +200,7 @@ pub(crate) fn recover(directory: &Path, serial: Serial) -> Result<Contents, Stor
         contents.places.retain(|place| place.offset + place.bytes <= metadata.len());
         contents.bytes = metadata.len();
     }
-    Ok(contents)
+    Ok(Some(contents))
 }
 
 /// The table beside a file. None where it is not there or cannot be used: it can be made again.
@@ -208,9 +224,19 @@ pub(crate) fn read_contents(directory: &Path, serial: Serial) -> Result<Option<C
     }
 }
 
+/// Makes the table of a file again, durable with it on return.
+fn rebuild(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+    let contents = scan(directory, serial)?;
+    let path = path_of(directory, serial, BLOCKS_SUFFIX);
+    let synced = File::open(&path).and_then(|file| file.sync_data());
+    synced.map_err(|source| StorageError::io("sync", &path, source))?;
+    write_contents(directory, serial, &contents)?;
+    Ok(contents)
+}
+
 /// Reads a file through. Of a block that does not check out, only the length is believed, to see
 /// whether another one follows.
-fn rebuild(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+fn scan(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
     let path = path_of(directory, serial, BLOCKS_SUFFIX);
     let bytes = Bytes::from(fs::read(&path).map_err(|source| StorageError::io("read", &path, source))?);
     let mut contents = Contents { places: Vec::new(), bytes: bytes.len() as u64 };
@@ -239,9 +265,6 @@ fn rebuild(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
             "a file of facts ends in a block that was never finished"
         );
     }
-    let synced = File::open(&path).and_then(|file| file.sync_data());
-    synced.map_err(|source| StorageError::io("sync", &path, source))?;
-    write_contents(directory, serial, &contents)?;
     Ok(contents)
 }
 

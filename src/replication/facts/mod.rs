@@ -113,8 +113,12 @@ struct Common {
     room: Notify,
     shelf: Mutex<Shelf>,
     next_serial: AtomicU64,
+    /// How it is found what is in a file.
+    contents_of: ContentsOf,
     on_failure: OnFailure,
 }
+
+type ContentsOf = fn(&Path, Serial) -> Result<Contents, StorageError>;
 
 struct Queue {
     tail: Tail,
@@ -152,42 +156,34 @@ impl FactStore {
         on_failure: OnFailure,
     ) -> Result<Self, StorageError> {
         fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
-        let mut shelf = Shelf::default();
-        let serials = file::list(directory)?;
-        for &serial in &serials {
-            let contents = file::recover(directory, serial)?;
-            shelf.bytes += contents.bytes;
-            for range in contents.ranges() {
-                shelf.extent.put(range, serial);
-            }
-        }
+        let (shelf, serials) = shelve(directory, file::recover)?;
         let missing: u64 = entries_in(&shelf.extent.gaps(next_index));
         if missing > 0 {
             tracing::warn!(missing, "facts of log entries are missing here; other nodes are asked for them");
         }
-        let queue = Queue {
-            tail: Tail::default(),
-            next_index,
-            durable_index: next_index,
-            wanted_index: 0,
-            pressed: false,
-            stopping: false,
-            ended: false,
-        };
-        let common = Arc::new(Common {
-            directory: directory.to_owned(),
+        let common = Common {
             limits: limits.clone(),
-            queue: Mutex::new(queue),
-            work: Condvar::new(),
-            durable: Condvar::new(),
-            room: Notify::new(),
-            shelf: Mutex::new(shelf),
             next_serial: AtomicU64::new(serials.last().map_or(1, |last| last + 1)),
             on_failure,
-        });
+            ..Common::new(directory, shelf, next_index, file::recover)
+        };
+        let common = Arc::new(common);
         common.resume()?;
         let writer = writer::start(common.clone())?;
         Ok(FactStore { common, writer: Mutex::new(Some(writer)), filling: Mutex::default() })
+    }
+
+    /// Opens what is there to read it, and changes nothing in the directory.
+    pub(crate) fn open_to_read(directory: &Path) -> Result<Self, StorageError> {
+        let (shelf, _) = shelve(directory, file::look)?;
+        let next_index = shelf.extent.end();
+        let common = Arc::new(Common::new(directory, shelf, next_index, file::look));
+        Ok(FactStore { common, writer: Mutex::default(), filling: Mutex::default() })
+    }
+
+    /// The index after the last entry of which there is something in a file.
+    pub(crate) fn end(&self) -> u64 {
+        self.common.shelf().extent.end()
     }
 
     /// Takes what the apply of an entry left; `None` where it left nothing. Entries come in order. Waits
@@ -369,7 +365,46 @@ impl Drop for FactStore {
     }
 }
 
+/// What the files of a directory answer for, and which they are.
+fn shelve(directory: &Path, contents_of: ContentsOf) -> Result<(Shelf, Vec<Serial>), StorageError> {
+    let mut shelf = Shelf::default();
+    let serials = file::list(directory)?;
+    for &serial in &serials {
+        let contents = contents_of(directory, serial)?;
+        shelf.bytes += contents.bytes;
+        for range in contents.ranges() {
+            shelf.extent.put(range, serial);
+        }
+    }
+    Ok((shelf, serials))
+}
+
 impl Common {
+    /// What is shared where nothing is written.
+    fn new(directory: &Path, shelf: Shelf, next_index: u64, contents_of: ContentsOf) -> Common {
+        let queue = Queue {
+            tail: Tail::default(),
+            next_index,
+            durable_index: next_index,
+            wanted_index: 0,
+            pressed: false,
+            stopping: false,
+            ended: false,
+        };
+        Common {
+            directory: directory.to_owned(),
+            limits: Limits::default(),
+            queue: Mutex::new(queue),
+            work: Condvar::new(),
+            durable: Condvar::new(),
+            room: Notify::new(),
+            shelf: Mutex::new(shelf),
+            next_serial: AtomicU64::new(1),
+            contents_of,
+            on_failure: Box::new(|_| {}),
+        }
+    }
+
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -479,7 +514,7 @@ impl Common {
         let contents = match known {
             Some(contents) => contents,
             None => {
-                let contents = Arc::new(file::recover(&self.directory, serial)?);
+                let contents = Arc::new((self.contents_of)(&self.directory, serial)?);
                 self.shelf().recent = Some((serial, contents.clone()));
                 contents
             }
