@@ -77,7 +77,7 @@ impl Worst {
                 let (reply, ..) = worst.apply(Command::PutGrant(PutGrant {
                     account: &account,
                     id: &id,
-                    source: Source::Adjustment,
+                    source: Source::Promotion,
                     credits: Credits(1_000_000),
                     priority: u32::MAX,
                     effective_at: None,
