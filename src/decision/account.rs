@@ -9,6 +9,7 @@ use crate::decision::command::{AccountState, SpendingCap};
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
+use crate::decision::topup::TopUps;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
 
@@ -38,6 +39,8 @@ pub(super) struct Account {
     pub wallet: Option<Box<Wallet>>,
     /// Resets that were put by.
     pub banked_resets: u32,
+    /// Absent until it is first said when to top up.
+    pub top_ups: Option<Box<TopUps>>,
 }
 
 impl Account {
@@ -56,6 +59,7 @@ impl Account {
             recurrences: Vec::new(),
             wallet: None,
             banked_resets: 0,
+            top_ups: None,
         }
     }
 

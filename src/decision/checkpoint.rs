@@ -59,6 +59,7 @@ struct Head {
     now: Millis,
     next_admission: u64,
     next_grant: u64,
+    next_top_up: u64,
     names: Names,
     revision: u64,
     /// The policy document, as JSON.
@@ -92,6 +93,7 @@ impl State {
                 now: self.now,
                 next_admission: self.next_admission,
                 next_grant: self.next_grant,
+                next_top_up: self.next_top_up,
                 names: self.names.clone(),
                 revision: self.policy.revision(),
                 document,
@@ -222,6 +224,7 @@ impl UnderWay {
             now: head.now,
             next_admission: head.next_admission,
             next_grant: head.next_grant,
+            next_top_up: head.next_top_up,
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
@@ -283,6 +286,7 @@ impl UnderWay {
         let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
         state.wallet_deadlines.extend(ends);
         state.accounts.push(account);
+        state.index_top_ups(place);
         Ok(())
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Three datasets, linked by numbers: [`Usage`] says what happened, [`Charge`] what it costs,
 //! [`Posting`] what changed on a balance and why. The other facts are what an auditor needs to read
-//! them: names, rate cards, what was granted, what was revoked and what was reset.
+//! them: names, rate cards, what was granted, revoked, reset, and which top-ups were asked for.
 //!
 //! Facts follow from the log alone, so that replaying an entry leaves the same facts again. Within an
 //! entry they stand in the order in which they came about. Whatever names an account or a grant does
@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::Source;
+use crate::decision::command::{Source, TopUp};
 pub use crate::decision::price::Rate;
-use crate::decision::reply::{AdmissionId, LimitReset, Reason};
+use crate::decision::reply::{AdmissionId, LimitReset, Reason, TopUpId};
 use crate::units::{Credits, Millis, Ppm};
 
 /// One fact of a log entry.
@@ -35,6 +35,9 @@ pub enum Fact {
     RolledOver(RolledOver),
     Overdue(Overdue),
     Reset(Reset),
+    TopUpSet(TopUpSet),
+    TopUpRaised(TopUpRaised),
+    TopUpResolved(TopUpResolved),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -265,6 +268,8 @@ pub enum Why {
     Lent,
     /// What was lent was paid back: spent by the grant that pays, and out of the one that was lent.
     Repaid,
+    /// What a bridge paid is owed, now that its top-up is resolved: out of the bridge, and into what is lent.
+    Bridged,
 }
 
 impl Why {
@@ -282,6 +287,7 @@ impl Why {
             Why::RolledOver => matches!((from, to), (Available, Outside) | (Outside, Available)),
             Why::Lent => (from, to) == (Outside, Spent),
             Why::Repaid => matches!((from, to), (Available, Spent) | (Spent, Outside)),
+            Why::Bridged => matches!((from, to), (Spent, Outside) | (Outside, Spent)),
         }
     }
 
@@ -312,7 +318,44 @@ pub struct Reset {
     pub reason: Arc<str>,
 }
 
-/// Names a usage, charge, posting or reset: the log entry, and its number there.
+/// When an account is topped up from here on; never where there is no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpSet {
+    pub account: u32,
+    pub rule: Option<TopUp>,
+}
+
+/// A top-up is asked for. If it has a bridge, that grant follows at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpRaised {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    /// Counted from 1 over all top-ups of the cluster, without gaps.
+    pub top_up: TopUpId,
+    pub amount: Credits,
+    pub bridge: Credits,
+}
+
+/// A top-up was confirmed, and its grant follows at once; or it has failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpResolved {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    pub top_up: TopUpId,
+    /// What was paid, if it was.
+    pub credits: Option<Credits>,
+    /// When the next one can be asked for, if it has failed.
+    pub retry_at: Option<Millis>,
+    pub reason: Option<Arc<str>>,
+}
+
+/// Names a numbered fact: the log entry, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FactId {
     pub index: u64,
@@ -326,13 +369,15 @@ impl fmt::Display for FactId {
 }
 
 impl Fact {
-    /// Its number, if it belongs to one of the datasets or is a reset.
+    /// Its number, if it belongs to one of the datasets or is a reset or a top-up.
     pub fn number(&self) -> Option<u32> {
         match self {
             Fact::Usage(usage) => Some(usage.number),
             Fact::Charge(charge) => Some(charge.number),
             Fact::Posting(posting) => Some(posting.number),
             Fact::Reset(reset) => Some(reset.number),
+            Fact::TopUpRaised(raised) => Some(raised.number),
+            Fact::TopUpResolved(resolved) => Some(resolved.number),
             _ => None,
         }
     }
@@ -344,6 +389,8 @@ impl Fact {
             Fact::Usage(usage) => usage.account,
             Fact::Posting(posting) => Some(posting.account),
             Fact::Reset(reset) => Some(reset.account),
+            Fact::TopUpRaised(raised) => Some(raised.account),
+            Fact::TopUpResolved(resolved) => Some(resolved.account),
             _ => None,
         }
     }
@@ -354,6 +401,8 @@ impl Fact {
             Fact::Usage(usage) => Some(usage.previous),
             Fact::Posting(posting) => Some(posting.previous),
             Fact::Reset(reset) => Some(reset.previous),
+            Fact::TopUpRaised(raised) => Some(raised.previous),
+            Fact::TopUpResolved(resolved) => Some(resolved.previous),
             _ => None,
         }
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
-    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, Reset, UnitUsed, Usage, UsageOutcome,
-    Why,
+    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, Reset, TopUpRaised, TopUpResolved,
+    UnitUsed, Usage, UsageOutcome, Why,
 };
 use crate::decision::policy::Policy;
 use crate::decision::reply::{AdmissionId, Reason};
@@ -114,6 +114,7 @@ impl State {
             return;
         }
         self.wallet_mut(account).post(grant, amount, from, to);
+        self.touch_top_up(account);
         let previous = self.trace(account);
         if self.recorder.keep {
             let (number, account) = (self.recorder.number(), account.0);
@@ -136,6 +137,29 @@ impl State {
         if self.recorder.keep {
             let number = self.recorder.number();
             self.recorder.push(self.now, Fact::Reset(Reset { number, previous, ..reset() }));
+        }
+    }
+
+    /// Records that a top-up is asked for. Its `number` and `previous` are filled in here.
+    pub(super) fn note_top_up_raised(&mut self, account: AccountPlace, raised: TopUpRaised) {
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            self.recorder.push(self.now, Fact::TopUpRaised(TopUpRaised { number, previous, ..raised }));
+        }
+    }
+
+    /// Records what became of a top-up. Its `number` and `previous` are filled in here.
+    pub(super) fn note_top_up_resolved(
+        &mut self,
+        account: AccountPlace,
+        resolved: impl FnOnce() -> TopUpResolved,
+    ) {
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            let resolved = TopUpResolved { number, previous, ..resolved() };
+            self.recorder.push(self.now, Fact::TopUpResolved(resolved));
         }
     }
 

@@ -16,6 +16,7 @@
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due in wallets: recurring grants, and the end of grants |
 //! | `resets` | clearing what limits have counted |
+//! | `topup` | asking for credits before they run out, and granting them when they are paid |
 //! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
@@ -48,6 +49,7 @@ mod refusal;
 mod renewals;
 mod resets;
 mod state;
+mod topup;
 mod view;
 mod wallet;
 mod waterfall;
@@ -56,7 +58,7 @@ mod weight;
 /// The version of the rules by which a log is decided. Raise it with any change that makes
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
-pub const RULES: u16 = 2;
+pub const RULES: u16 = 3;
 
 pub use checkpoint::{Record, Restore, RestoreError, View, WalletBooks};
 pub use state::State;

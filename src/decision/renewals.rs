@@ -1,4 +1,5 @@
-//! What falls due in wallets: the renewal of recurring plan grants, and the end of grants.
+//! What falls due in wallets: the renewal of recurring plan grants, the end of grants, and looks at whether to
+//! top up again.
 //!
 //! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
 //! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
@@ -57,7 +58,7 @@ impl EntryBound {
 }
 
 impl State {
-    /// Renewals and ends of grants that one entry carries out without being asked for their wallets; those of
+    /// Renewals, ends of grants and looks for top-ups that one entry carries out without being asked for their wallets; those of
     /// one wallet at one moment are not divided.
     pub const DUE_PER_ENTRY_MAX: usize = 4_096;
     /// Recurring grants that one account can have, with those of plans that it no longer has.
@@ -68,6 +69,7 @@ impl State {
     /// Moves time on to `at`, through every deadline on the way, each at its own moment: all of holds, and
     /// of wallets as many as the entry may carry out.
     pub(super) fn move_time(&mut self, at: Millis) {
+        let begun_at = self.now;
         let target = self.now.max(at);
         loop {
             let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
@@ -75,6 +77,21 @@ impl State {
             // No further than the next hold: what ends it may lend to a wallet, and so make something due there.
             let until = hold.map_or(target, |(due_at, _)| due_at);
             let wallet = if bounded { self.next_wallet_due(until) } else { None };
+            let until = wallet.map_or(until, |(due_at, _)| due_at);
+            let is_first = |look_at: Millis| match (hold, wallet) {
+                (None, None) => look_at <= target,
+                _ => look_at < until,
+            };
+            let look =
+                self.top_up_looks.first().copied().filter(|(look_at, _)| bounded && is_first(*look_at));
+            if let Some((look_at, account)) = look {
+                // One that had to wait does not write before what was decided meanwhile.
+                self.now = look_at.max(begun_at);
+                self.entry_bound.left -= 1;
+                self.look_at_top_up(account);
+                self.raise_top_ups();
+                continue;
+            }
             match (hold, wallet) {
                 (None, None) => break,
                 (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
@@ -90,6 +107,7 @@ impl State {
                     self.entry_bound.left = self.entry_bound.left.saturating_sub(done);
                 }
             }
+            self.raise_top_ups();
         }
         self.now = target;
         self.tell_overdue();
@@ -98,7 +116,8 @@ impl State {
 
     /// Whether something is due that no command has carried out yet.
     pub fn is_overdue(&self) -> bool {
-        self.wallet_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
+        let firsts = [self.wallet_deadlines.first(), self.top_up_looks.first()];
+        firsts.into_iter().flatten().any(|(due_at, _)| *due_at <= self.now)
     }
 
     /// Records, once for each entry that leaves something due, since when it is.
@@ -145,6 +164,7 @@ impl State {
         }
         let of_path = |path: &str| self.account_by_path.get(path).copied();
         let of_hold = |id| self.hold(id).map(|hold| hold.account);
+        let of_top_up = |id| self.top_up_account(id);
         let account = match command {
             Command::Admit(admit) => of_path(admit.account),
             Command::PutAccount(put) => of_path(put.account),
@@ -154,10 +174,14 @@ impl State {
             Command::Settle(settle) => of_hold(settle.admission),
             Command::Extend(extend) => of_hold(extend.admission),
             Command::Release(release) => of_hold(release.admission),
+            Command::ConfirmTopUp(confirm) => of_top_up(confirm.id),
+            Command::FailTopUp(fail) => of_top_up(fail.id),
+            Command::TopUpDelivered(_) => None,
             Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
         };
         if let Some(account) = account {
             self.bring_wallets_up_to_date(account, self.now);
+            self.raise_top_ups();
         }
     }
 

@@ -10,6 +10,7 @@ use crate::decision::reply::{
     AccountView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
 };
 use crate::decision::state::State;
+use crate::decision::topup::TopUps;
 use crate::decision::wallet::{Grant, Wallet};
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
@@ -76,6 +77,8 @@ impl State {
             holds_total: self.hold_counts.get(&place).copied().unwrap_or(0),
             owed: wallet.map_or(Credits::ZERO, Wallet::owed),
             banked_resets: account.banked_resets,
+            top_up: account.top_ups.as_deref().and_then(TopUps::rule),
+            top_up_pending: account.top_ups.as_deref().and_then(TopUps::pending_id),
         }
     }
 
@@ -171,6 +174,7 @@ impl State {
             return Err(format!("holds reserve in wallets that are not there: {held:?}"));
         }
         self.check_slots()?;
+        self.check_top_ups()?;
         self.check_indexes()
     }
 

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Source;
 use crate::decision::facts::Bucket;
-use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::path::{BRIDGE_GRANT_PREFIX, PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX};
 use crate::decision::reply::{Balances, GrantView};
 use crate::units::{Credits, Millis};
 
@@ -27,7 +27,7 @@ pub(super) struct Wallet {
     ended: Vec<Grant>,
     /// The sums over all grants.
     books: Balances,
-    /// The sums over plan grants that ended and were forgotten.
+    /// The sums over grants of plans and of top-ups that ended and were forgotten.
     forgotten: Option<Box<Balances>>,
     /// What was lent to it and is not paid back, all of it spent. There from the first loan on.
     loan: Option<Box<Grant>>,
@@ -135,8 +135,15 @@ impl Wallet {
         Credits((credits - self.owed().0).max(0))
     }
 
+    /// What can be drawn at `at`, less what is owed: the sum of one wallet's grants fits, its difference may not.
+    pub fn balance(&self, at: Millis) -> i128 {
+        let credits: i128 = self.live.iter().map(|grant| i128::from(grant.drawable(at).0)).sum();
+        credits - i128::from(self.owed().0)
+    }
+
     /// Moves `amount` of a live grant, or of what was lent, from one bucket to another, in its books and in
-    /// the wallet's, and ends a live grant when that was all of it.
+    /// the wallet's, and ends a live grant when that was all of it. Of one that has ended only what it spent
+    /// can move.
     pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) {
         if let Some(loan) = self.loan.as_mut().filter(|loan| loan.sequence == sequence) {
             loan.books.move_credits(amount, from, to);
@@ -144,7 +151,13 @@ impl Wallet {
             debug_assert!(loan.books.is_balanced() && self.books.is_balanced(), "{amount} lent");
             return;
         }
-        let place = self.place(sequence).expect("only what is left of a live grant moves");
+        let Some(place) = self.place(sequence) else {
+            debug_assert_eq!((from, to), (Bucket::Spent, Bucket::Outside), "nothing is left of {sequence}");
+            let ended = self.ended.iter_mut().rev().find(|grant| grant.sequence == sequence);
+            ended.expect("only what a grant has moves").books.move_credits(amount, from, to);
+            self.books.move_credits(amount, from, to);
+            return;
+        };
         let grant = &mut self.live[place];
         grant.books.move_credits(amount, from, to);
         if (from, to) == (Bucket::Held, Bucket::Revoked) {
@@ -169,9 +182,19 @@ impl Wallet {
     /// Forgets the recurring plan grants that have ended and whose period is over at `at`, but for their
     /// sum: no two have the same id, and a wallet would grow with each month.
     pub fn forget_plan_grants(&mut self, at: Millis) {
+        self.forget(|grant| grant.id.starts_with(PLAN_GRANT_PREFIX) && grant.has_expired(at));
+    }
+
+    /// Forgets the grants of earlier top-ups that have ended, but for their sum: a wallet would grow with each.
+    pub fn forget_top_up_grants(&mut self) {
+        let prefixes = [TOP_UP_GRANT_PREFIX, BRIDGE_GRANT_PREFIX];
+        self.forget(|grant| prefixes.iter().any(|prefix| grant.id.starts_with(prefix)));
+    }
+
+    fn forget(&mut self, is_over: impl Fn(&Grant) -> bool) {
         let forgotten = &mut self.forgotten;
         self.ended.retain(|grant| {
-            let over = grant.id.starts_with(PLAN_GRANT_PREFIX) && grant.has_expired(at);
+            let over = is_over(grant);
             if over {
                 let sum = forgotten.get_or_insert_default();
                 for (total, part) in sum.parts_mut().into_iter().zip(grant.books.parts()) {
@@ -183,6 +206,12 @@ impl Wallet {
         // The room of what is gone would be most of what a wallet takes.
         self.ended.shrink_to_fit();
         self.live.shrink_to_fit();
+    }
+
+    /// The grant of this sequence number, whether it has ended or not.
+    pub fn grant(&self, sequence: u64) -> Option<&Grant> {
+        let ended = || self.ended.iter().rev().find(|grant| grant.sequence == sequence);
+        self.live_grant(sequence).or_else(ended)
     }
 
     pub fn live_grant(&self, sequence: u64) -> Option<&Grant> {

@@ -24,7 +24,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 31] = [
+const REASONS: [Reason; 34] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -56,6 +56,9 @@ const REASONS: [Reason; 31] = [
     Reason::LimitUnknown,
     Reason::ResetUnavailable,
     Reason::ResetInvalid,
+    Reason::TopUpUnknown,
+    Reason::TopUpResolved,
+    Reason::TopUpInvalid,
 ];
 
 #[derive(Default)]
@@ -69,8 +72,17 @@ pub(crate) struct Metrics {
     /// Commands other than admissions that were carried out.
     changed: AtomicU64,
     replayed: AtomicU64,
-    refused: [AtomicU64; REASONS.len()],
+    refused: Refused,
     pub(crate) connections: Connections,
+}
+
+/// By reason.
+struct Refused([AtomicU64; REASONS.len()]);
+
+impl Default for Refused {
+    fn default() -> Self {
+        Refused([const { AtomicU64::new(0) }; REASONS.len()])
+    }
 }
 
 #[derive(Default)]
@@ -111,7 +123,7 @@ impl Metrics {
         }
         match &reply.outcome {
             Outcome::Admitted(_) => count(&self.admitted),
-            Outcome::Refused(refusal) => count(&self.refused[refusal.reason as usize]),
+            Outcome::Refused(refusal) => count(&self.refused.0[refusal.reason as usize]),
             _ => count(&self.changed),
         }
     }
@@ -169,7 +181,7 @@ impl Metrics {
         writeln!(text, "quorate_decisions_total{{outcome=\"admitted\"}} {}", read(&self.admitted))?;
         writeln!(text, "quorate_decisions_total{{outcome=\"changed\"}} {}", read(&self.changed))?;
         writeln!(text, "quorate_decisions_total{{outcome=\"replayed\"}} {}", read(&self.replayed))?;
-        for (reason, counter) in REASONS.into_iter().zip(&self.refused) {
+        for (reason, counter) in REASONS.into_iter().zip(&self.refused.0) {
             let refused = read(counter);
             if refused > 0 {
                 let name = Kind::Refused(reason).words().reason;

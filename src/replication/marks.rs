@@ -113,6 +113,7 @@ mod tests {
                 plan: crate::decision::command::Change::Keep,
                 spending_cap: crate::decision::command::Change::Keep,
                 state: None,
+                top_up: Change::Keep,
             };
             let stamp = Stamp { index: place as u64 + 1, ..Stamp::default() };
             state.apply(stamp, &Request { key: None, command: Command::PutAccount(put) });

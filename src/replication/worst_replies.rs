@@ -97,6 +97,7 @@ impl Worst {
             plan: Change::Set(&plan),
             spending_cap: Change::Set(SpendingCap { credits: Credits::MAX, period: Period::Year }),
             state: None,
+            top_up: Change::Keep,
         }))
     }
 

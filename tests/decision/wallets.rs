@@ -62,6 +62,7 @@ fn account<'a>(account: &'a str, plan: Option<&'a str>, cap: Option<Credits>) ->
         plan: plan.map_or(Change::Keep, Change::Set),
         spending_cap: cap.map_or(Change::Keep, Change::Set),
         state: None,
+        top_up: Change::Keep,
     })
 }
 

@@ -7,18 +7,20 @@
 
 mod finding;
 mod pricing;
+mod topup;
 
 pub use finding::Finding;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::decision::audit::topup::TopUps;
 use crate::decision::command::Source;
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
     PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
 };
-use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::path::{BRIDGE_GRANT_PREFIX, PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX};
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -37,6 +39,7 @@ pub struct Audit {
     grant_ids: BTreeSet<(u32, Arc<str>)>,
     /// By account: the number of the grant that holds what is lent to it.
     loans: BTreeMap<u32, u64>,
+    top_ups: TopUps,
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
@@ -131,6 +134,7 @@ impl Audit {
             next_grant: 0,
             grant_ids: BTreeSet::new(),
             loans: BTreeMap::new(),
+            top_ups: TopUps::new(),
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
@@ -164,6 +168,9 @@ impl Audit {
             Fact::RolledOver(rolled) => self.take_rollover(rolled),
             Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
             Fact::Reset(reset) => self.take_reset(reset),
+            Fact::TopUpSet(set) => self.take_top_up_rule(*set),
+            Fact::TopUpRaised(raised) => self.take_top_up_raised(raised),
+            Fact::TopUpResolved(resolved) => self.take_top_up_resolved(resolved),
         }
     }
 
@@ -184,6 +191,7 @@ impl Audit {
             }
         }
         late.into_iter().for_each(|finding| self.find(finding));
+        self.find_unpaid_bridges();
         self.findings_total
     }
 
@@ -219,10 +227,11 @@ impl Audit {
                 self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
             }
         }
-        // A state forgets recurring plan grants that have ended.
+        // A state forgets grants of plans and top-ups that have ended.
         let forgotten = |grant: &str, replayed: &Balances| {
             let ended = replayed.available.is_zero() && replayed.held.is_zero();
-            ended && grant.starts_with(PLAN_GRANT_PREFIX)
+            let prefixes = [PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX, BRIDGE_GRANT_PREFIX];
+            ended && prefixes.iter().any(|prefix| grant.starts_with(prefix))
         };
         replayed.retain(|grant, replayed| !forgotten(grant, replayed));
         for (grant, replayed) in replayed {
@@ -244,6 +253,7 @@ impl Audit {
     fn end_entry(&mut self) {
         self.end_usage();
         self.miss_due();
+        self.miss_top_up_grant();
     }
 
     /// Finds what was to be posted and is not.
@@ -370,6 +380,7 @@ impl Audit {
             }
             return;
         }
+        self.check_top_up_grant(made);
         let (account, why, credits) = (made.account, Why::Granted, made.credits);
         self.entry.due.push_back(Due { account, grant: found, why, credits });
     }
@@ -529,13 +540,18 @@ impl Audit {
     fn check_loan(&mut self, id: FactId, posting: &Posting) {
         let Posting { account, grant, amount: credits, from, why, .. } = *posting;
         let loan = self.loans.get(&account).copied();
-        let is_of_loan = why == Why::Lent || (why == Why::Repaid && from == Bucket::Spent);
+        let is_of_loan = why == Why::Lent
+            || (why == Why::Repaid && from == Bucket::Spent)
+            || (why == Why::Bridged && from == Bucket::Outside);
         if is_of_loan != (loan == Some(grant)) {
             let (account, grant) = (self.path(account), self.grant_name(account, grant));
             self.find(Finding::NotLent { id, account, grant, why });
         }
-        // What one grant pays back leaves the loan next.
-        if why == Why::Repaid && !is_of_loan {
+        if why == Why::Bridged && !is_of_loan {
+            self.check_bridged(id, posting);
+        }
+        // What one grant pays back leaves the loan next, and what a bridge has paid comes to it.
+        if matches!(why, Why::Repaid | Why::Bridged) && !is_of_loan {
             let grant = loan.unwrap_or(grant);
             self.entry.due.push_back(Due { account, grant, why, credits });
         }
@@ -589,7 +605,8 @@ impl Audit {
     fn check_due(&mut self, id: FactId, posting: &Posting) {
         let due = self.entry.due.pop_front();
         let announced = matches!(posting.why, Why::Granted | Why::Revoked | Why::RolledOver)
-            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent);
+            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent)
+            || (posting.why, posting.from) == (Why::Bridged, Bucket::Outside);
         match due {
             Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
             Some(due) if due.credits != posting.amount => {

@@ -1,5 +1,5 @@
 //! The calls about the three datasets: usage, charges, and an account's ledger: the postings of its wallet,
-//! and the resets of its limits among them.
+//! and the resets of its limits and its top-ups among them.
 //!
 //! Newest first, in pages. A cursor is a place in the log: what is before it never changes, so that no page
 //! repeats or skips anything that was there when the first was read. The first page is a linearizable read:
@@ -26,7 +26,9 @@ use crate::edge::limits::{ITEMS_PER_PAGE_MAX, ITEMS_PER_PAGE_USUAL};
 use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::request::Asked;
-use crate::edge::wire::dataset::{ChargeItem, LedgerItem, Page, PostingItem, ResetItem, UsageItem};
+use crate::edge::wire::dataset::{
+    ChargeItem, LedgerItem, Page, PostingItem, ResetItem, TopUpItem, UsageItem,
+};
 use crate::edge::wire::json::{Derived, WriteJson};
 use crate::units::Millis;
 
@@ -278,6 +280,14 @@ fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
             }
             Fact::Reset(reset) if is_its(reset.account) => {
                 (reset.number, LedgerItem::Reset(ResetItem::new(entry.index, moment, reset, names)))
+            }
+            Fact::TopUpRaised(raised) if is_its(raised.account) => {
+                let item = TopUpItem::raised(entry.index, moment, raised, names);
+                (raised.number, LedgerItem::TopUp(item))
+            }
+            Fact::TopUpResolved(resolved) if is_its(resolved.account) => {
+                let item = TopUpItem::resolved(entry.index, moment, resolved, names);
+                (resolved.number, LedgerItem::TopUp(item))
             }
             _ => continue,
         };

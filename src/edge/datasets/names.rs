@@ -19,8 +19,8 @@ struct Named {
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
-    /// renamed, so this node's own state is fresh enough. A recurring grant whose period is over is forgotten
-    /// by the state: it is called by its number, as the fact that made it numbers it.
+    /// renamed, so this node's own state is fresh enough. A grant of a plan or a top-up that has ended may be
+    /// forgotten by the state: it is called by its number, as the fact that made it numbers it.
     pub(crate) fn learn(&mut self, replica: &Replica, facts: &[Fact]) {
         let accounts: HashSet<u32> = facts
             .iter()
@@ -46,7 +46,7 @@ impl Names {
             }
             for (account, grant) in grants {
                 let id = state.grant_id(account, grant).cloned();
-                let id = id.unwrap_or_else(|| format!("(ended plan grant {grant})").into());
+                let id = id.unwrap_or_else(|| format!("(ended grant {grant})").into());
                 self.grants.insert((account, grant), id);
             }
         });

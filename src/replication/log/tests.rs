@@ -124,6 +124,7 @@ fn entry(term: u64, index: u64) -> Entry {
         plan: crate::decision::command::Change::Keep,
         spending_cap: crate::decision::command::Change::Keep,
         state: None,
+        top_up: Change::Keep,
     });
     let mut proposal = Proposal::new();
     proposal.push(&Request { key: None, command }).expect("it fits");
