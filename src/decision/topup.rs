@@ -511,18 +511,11 @@ impl State {
         found
     }
 
-    /// How many top-ups are pending, and how many of the latest resolved ones are kept.
-    pub fn top_up_counts(&self) -> (u64, u64) {
-        (self.top_ups_pending.len() as u64, self.top_ups_resolved.len() as u64)
-    }
-
-    /// At most `count` pending top-ups younger than `after`, the oldest first, of which whoever collects payments
-    /// has not acknowledged to have heard.
-    pub fn top_ups_undelivered(&self, after: TopUpId, count: usize) -> Vec<TopUpView> {
+    /// At most `count` pending top-ups younger than `after`, the oldest first.
+    pub fn top_ups_pending_after(&self, after: TopUpId, count: usize) -> Vec<TopUpView> {
         let younger = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
-        let pending = self.top_ups_pending.range(younger);
-        let views = pending.map(|(id, place)| self.top_up_view(*place, *id));
-        views.filter(|view| view.delivered_at.is_none()).take(count).collect()
+        let pending = self.top_ups_pending.range(younger).take(count);
+        pending.map(|(id, place)| self.top_up_view(*place, *id)).collect()
     }
 
     pub(super) fn top_up_account(&self, id: TopUpId) -> Option<AccountPlace> {

@@ -20,6 +20,7 @@ use crate::units::{Credits, Millis};
 pub struct Counts {
     pub accounts: u64,
     pub holds: u64,
+    pub top_ups_pending: u64,
     pub idempotency_keys: u64,
     /// Admissions since the beginning.
     pub admissions: u64,
@@ -40,6 +41,7 @@ impl State {
         Counts {
             accounts: self.account_by_path.len() as u64,
             holds: self.holds.len() as u64,
+            top_ups_pending: self.top_ups_pending.len() as u64,
             idempotency_keys: self.keys.len() as u64,
             admissions: self.next_admission - 1,
         }

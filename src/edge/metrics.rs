@@ -129,14 +129,20 @@ impl Metrics {
     }
 
     /// All of it as text, with where the log is and how much of the facts is here.
-    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus) -> String {
+    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, top_ups_pending: u64) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster, facts);
+        let _infallible = self.write(&mut text, cluster, facts, top_ups_pending);
         text
     }
 
-    fn write(&self, text: &mut String, cluster: &ClusterView, facts: &FactsStatus) -> std::fmt::Result {
+    fn write(
+        &self,
+        text: &mut String,
+        cluster: &ClusterView,
+        facts: &FactsStatus,
+        top_ups_pending: u64,
+    ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests) {
             for (class, counter) in (1..).zip(classes) {
@@ -237,7 +243,9 @@ impl Metrics {
             "gauge",
             "Applied log entries whose facts are missing on this node.",
             facts.missing_entries,
-        )
+        )?;
+        let help = "Top-ups that are neither confirmed nor failed.";
+        single(text, "quorate_topups_pending", "gauge", help, top_ups_pending)
     }
 }
 
@@ -275,7 +283,7 @@ mod tests {
         }
         let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
         let facts = FactsStatus { bytes: 7, missing_entries: 3, complete_from: 9 };
-        let text = metrics.text(&cluster, &facts);
+        let text = metrics.text(&cluster, &facts, 2);
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
@@ -283,6 +291,7 @@ mod tests {
             "quorate_http_request_duration_seconds_sum 20.001002",
             "quorate_facts_bytes 7",
             "quorate_facts_missing_entries 3",
+            "quorate_topups_pending 2",
             "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"2xx\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
