@@ -19,3 +19,4 @@ mod older_copies;
 mod quorum;
 mod restarts;
 mod seed;
+mod topups;
