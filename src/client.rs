@@ -26,16 +26,16 @@ use serde::de::DeserializeOwned;
 pub use answers::{
     AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
     ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
-    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, ResetView, SettledView, TopUpView,
-    WalletView,
+    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView, SettledView,
+    TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
-    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChargeItem, DatasetPage, DatasetQuery,
-    EntryFacts, FactsPage, GrantBalances, LedgerItem, Marked, MultiplierItem, PostingItem, ResetItem,
-    StateHash, TopUpItem, UsageGroup, UsageGroups, UsageItem,
+    AccountBalances, AdmissionEvent, AllowanceItem, BalancesPage, ChangeItem, ChargeItem, DatasetPage,
+    DatasetQuery, EntryFacts, FactsPage, GrantBalances, LayerItem, LedgerItem, Marked, MultiplierItem,
+    PostingItem, ResetItem, StateHash, TopUpItem, UsageGroup, UsageGroups, UsageItem,
 };
-pub use error::{ClientError, Problem};
+pub use error::{BoxedError, ClientError, Problem, ProblemLayer};
 pub use requests::{
     AccountState, AccountUpdate, Admission, BatchAdmission, ConfirmTopUpRequest, FailTopUpRequest,
     GrantRequest, GrantSource, MemberRequest, MembersChange, ResetRequest, RevokeRequest, SettleRequest,
@@ -105,6 +105,26 @@ pub struct Answer<T> {
     /// Whether the cluster had already decided this under the same key.
     pub replayed: bool,
     /// The answer as it was sent, for who passes it on.
+    pub body: Bytes,
+}
+
+/// One request as it goes to one node: for who keeps account of every attempt, and has rules of its own
+/// for what is asked again.
+#[derive(Clone, Debug)]
+pub struct Attempt<'a> {
+    pub method: Method,
+    pub path: &'a str,
+    pub key: Option<&'a str>,
+    pub content_type: &'static str,
+    pub body: Bytes,
+}
+
+/// What a node answered to one attempt, whatever its status.
+#[derive(Clone, Debug)]
+pub struct Attempted {
+    pub status: u16,
+    /// Whether the cluster had already decided this under the same key.
+    pub replayed: bool,
     pub body: Bytes,
 }
 
@@ -255,8 +275,8 @@ impl Client {
     }
 
     /// The same, with everything that became of it.
-    pub async fn admission_events(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
-        self.call(&Call::get(format!("/v1/admissions/{}?events=true", segment(admission)))).await
+    pub async fn refusal(&self, refusal: &str) -> Result<Answer<RefusalView>, ClientError> {
+        self.call(&Call::get(format!("/v1/admissions/{}", segment(refusal)))).await
     }
 
     // --- accounts -------------------------------------------------------------------------------
@@ -445,6 +465,30 @@ impl Client {
         change: &MembersChange<'_>,
     ) -> Result<Answer<ClusterView>, ClientError> {
         self.call(&Call::change(Method::POST, "/v1/cluster/members".into(), None, change)?).await
+    }
+
+    // --- single attempts ------------------------------------------------------------------------
+
+    /// How many nodes there are to ask.
+    pub fn nodes(&self) -> usize {
+        self.shared.nodes.len()
+    }
+
+    /// Asks one node once: the node at `place` in [`Options::nodes`], round and round. Nothing is asked again,
+    /// so that the outcome of a change is in doubt unless it is answered.
+    pub async fn attempt(&self, place: usize, attempt: &Attempt<'_>) -> Result<Attempted, BoxedError> {
+        let call = Call {
+            method: attempt.method.clone(),
+            path: attempt.path.to_owned(),
+            body: attempt.body.clone(),
+            content_type: attempt.content_type,
+            key: attempt.key,
+            if_match: None,
+            repeatable: false,
+        };
+        let node = &self.shared.nodes[place % self.shared.nodes.len()];
+        let sent = node.send(&call, self.shared.attempt_timeout).await.map_err(|error| error.cause)?;
+        Ok(Attempted { status: sent.status.as_u16(), replayed: sent.replayed, body: sent.body })
     }
 
     // --- the ways of a call ---------------------------------------------------------------------

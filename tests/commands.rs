@@ -328,12 +328,27 @@ fn a_decision_is_explained_and_asked_again() {
     assert!(explain(&[]).contains("has asked for nothing yet"));
     let large = admit(&["requests=1,video_seconds=30", "--attribute", "resolution=1080p"]);
     let (_, admitted) = nodes.json(&large);
-    let (code, _) = nodes.json(&large);
+    let (code, refused) = nodes.json(&large);
     assert_eq!(code, 1, "the second is refused");
     let told = explain(&[]);
-    for part in ["was refused at", "credits_short: allowances and wallets together", "nothing was debited"] {
+    for part in [
+        "was refused at",
+        "resolution=1080p",
+        "credits_short: allowances and wallets together",
+        "it costs 528 credits",
+        "allowance five_hours of acme:video:u17: 500 of 500 credits used before and after",
+        "nothing was debited",
+    ] {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }
+    let refusal = refused["id"].as_str().expect("an id");
+    let output = nodes.quorate(&["admission", "show", refusal]);
+    let shown = nodes.text(&output.stdout);
+    for told in [told, explain(&[refusal])] {
+        assert!(told.starts_with(&shown), "{shown}\n{told}");
+    }
+    let (code, shown) = nodes.json(&["admission", "show", refusal]);
+    assert_eq!((code, &shown["id"], &shown["reason"]), (0, &json!(refusal), &json!("credits_short")));
     let id = admitted["admission"].as_str().expect("an id");
     let told = explain(&[id]);
     for part in [
@@ -341,10 +356,16 @@ fn a_decision_is_explained_and_asked_again() {
         "allowance five_hours",
         "grant promo-may of acme:video:u17",
         "available to spent",
+        "looked at (log ",
+        "allowance five_hours of acme:video:u17: 0 of 500 credits used before, 500 after",
+        "wallet of acme:video:u17: 140 available before, 112 after; 0 held before and after",
         "the same request now would be refused: credits_short",
     ] {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }
+    let output = nodes.quorate(&["admission", "show", id]);
+    let shown = nodes.text(&output.stdout);
+    assert!(shown.contains("looked at (log "), "{shown}");
     let (code, answer) = nodes.json(&["account", "explain", ACCOUNT, id]);
     assert_eq!((code, &answer["request"]["admission"]), (0, &json!(id)));
     assert_eq!(answer["now"]["reason"], "credits_short");

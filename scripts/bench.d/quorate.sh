@@ -28,6 +28,12 @@ quorate_config() {
     printf '%b' "$more"
 }
 
+# Starts a node that has its configuration: quorate_node NAME ID
+quorate_node() {
+    QUORATE_LOG=warn start "$1-node$2" "$QUORATE" serve --config "$DATA/$1/node$2.toml"
+    [ "$1" != quorate ] || quorate_pids[$2]="$!"
+}
+
 # Starts three nodes: quorate_nodes NAME PORTS MORE
 quorate_nodes() {
     local name="$1" ports="$2" more="$3" id
@@ -35,8 +41,7 @@ quorate_nodes() {
     mkdir -p "$DATA/$name"
     for id in 1 2 3; do
         quorate_config "$name" "$id" "$ports" "$more" >"$DATA/$name/node$id.toml"
-        QUORATE_LOG=warn start "$name-node$id" "$QUORATE" serve --config "$DATA/$name/node$id.toml"
-        [ "$name" != quorate ] || quorate_pids+=("$!")
+        quorate_node "$name" "$id"
     done
 }
 
@@ -103,4 +108,53 @@ quorate_million() {
         record ten_thousand quorate "$round" "$few"
         record million quorate "$round" "$many"
     done
+}
+
+# Stops nodes in order, which leaves a checkpoint of all that they have applied: quorate_stop ID…
+quorate_stop() {
+    local id
+    for id in "$@"; do kill -TERM "${quorate_pids[$id]}"; done
+    for id in "$@"; do wait "${quorate_pids[$id]}" || fail "node $id did not end in order"; done
+}
+
+# Starts nodes and prints how many milliseconds it takes until all of them are ready: quorate_restart ID…
+quorate_restart() {
+    local id began ended
+    began="$(date +%s%3N)"
+    for id in "$@"; do quorate_node quorate "$id"; done
+    for id in "$@"; do
+        wait_for "node $id" curl --silent --fail --max-time 2 --output /dev/null "http://127.0.0.1:$((17100 + id))/readyz"
+    done
+    ended="$(date +%s%3N)"
+    restarted_ms="$((ended - began))"
+}
+
+# Keeps the resident memory of each node in MiB: quorate_memory WHEN
+quorate_memory() {
+    local id kib
+    for id in 1 2 3; do
+        kib="$(sed -n 's/^VmRSS:[^0-9]*\([0-9]*\) kB/\1/p' "/proc/${quorate_pids[$id]}/status")"
+        record "memory_$1_MiB" "node$id" 1 "$((kib / 1024))"
+    done
+}
+
+# A million accounts with a wallet each: what a node takes in memory, and how long it takes to start with them.
+quorate_million_wallets() {
+    say "starting three nodes and making 1,000,000 accounts with a wallet each"
+    quorate_nodes quorate 17000 ''
+    wait_for "the Quorate cluster" quorate_ask --setup --accounts 1 --connections 3 --count 3 --warmup 0s --duration 5s
+    quorate_ask --setup --pay credits --duration 0s --prefix wallet- --accounts 1000000 >"$DATA/quorate-million-wallets.json"
+    record setup_ms cluster 1 "$(field elapsed_ms <"$DATA/quorate-million-wallets.json")"
+    quorate_memory made
+    say "restarting a node, which takes a checkpoint as it stops and starts from it"
+    quorate_stop 3
+    quorate_restart 3
+    record restart_ms node3 1 "$restarted_ms"
+    say "restarting the whole cluster"
+    quorate_stop 1 2 3
+    quorate_restart 1 2 3
+    record restart_ms cluster 1 "$restarted_ms"
+    quorate_memory restarted
+    say "deciding on them again"
+    quorate_run decisions_per_second --pay credits --prefix wallet- --accounts 1000000
 }

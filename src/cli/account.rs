@@ -64,7 +64,8 @@ pub(super) enum AccountCommand {
     Explain {
         /// Such as acme:video:u17
         account: String,
-        /// One of its admissions, such as adm_2f; what it asked for last when absent
+        /// One of its admissions, such as adm_2f, or refusals, such as ref_2f_0; what it asked for last when
+        /// absent
         admission: Option<String>,
     },
     /// Show the postings of an account's wallet, newest first
@@ -167,7 +168,7 @@ pub(super) enum GrantCommand {
         /// When what is left of it is lost; never when absent
         #[arg(long, value_name = "MOMENT")]
         expires_at: Option<Millis>,
-        /// Why, for the record
+        /// Why, for the record; an adjustment must have one
         #[arg(long)]
         reason: Option<String>,
         /// The idempotency key; a random one when absent

@@ -4,7 +4,7 @@ use clap::Subcommand;
 
 use crate::cli::arguments::{self, NamedValue, UnitAmount};
 use crate::cli::output::{self, put};
-use crate::cli::{CliError, Done, Global};
+use crate::cli::{CliError, Done, Global, explain};
 use crate::client::{
     Admission, AdmissionStatus, AdmissionView, Admitted, PaceVerdict, SettleRequest, SettledView,
 };
@@ -81,9 +81,9 @@ pub(super) enum AdmissionCommand {
         #[arg(long)]
         key: Option<String>,
     },
-    /// Show an admission and what became of it
+    /// Show an admission and what became of it, or a refusal: every layer before and after
     Show {
-        /// Such as adm_2f
+        /// Such as adm_2f, or ref_2f_0 of a refusal
         id: String,
     },
 }
@@ -123,6 +123,10 @@ pub(super) async fn run(command: AdmissionCommand, global: &Global) -> Result<Do
         AdmissionCommand::Release { id, key } => {
             let answer = client.release(key.as_deref(), &id).await?;
             (answer.body, settled("released", &answer.value, answer.replayed))
+        }
+        AdmissionCommand::Show { id } if id.starts_with("ref_") => {
+            let answer = client.refusal(&id).await?;
+            (answer.body, explain::refused(&answer.value))
         }
         AdmissionCommand::Show { id } => {
             let answer = client.admission(&id).await?;
@@ -215,5 +219,6 @@ fn view(admission: &AdmissionView) -> String {
     if admission.uncovered != Credits::ZERO {
         put(&mut text, format_args!("  not covered by anyone: {} credits\n", admission.uncovered));
     }
+    text.push_str(&explain::history(admission));
     text
 }

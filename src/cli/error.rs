@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
+use crate::cli::exercise::ExerciseError;
 use crate::cli::replay::ReplayError;
 use crate::client::ClientError;
 use crate::config::ConfigError;
@@ -33,6 +34,8 @@ pub enum CliError {
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Bench(#[from] BenchError),
+    #[error(transparent)]
+    Exercise(#[from] ExerciseError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]

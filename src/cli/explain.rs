@@ -3,9 +3,10 @@
 
 use crate::cli::datasets::units;
 use crate::cli::output::{self, Table, put};
-use crate::cli::{CliError, Done, Global};
+use crate::cli::{CliError, Done, Global, receipt};
 use crate::client::{
-    Admission, AdmissionEvent, Admitted, Client, ClientError, DatasetQuery, PostingItem, Problem, UsageItem,
+    Admission, AdmissionEvent, AdmissionView, Admitted, Client, ClientError, DatasetQuery, PostingItem,
+    Problem, RefusalView, UsageItem,
 };
 
 /// What came of asking for the same now.
@@ -14,37 +15,106 @@ enum Now {
     Refused(Box<Problem>),
 }
 
-/// Explains an admission, or what the account asked for last.
-pub(super) async fn run(account: &str, admission: Option<&str>, global: &Global) -> Result<Done, CliError> {
+/// Explains an admission or a refusal, or what the account asked for last.
+pub(super) async fn run(account: &str, id: Option<&str>, global: &Global) -> Result<Done, CliError> {
     let client = global.client()?;
-    let id = match admission {
+    let id = match id {
         Some(id) => Some(id.to_owned()),
-        None => match latest(&client, account).await? {
-            Some(usage) if usage.admission.is_none() => return refused(&client, &usage, global).await,
-            Some(usage) => usage.admission,
-            None => return Ok(Done::ok(format!("{account} has asked for nothing yet\n"))),
-        },
+        None => latest(&client, account).await?.and_then(|usage| usage.admission.or(usage.refusal)),
     };
-    let Some(id) = id else { return Ok(Done::ok(format!("{account} has asked for nothing yet\n"))) };
-    let answer = client.admission_events(&id).await?;
-    let view = &answer.value;
-    let is_its =
-        view.account.strip_prefix(account).is_some_and(|rest| rest.is_empty() || rest.starts_with(':'));
-    if !is_its {
-        let (account, owner) = (account.to_owned(), view.account.clone());
-        return Err(CliError::NotOfAccount { admission: id, account, owner });
+    match id {
+        Some(id) if id.starts_with("ref_") => refusal(&client, account, &id, global).await,
+        Some(id) => admission(&client, account, &id, global).await,
+        None => Ok(Done::ok(format!("{account} has asked for nothing yet\n"))),
     }
-    let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id }) };
-    let now = ask_now(&client, &first.usage, &attributes(first)).await?;
+}
+
+async fn admission(client: &Client, account: &str, id: &str, global: &Global) -> Result<Done, CliError> {
+    let answer = client.admission(id).await?;
+    let view = &answer.value;
+    check_owner(id, account, &view.account)?;
+    let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id.into() }) };
+    let now = ask_now(client, &first.usage, &attributes(first)).await?;
     if global.json {
         return Ok(Done::ok(json(&answer.body, &now)));
     }
-    let mut text = String::new();
-    for (place, event) in view.events.iter().enumerate() {
-        tell(&mut text, &id, event, place == 0);
-    }
+    let mut text = history(view);
     tell_now(&mut text, &now);
     Ok(Done::ok(text))
+}
+
+async fn refusal(client: &Client, account: &str, id: &str, global: &Global) -> Result<Done, CliError> {
+    let answer = client.refusal(id).await?;
+    let view = &answer.value;
+    if let Some(owner) = &view.account {
+        check_owner(id, account, owner)?;
+    }
+    let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id.into() }) };
+    let attributes: Vec<(&str, &str)> =
+        view.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    let now = ask_now(client, &first.usage, &attributes).await?;
+    if global.json {
+        return Ok(Done::ok(json(&answer.body, &now)));
+    }
+    let mut text = refused(view);
+    tell_now(&mut text, &now);
+    Ok(Done::ok(text))
+}
+
+/// Checks that a decision is of the account that was named, or of one beneath it.
+fn check_owner(id: &str, account: &str, owner: &str) -> Result<(), CliError> {
+    let rest = owner.strip_prefix(account);
+    match rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(':')) {
+        true => Ok(()),
+        false => {
+            Err(CliError::NotOfAccount { admission: id.into(), account: account.into(), owner: owner.into() })
+        }
+    }
+}
+
+/// Everything that became of an admission.
+pub(super) fn history(view: &AdmissionView) -> String {
+    let mut text = String::new();
+    for (place, event) in view.events.iter().enumerate() {
+        tell(&mut text, &view.admission, event, place == 0);
+    }
+    text
+}
+
+/// A request that was refused, and why.
+pub(super) fn refused(view: &RefusalView) -> String {
+    let account = view.account.as_deref().unwrap_or("an unknown account");
+    let mut text = format!("{}: {account} asked for {}", view.id, view.feature);
+    let usage = view.events.first().map(|event| &event.usage);
+    if let Some(usage) = usage.filter(|usage| !usage.usage.is_empty()) {
+        put(&mut text, format_args!(" ({})", units(&usage.usage)));
+    }
+    for (name, value) in &view.attributes {
+        put(&mut text, format_args!(", {name}={value}"));
+    }
+    put(
+        &mut text,
+        format_args!("\n  was refused at {} ({})\n", view.refused_at, receipt::versions(&view.receipt)),
+    );
+    put(&mut text, format_args!("  {}: {}\n", view.reason, why_refused(&view.reason)));
+    if let Some(field) = &view.field {
+        put(&mut text, format_args!("  at fault is {field}\n"));
+    }
+    if let Some(cost) = view.cost {
+        put(&mut text, format_args!("  it costs {cost} credits\n"));
+    }
+    if let Some(available) = view.available {
+        put(&mut text, format_args!("  wallets had {available} credits\n"));
+    }
+    for event in &view.events {
+        receipt::layers(&mut text, event, Some(&view.layer));
+    }
+    if let Some(at) = view.would_pass_at {
+        let moment = output::moment(at, view.refused_at);
+        put(&mut text, format_args!("  it would have passed at {moment}, if nothing else had happened\n"));
+    }
+    text.push_str("  nothing was debited\n");
+    text
 }
 
 /// What the account itself asked for last.
@@ -67,31 +137,6 @@ async fn latest(client: &Client, account: &str) -> Result<Option<UsageItem>, Cli
             None => return Ok(None),
         }
     }
-}
-
-/// Explains a request that was refused, of which there is no more than its usage.
-async fn refused(client: &Client, usage: &UsageItem, global: &Global) -> Result<Done, CliError> {
-    let now = ask_now(client, usage, &[]).await?;
-    if global.json {
-        let request = serde_json::json!({
-            "id": usage.id, "at": usage.at, "account": usage.account, "feature": usage.feature,
-            "usage": usage.usage, "outcome": usage.outcome, "reason": usage.reason,
-        });
-        return Ok(Done::ok(json(request.to_string().as_bytes(), &now)));
-    }
-    let reason = usage.reason.as_deref().unwrap_or("unknown");
-    let mut text = format!(
-        "{} asked for {} ({}) and was refused at {} (log {})\n  {reason}: {}\n  nothing was debited\n",
-        usage.account.as_deref().unwrap_or("-"),
-        usage.feature,
-        units(&usage.usage),
-        usage.at,
-        usage.id,
-        why_refused(reason)
-    );
-    tell_now(&mut text, &now);
-    text.push_str("  attributes of a refused request are not on record: it is asked now without any\n");
-    Ok(Done::ok(text))
 }
 
 /// The attributes that the price of a decision says.
@@ -136,6 +181,9 @@ fn tell(text: &mut String, id: &str, event: &AdmissionEvent, is_first: bool) {
             put(text, format_args!("  {what} at {} with {used} (log {})", usage.at, usage.id));
         }
     }
+    if let Some(until) = usage.held_until {
+        put(text, format_args!(", held until {until}"));
+    }
     let Some(charge) = &event.charge else { return text.push('\n') };
     put(text, format_args!(": {} credits by the prices of policy {}", charge.amount, charge.policy));
     for multiplier in &charge.multipliers {
@@ -164,6 +212,12 @@ fn tell(text: &mut String, id: &str, event: &AdmissionEvent, is_first: bool) {
         ]);
     }
     text.push_str(&table.lines(4));
+    if event.layers.as_ref().is_some_and(|layers| !layers.is_empty()) {
+        let by =
+            event.receipt.as_ref().map_or_else(String::new, |by| format!(" ({})", receipt::versions(by)));
+        put(text, format_args!("  looked at{by}\n"));
+        receipt::layers(text, event, None);
+    }
 }
 
 fn grant(posting: &PostingItem) -> String {

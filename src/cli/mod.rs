@@ -9,12 +9,15 @@ mod admission;
 mod arguments;
 mod audit;
 mod bench;
+mod chance;
 mod cluster;
 mod datasets;
 mod error;
+mod exercise;
 mod explain;
 mod output;
 mod policy;
+mod receipt;
 pub mod replay;
 mod serve;
 mod token;
@@ -127,6 +130,9 @@ enum Command {
     Replay(replay::Args),
     /// Measure how many decisions a cluster makes, and how long each takes
     Bench(bench::Args),
+    /// Drive a cluster of its own with mixed operations drawn from a seed, and check every answer
+    #[command(hide = true)]
+    Exercise(exercise::Args),
     /// Make a random access token, and the hash of it for a node's configuration
     Token,
 }
@@ -210,6 +216,7 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Audit(args) => audit::run(&args, global).await,
             Command::Replay(args) => replay::run(args, global).await,
             Command::Bench(args) => bench::run(args, global).await,
+            Command::Exercise(args) => exercise::run(args, global).await,
             Command::Token => token::run(global),
         }
     })

@@ -190,6 +190,9 @@ pub(super) fn problem(problem: &Problem) -> String {
     if !problem.limits.is_empty() {
         text.push_str(&limits(&problem.limits, problem.receipt.as_ref().map(|receipt| receipt.at), 2));
     }
+    if let Some(id) = &problem.id {
+        put(&mut text, format_args!("  on record as {id}\n"));
+    }
     if let Some(decided) = &problem.receipt {
         put(&mut text, format_args!("  {}", receipt(decided)));
     }

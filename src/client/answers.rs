@@ -1,12 +1,13 @@
 //! What nodes answer. Fields that this version does not know are passed over, so that an older
 //! client can talk to a newer node.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::client::{AdmissionEvent, TopUpRule};
+use crate::client::{AdmissionEvent, ProblemLayer, TopUpRule};
 use crate::units::{Credits, Millis, ParseQuantityError, Span};
 
 /// An amount of some unit, or of credits: a decimal with at most six digits after the point.
@@ -59,6 +60,11 @@ pub struct Receipt {
     pub term: u64,
     pub at: Millis,
     pub policy: u64,
+    /// The version of the reports of load that move limits, and of the rules, where they are told.
+    #[serde(default)]
+    pub load: u64,
+    #[serde(default)]
+    pub rules: Option<u16>,
 }
 
 /// Who paid a part of a cost.
@@ -256,7 +262,33 @@ pub struct AdmissionView {
     pub resolved_at: Option<Millis>,
     #[serde(default)]
     pub receipt: Option<Receipt>,
-    /// Everything that became of it, oldest first, where that was asked for.
+    /// Everything that became of it, oldest first.
+    #[serde(default)]
+    pub events: Vec<AdmissionEvent>,
+}
+
+/// A request that was refused.
+#[derive(Clone, Debug, Deserialize)]
+pub struct RefusalView {
+    pub id: String,
+    #[serde(default)]
+    pub account: Option<String>,
+    pub feature: String,
+    pub reason: String,
+    pub layer: ProblemLayer,
+    #[serde(default)]
+    pub field: Option<String>,
+    #[serde(default)]
+    pub cost: Option<Credits>,
+    #[serde(default)]
+    pub available: Option<Credits>,
+    #[serde(default)]
+    pub would_pass_at: Option<Millis>,
+    /// The first characters of what it said of itself.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    pub refused_at: Millis,
+    pub receipt: Receipt,
     #[serde(default)]
     pub events: Vec<AdmissionEvent>,
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::client::{BalancesView, LimitReset, Receipt};
+use crate::client::{Amount, BalancesView, LimitReset, Receipt};
 use crate::units::{Credits, Millis};
 
 /// What a page of a dataset is to have.
@@ -55,9 +55,15 @@ pub struct UsageItem {
     pub index: u64,
     pub at: Millis,
     pub admission: Option<String>,
+    /// The id of the refusal that it is.
+    #[serde(default)]
+    pub refusal: Option<String>,
     pub account: Option<String>,
     pub feature: String,
     pub usage: BTreeMap<String, u64>,
+    /// Until when a hold that begins or is extended is kept.
+    #[serde(default)]
+    pub held_until: Option<Millis>,
     pub outcome: String,
     #[serde(default)]
     pub reason: Option<String>,
@@ -96,9 +102,55 @@ pub struct MultiplierItem {
 /// One event in the life of an admission.
 #[derive(Clone, Debug, Deserialize)]
 pub struct AdmissionEvent {
+    #[serde(default)]
+    pub receipt: Option<Receipt>,
     pub usage: UsageItem,
     pub charge: Option<ChargeItem>,
     pub postings: Vec<PostingItem>,
+    /// What was looked at, where anything was.
+    #[serde(default)]
+    pub layers: Option<Vec<LayerItem>>,
+}
+
+/// One layer of the waterfall, as a decision found it and left it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum LayerItem {
+    Limit {
+        level: u8,
+        /// None for a capacity, which is the cluster's.
+        #[serde(default)]
+        account: Option<String>,
+        name: String,
+        unit: String,
+        then: String,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+    },
+    SpendingCap {
+        level: u8,
+        #[serde(default)]
+        account: Option<String>,
+        period: String,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+    },
+    Wallet {
+        level: u8,
+        #[serde(default)]
+        account: Option<String>,
+        available: ChangeItem,
+        held: ChangeItem,
+    },
+}
+
+/// An amount before a decision, and after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub struct ChangeItem {
+    pub before: Credits,
+    pub after: Credits,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -66,6 +66,9 @@ pub struct Problem {
     pub status: u16,
     #[serde(default)]
     pub detail: String,
+    /// By what the refusal can be looked up, if it is on record.
+    #[serde(default)]
+    pub id: Option<String>,
     /// What kind of refusal it is, in snake case.
     #[serde(default)]
     pub reason: Option<String>,
@@ -125,6 +128,7 @@ impl Problem {
             title: String::new(),
             status: 0,
             detail: shown,
+            id: None,
             reason: None,
             layer: None,
             field: None,

@@ -1,14 +1,18 @@
 //! Accounts: who is limited and who pays.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::decision::calendar::Calendar;
 use crate::decision::command::{AccountState, SpendingCap};
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
+use crate::decision::reply::AdmissionId;
 use crate::decision::topup::TopUps;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
@@ -24,6 +28,7 @@ impl AccountPlace {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Account {
+    #[serde(deserialize_with = "shared_text")]
     pub path: Arc<str>,
     pub parent: AccountPlace,
     /// 0 for the cluster, 1 for a root.
@@ -33,6 +38,9 @@ pub(super) struct Account {
     pub spending_cap: Option<SpendingCap>,
     /// What limits have counted here.
     meters: Vec<(MeterKey, Meter)>,
+    /// Which of them were cleared, and the first admission after the last time. There from the first reset on;
+    /// no longer than there are names of limits.
+    cleared: Option<Box<Cleared>>,
     /// What plans grant here again and again.
     pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
@@ -42,6 +50,10 @@ pub(super) struct Account {
     /// Absent until it is first said when to top up.
     pub top_ups: Option<Box<TopUps>>,
 }
+
+/// The first admission after the last reset of a meter: what those before it counted was cleared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Cleared(BTreeMap<MeterKey, AdmissionId>);
 
 impl Account {
     /// Meters beyond which those that count nothing any more are dropped.
@@ -56,6 +68,7 @@ impl Account {
             state: AccountState::Open,
             spending_cap: None,
             meters: Vec::new(),
+            cleared: None,
             recurrences: Vec::new(),
             wallet: None,
             banked_resets: 0,
@@ -82,6 +95,13 @@ impl Account {
         rule.take(&mut self.meters[place].1, at, amount)
     }
 
+    /// How large it is, in the size of a grant or so: for dividing accounts into records.
+    pub fn weight(&self) -> usize {
+        let wallet = self.wallet.as_deref().map_or(0, Wallet::weight);
+        let top_ups = self.top_ups.as_deref().map_or(0, TopUps::weight);
+        1 + self.meters.len() + self.recurrences.len() + wallet + top_ups
+    }
+
     /// The meters that count slots, and how many are taken on each.
     pub fn slots_taken(&self) -> impl Iterator<Item = (MeterKey, u64)> + '_ {
         self.meters.iter().filter_map(|(key, meter)| match meter {
@@ -90,19 +110,49 @@ impl Account {
         })
     }
 
-    /// Uncounts all that is counted under `key`, and leaves its window as it is.
-    pub fn clear(&mut self, key: MeterKey) {
+    /// Uncounts all that is counted under `key`, and leaves its window as it is. What admissions before
+    /// `next` counted is uncounted with it, once and for all.
+    pub fn clear(&mut self, key: MeterKey, next: AdmissionId) {
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
             meter.clear();
         }
+        self.cleared.get_or_insert_default().0.insert(key, next);
     }
 
-    /// Uncounts what [`Account::take`] counted.
-    pub fn give_back(&mut self, key: MeterKey, amount: u64, taken_at: Millis, mark: Mark) {
+    /// Uncounts what [`Account::take`] counted of `admission`, unless it was cleared meanwhile: it must not
+    /// be uncounted a second time.
+    pub fn give_back(
+        &mut self,
+        key: MeterKey,
+        admission: AdmissionId,
+        amount: u64,
+        taken_at: Millis,
+        mark: Mark,
+    ) {
+        let cleared = self.cleared.as_ref().and_then(|cleared| cleared.0.get(&key));
+        // Holds keep their slots through a reset.
+        if mark != Mark::Slot && cleared.is_some_and(|next| admission < *next) {
+            return;
+        }
         if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
             meter.give_back(amount, taken_at, mark);
         }
     }
+}
+
+/// Reads a text at once into where it stays: a checkpoint has millions.
+pub(super) fn shared_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<str>, D::Error> {
+    struct Text;
+    impl Visitor<'_> for Text {
+        type Value = Arc<str>;
+        fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+            formatter.write_str("a text")
+        }
+        fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Arc<str>, E> {
+            Ok(text.into())
+        }
+    }
+    deserializer.deserialize_str(Text)
 }
 
 impl SpendingCap {

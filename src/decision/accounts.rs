@@ -17,7 +17,7 @@ use crate::units::Credits;
 
 impl State {
     /// Accounts that a cluster can have.
-    const ACCOUNTS_MAX: usize = 100_000_000;
+    pub(super) const ACCOUNTS_MAX: usize = 100_000_000;
 
     pub(super) fn put_policy(&mut self, put: &PutPolicy<'_>) -> Outcome {
         outcome(self.try_put_policy(put))
@@ -45,12 +45,13 @@ impl State {
                 return Err(invalid(&format!("plans.{name}"), detail));
             }
         }
-        self.names = names;
-        self.keep_recent(policy.document().settings.admissions_kept);
-        self.policy = Arc::new(policy);
         self.note(|| {
             Fact::PolicyPut(facts::PolicyPut { revision: revision + 1, document: put.document.into() })
         });
+        self.names = names;
+        self.keep_recent(policy.document().settings.admissions_kept);
+        self.policy = Arc::new(policy);
+        self.policy_index = self.entry_index();
         Ok(Outcome::PolicyPut { revision: revision + 1 })
     }
 

@@ -3,8 +3,11 @@
 //! Records come in an order that depends on the state alone, so that two nodes with the same state
 //! write the same bytes.
 
-use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
+use serde::{Deserialize, Serialize};
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::hold::Hold;
@@ -14,6 +17,7 @@ use crate::decision::policy::{Document, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
+use crate::decision::view::Reserved;
 use crate::units::Millis;
 
 /// A frozen copy of a state. Taking one costs a reference count for each page of records.
@@ -31,8 +35,9 @@ pub struct WalletBooks<'a> {
     /// The account's number.
     pub number: u32,
     pub account: &'a Arc<str>,
-    /// The id and the books of each.
-    pub grants: Vec<(&'a Arc<str>, Balances)>,
+    /// The id and the books of each that is kept whole, and at the end, without an id, the sum of those that
+    /// ended before.
+    pub grants: Vec<(&'a str, Balances)>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -43,7 +48,8 @@ pub struct Record(Kind);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Kind {
     Head(Box<Head>),
-    Account(Box<Account>),
+    /// Accounts that follow each other: a page, or a part of one.
+    Accounts(Arc<Vec<Account>>),
     Hold(Box<Hold>),
     Answer(Box<KeptAnswer>),
     Resolved(Box<Resolved>),
@@ -53,6 +59,8 @@ enum Kind {
 
 /// Accounts whose trail is in one record.
 const TRAIL_LEN_MAX: usize = 1_024;
+/// How much the accounts of one record weigh, unless one alone weighs more.
+const RECORD_WEIGHT_MAX: usize = 512;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Head {
@@ -62,6 +70,7 @@ struct Head {
     next_top_up: u64,
     names: Names,
     revision: u64,
+    policy_index: u64,
     /// The policy document, as JSON.
     document: String,
     accounts: u64,
@@ -96,6 +105,7 @@ impl State {
                 next_top_up: self.next_top_up,
                 names: self.names.clone(),
                 revision: self.policy.revision(),
+                policy_index: self.policy_index,
                 document,
                 accounts: self.accounts.len() as u64,
                 holds: self.holds.len() as u64,
@@ -118,7 +128,7 @@ impl View {
         let mut recent: Vec<&Resolved> = self.recent.iter().collect();
         recent.sort_unstable_by_key(|resolved| resolved.id);
         let head = std::iter::once(Kind::Head(Box::new(self.head.clone())));
-        let accounts = self.accounts.iter().map(|account| Kind::Account(Box::new(account.clone())));
+        let accounts = self.accounts.pages().flat_map(parts).map(Kind::Accounts);
         let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
         let answers = self.keys.iter().map(|answer| Kind::Answer(Box::new(answer.clone())));
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
@@ -133,7 +143,8 @@ impl View {
         places.filter_map(|place| {
             let account = self.accounts.get(place)?;
             let wallet = account.wallet.as_deref()?;
-            let grants = wallet.grants().map(|grant| (&grant.id, grant.books)).collect();
+            let whole = wallet.grants().map(|grant| (&*grant.id, grant.books));
+            let grants = whole.chain(wallet.forgotten().map(|sum| ("", sum))).collect();
             Some(WalletBooks { number: place as u32, account: &account.path, grants })
         })
     }
@@ -146,6 +157,26 @@ impl View {
     fn trail_from(&self, first: usize) -> Vec<u64> {
         (first..first + TRAIL_LEN_MAX).map_while(|place| self.trail.get(place).copied()).collect()
     }
+}
+
+/// A page of accounts as it is; one that is large in parts, so that no record is.
+fn parts(page: &Arc<Vec<Account>>) -> Vec<Arc<Vec<Account>>> {
+    if page.iter().map(Account::weight).sum::<usize>() <= RECORD_WEIGHT_MAX {
+        return vec![Arc::clone(page)];
+    }
+    let mut parts: Vec<Arc<Vec<Account>>> = Vec::new();
+    let mut weight = usize::MAX;
+    for account in page.iter() {
+        weight = weight.saturating_add(account.weight());
+        match parts.last_mut().filter(|_| weight <= RECORD_WEIGHT_MAX) {
+            Some(part) => Arc::make_mut(part).push(account.clone()),
+            None => {
+                weight = account.weight();
+                parts.push(Arc::new(vec![account.clone()]));
+            }
+        }
+    }
+    parts
 }
 
 impl Record {
@@ -162,10 +193,14 @@ pub struct Restore {
     under_way: Option<UnderWay>,
 }
 
+/// Indexes are made in bulk and what must hold is checked on the way, while an account is at hand: there are
+/// millions of them, and each further look at all of them takes its time.
 struct UnderWay {
     state: State,
     promised: Head,
     records: u64,
+    wallet_deadlines: Vec<(Millis, AccountPlace)>,
+    reserved: Reserved,
 }
 
 impl Restore {
@@ -193,7 +228,10 @@ impl Restore {
     /// # Errors
     /// Records are missing, or contradict each other.
     pub fn finish(self) -> Result<State, RestoreError> {
-        let UnderWay { state, promised, .. } = self.under_way.ok_or(RestoreError::HeadNotFirst)?;
+        let under_way = self.under_way.ok_or(RestoreError::HeadNotFirst)?;
+        let UnderWay { mut state, promised, mut wallet_deadlines, reserved, .. } = under_way;
+        wallet_deadlines.sort_unstable();
+        state.wallet_deadlines = wallet_deadlines.into_iter().collect();
         let counts = [
             ("accounts", promised.accounts, state.accounts.len()),
             ("holds", promised.holds, state.holds.len()),
@@ -205,7 +243,7 @@ impl Restore {
                 return Err(RestoreError::Incomplete { what, promised, found: found as u64 });
             }
         }
-        state.check().map_err(RestoreError::Inconsistent)?;
+        reserved.compare(&state).and_then(|()| state.check_indexes()).map_err(RestoreError::Inconsistent)?;
         Ok(state)
     }
 }
@@ -220,7 +258,10 @@ impl UnderWay {
         if names != head.names {
             return Err(RestoreError::Inconsistent("the policy has names that were never given".into()));
         }
+        // No more room than the largest cluster needs, whatever a head promises.
+        let accounts = usize::try_from(head.accounts).unwrap_or(usize::MAX).min(State::ACCOUNTS_MAX);
         let state = State {
+            account_by_path: HashMap::with_capacity_and_hasher(accounts, RandomState::default()),
             now: head.now,
             next_admission: head.next_admission,
             next_grant: head.next_grant,
@@ -228,11 +269,13 @@ impl UnderWay {
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
+            policy_index: head.policy_index,
             accounts: Pages::default(),
             trail: Pages::default(),
             ..State::new()
         };
-        Ok(UnderWay { state, promised: head, records: 1 })
+        let (wallet_deadlines, reserved) = (Vec::new(), Reserved::default());
+        Ok(UnderWay { state, promised: head, records: 1, wallet_deadlines, reserved })
     }
 
     fn push(&mut self, kind: Kind) -> Result<(), RestoreError> {
@@ -245,7 +288,7 @@ impl UnderWay {
         };
         match kind {
             Kind::Head(_) => return Err(RestoreError::HeadNotFirst),
-            Kind::Account(account) => self.push_account(*account, record)?,
+            Kind::Accounts(accounts) => self.push_accounts(accounts, record)?,
             Kind::Hold(hold) => {
                 check(hold.account)?;
                 hold.draws.iter().try_for_each(|draw| check(draw.account))?;
@@ -264,29 +307,38 @@ impl UnderWay {
         Ok(())
     }
 
-    fn push_account(&mut self, account: Account, record: u64) -> Result<(), RestoreError> {
+    fn push_accounts(&mut self, accounts: Arc<Vec<Account>>, record: u64) -> Result<(), RestoreError> {
         let state = &mut self.state;
-        let place = AccountPlace(state.accounts.len() as u32);
-        if place != AccountPlace::CLUSTER {
-            // A parent is always older than its children.
-            if account.parent >= place || account.level != state.account_at(account.parent).level + 1 {
-                return Err(RestoreError::AccountMissing { record });
+        let first = state.accounts.len();
+        state.accounts.append(accounts);
+        let mut plan_users = Vec::new();
+        for number in first..state.accounts.len() {
+            let place = AccountPlace(number as u32);
+            let account = state.account_at(place);
+            if place != AccountPlace::CLUSTER {
+                // A parent is always older than its children.
+                if account.parent >= place || account.level != state.account_at(account.parent).level + 1 {
+                    return Err(RestoreError::AccountMissing { record });
+                }
+                state.account_by_path.insert(account.path.clone(), place);
             }
-            state.account_by_path.insert(account.path.clone(), place);
+            let account = state.account_at(place);
+            if account.plan.is_some_and(|id| state.policy.plan(id).is_none()) {
+                let detail = format!("{} has a plan that is not there", account.path);
+                return Err(RestoreError::Inconsistent(detail));
+            }
+            plan_users.push(account.plan);
+            for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
+                let begins_at = Some(grant.effective_at()).filter(|at| *at > state.now);
+                let due = grant.expires_at.into_iter().chain(begins_at);
+                self.wallet_deadlines.extend(due.map(|at| (at, place)));
+            }
+            let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
+            self.wallet_deadlines.extend(ends);
+            self.reserved.look(place, account, state.now).map_err(RestoreError::Inconsistent)?;
+            state.index_top_ups(place);
         }
-        if account.plan.is_some_and(|id| state.policy.plan(id).is_none()) {
-            return Err(RestoreError::Inconsistent(format!("{} has a plan that is not there", account.path)));
-        }
-        state.count_plan_user(account.plan);
-        for grant in account.wallet.iter().flat_map(|wallet| wallet.live()) {
-            let begins_at = Some(grant.effective_at).filter(|at| *at > state.now);
-            let due = grant.expires_at.into_iter().chain(begins_at);
-            state.wallet_deadlines.extend(due.map(|at| (at, place)));
-        }
-        let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
-        state.wallet_deadlines.extend(ends);
-        state.accounts.push(account);
-        state.index_top_ups(place);
+        plan_users.into_iter().for_each(|plan| state.count_plan_user(plan));
         Ok(())
     }
 }

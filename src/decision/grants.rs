@@ -10,7 +10,7 @@ use crate::decision::path;
 use crate::decision::refusal::outcome;
 use crate::decision::reply::{Balances, GrantRevoked, Outcome, Reason, Refusal};
 use crate::decision::state::State;
-use crate::decision::wallet::{Grant, Wallet};
+use crate::decision::wallet::{Grant, Known, Wallet};
 use crate::units::{Credits, MILLIS_MAX};
 
 fn invalid(field: &str, detail: &str) -> Box<Refusal> {
@@ -43,14 +43,18 @@ impl State {
         if put.source == Source::Bridge {
             return Err(invalid("source", "a bridge comes of a top-up alone"));
         }
+        if put.source == Source::Adjustment && put.reason.is_none() {
+            return Err(invalid("reason", "an adjustment says why it is made"));
+        }
         put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
         let wallet = self.account_at(place).wallet.as_deref();
-        if let Some(grant) = wallet.and_then(|wallet| wallet.find(put.id)) {
-            if !grant.is_of(put) {
+        match wallet.map_or(Known::New, |wallet| wallet.knows(put)) {
+            Known::New => {}
+            Known::Same(grant) => return Ok((Outcome::GrantPut(Box::new(grant)), true)),
+            Known::Other => {
                 let detail = format!("{} already has another grant {}", put.account, put.id);
                 return Err(Refusal::of_field(Reason::GrantExists, "id", detail));
             }
-            return Ok((Outcome::GrantPut(Box::new(grant.view())), true));
         }
         if put.credits <= Credits::ZERO {
             return Err(invalid("credits", "a grant is of more than nothing"));
@@ -73,7 +77,6 @@ impl State {
             sequence: self.next_grant,
             created_at: self.now,
             asked_effective_at: put.effective_at,
-            effective_at,
             expires_at: put.expires_at,
             books: Balances::default(),
             awaited: Credits::ZERO,
@@ -94,7 +97,7 @@ impl State {
     ) -> Result<(), Box<Refusal>> {
         let (id, sequence) = (grant.id.clone(), grant.sequence);
         let (source, priority) = (grant.source, grant.priority);
-        let (effective_at, expires_at) = (grant.effective_at, grant.expires_at);
+        let (effective_at, expires_at) = (grant.effective_at(), grant.expires_at);
         self.wallet_mut(place)
             .add(grant, credits)
             .map_err(|_| invalid("credits", "the wallet's sum would not fit into an amount of credits"))?;
@@ -143,6 +146,10 @@ impl State {
         path::check_text(revoke.reason, "reason", REASON_BYTES_MAX)?;
         let wallet = self.account_at(account).wallet.as_deref();
         let grant = wallet.and_then(|wallet| wallet.find(revoke.grant)).ok_or_else(|| {
+            if wallet.is_some_and(|wallet| wallet.has_forgotten(revoke.grant)) {
+                let detail = format!("0 credits are left to revoke of the grant {}", revoke.grant);
+                return Refusal::of_field(Reason::GrantShort, "credits", detail);
+            }
             let detail = format!("{} has no grant with this id", revoke.account);
             Refusal::of_field(Reason::GrantUnknown, "grant", detail)
         })?;
@@ -160,7 +167,8 @@ impl State {
         let awaited = Credits(grant.awaited.0 + asked.0 - amount.0);
         self.revoke_grant(account, sequence, amount, awaited, revoke.reason);
         let wallet = self.account_at(account).wallet.as_deref();
-        let grant = wallet.and_then(|wallet| wallet.find(revoke.grant)).expect("a grant is never forgotten");
+        let grant =
+            wallet.and_then(|wallet| wallet.find(revoke.grant)).expect("the last to end is kept whole");
         let revoked = GrantRevoked { grant: grant.view(), revoked: amount, awaited };
         Ok(Outcome::GrantRevoked(Box::new(revoked)))
     }
@@ -189,16 +197,5 @@ impl State {
         }
         let (from, to, why) = (Bucket::Available, Bucket::Revoked, Why::Revoked);
         self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
-    }
-}
-
-impl Grant {
-    /// Whether `put` asks for just this grant.
-    fn is_of(&self, put: &PutGrant<'_>) -> bool {
-        self.source == put.source
-            && self.books.granted == put.credits
-            && self.priority == put.priority
-            && self.asked_effective_at == put.effective_at
-            && self.expires_at == put.expires_at
     }
 }

@@ -70,7 +70,6 @@ impl State {
             sequence,
             created_at: now,
             asked_effective_at: None,
-            effective_at: now,
             expires_at: None,
             books: Balances::default(),
             awaited: Credits::ZERO,

@@ -52,6 +52,24 @@ impl<T: Clone> Pages<T> {
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.pages.iter().flat_map(|page| page.iter())
     }
+
+    /// The pages, all of them full but the last.
+    pub fn pages(&self) -> impl Iterator<Item = &Arc<Vec<T>>> {
+        self.pages.iter()
+    }
+
+    /// Adds records behind the last one: as they are, where they can be a page.
+    pub fn append(&mut self, records: Arc<Vec<T>>) {
+        if self.len.is_multiple_of(PAGE_LEN) && (1..=PAGE_LEN).contains(&records.len()) {
+            self.len += records.len();
+            self.pages.push(records);
+            return;
+        }
+        let records = Arc::try_unwrap(records).unwrap_or_else(|shared| (*shared).clone());
+        records.into_iter().for_each(|record| {
+            self.push(record);
+        });
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -122,6 +140,20 @@ mod tests {
         // Only the pages that changed were copied.
         let shared = pages.pages.iter().zip(&frozen.pages).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
         assert_eq!(shared, frozen.pages.len() - 2);
+    }
+
+    #[test]
+    fn appended_records_have_the_places_behind_the_last() {
+        let mut pages = Pages::default();
+        // Whole pages, parts of one, and more than one.
+        for length in [PAGE_LEN, 3, PAGE_LEN, 1, 0, 3 * PAGE_LEN] {
+            let first = pages.len();
+            pages.append(Arc::new((first..first + length).collect()));
+            assert_eq!(pages.len(), first + length);
+            assert_eq!(pages.push(first + length), first + length);
+        }
+        assert!((0..pages.len()).all(|place| pages.get(place) == Some(&place)));
+        assert_eq!(pages.iter().copied().collect::<Vec<_>>(), (0..pages.len()).collect::<Vec<_>>());
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(super) struct Resolved {
     pub paid_by: Vec<Payment>,
     pub uncovered: Credits,
     pub stamp: Stamp,
+    /// The index of the entry with its latest event.
+    pub latest: u64,
     pub policy: u64,
     pub resolved_at: Millis,
 }

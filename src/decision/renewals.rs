@@ -1,10 +1,15 @@
-//! What falls due in wallets: the renewal of recurring plan grants, the end of grants, and looks at whether to
-//! top up again.
+//! What falls due: the end of holds, the renewal of recurring plan grants, the end of grants, and looks at
+//! whether to top up again.
 //!
 //! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
 //! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
 //! million months that end at once do not stop the cluster: the rest waits for the next entries. Nothing
 //! is decided on a wallet that waits: [`State::bring_up_to_date`] comes before each command.
+//!
+//! Holds are otherwise: what one gives back, to slots, capacities and wallets of every level, anybody may look
+//! at. So the agreed time itself waits for them. An entry that has ended as many as it may,
+//! [`State::PAID_BACK_PER_ENTRY_MAX`], leaves time at the moment at which the next one ends; the entries behind
+//! it go on from there, and nothing is decided at a later moment before that.
 
 use std::sync::Arc;
 
@@ -39,13 +44,20 @@ pub(super) struct Recurrence {
 pub(super) struct EntryBound {
     index: u64,
     left: usize,
+    /// The same of holds, by those that they pay back to.
+    holds_left: usize,
     /// Whether it was recorded that some are left.
     told: bool,
 }
 
 impl Default for EntryBound {
     fn default() -> Self {
-        EntryBound { index: 0, left: State::DUE_PER_ENTRY_MAX, told: false }
+        EntryBound {
+            index: 0,
+            left: State::DUE_PER_ENTRY_MAX,
+            holds_left: State::PAID_BACK_PER_ENTRY_MAX,
+            told: false,
+        }
     }
 }
 
@@ -61,18 +73,29 @@ impl State {
     /// Renewals, ends of grants and looks for top-ups that one entry carries out without being asked for their wallets; those of
     /// one wallet at one moment are not divided.
     pub const DUE_PER_ENTRY_MAX: usize = 4_096;
+    /// Holds whose time is over that one entry ends, each counted once and once for each grant that it has
+    /// drawn on; one hold is not divided.
+    pub const PAID_BACK_PER_ENTRY_MAX: usize = 4_096;
     /// Recurring grants that one account can have, with those of plans that it no longer has.
     const RECURRENCES_MAX: usize = 64;
+    /// Periods of a recurring grant that are looked ahead.
+    const PERIODS_FORESEEN_MAX: usize = 400;
 
     // --- when -------------------------------------------------------------------------------------
 
-    /// Moves time on to `at`, through every deadline on the way, each at its own moment: all of holds, and
-    /// of wallets as many as the entry may carry out.
+    /// Moves time on towards `at`, through every deadline on the way, each at its own moment, as many as the
+    /// entry may carry out. It stops at the first hold that is to wait for the next entry.
     pub(super) fn move_time(&mut self, at: Millis) {
         let begun_at = self.now;
-        let target = self.now.max(at);
+        let mut target = self.now.max(at);
         loop {
-            let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
+            let mut hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
+            if let Some((due_at, _)) = hold
+                && self.entry_bound.holds_left == 0
+            {
+                target = due_at;
+                hold = None;
+            }
             let bounded = self.entry_bound.left > 0;
             // No further than the next hold: what ends it may lend to a wallet, and so make something due there.
             let until = hold.map_or(target, |(due_at, _)| due_at);
@@ -95,11 +118,13 @@ impl State {
             match (hold, wallet) {
                 (None, None) => break,
                 (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
-                    let account = self.hold(id).expect("a deadline is of a hold that is there").account;
+                    let hold = self.hold(id).expect("a deadline is of a hold that is there");
+                    let (account, weight) = (hold.account, 1 + hold.draws.len());
                     // What was due before in the wallets that it returns to.
                     self.bring_wallets_up_to_date(account, Millis(due_at.0.saturating_sub(1)));
                     self.now = due_at;
                     self.expire_hold(id);
+                    self.entry_bound.holds_left = self.entry_bound.holds_left.saturating_sub(weight);
                 }
                 (_, None) => unreachable!("a hold without a wallet that is due comes first"),
                 (_, Some((due_at, account))) => {
@@ -116,8 +141,14 @@ impl State {
 
     /// Whether something is due that no command has carried out yet.
     pub fn is_overdue(&self) -> bool {
-        let firsts = [self.wallet_deadlines.first(), self.top_up_looks.first()];
-        firsts.into_iter().flatten().any(|(due_at, _)| *due_at <= self.now)
+        let is_due = |deadline: Option<Millis>| deadline.is_some_and(|due_at| due_at <= self.now);
+        self.is_wallet_overdue()
+            || is_due(self.hold_deadlines.first().map(|(due_at, _)| *due_at))
+            || is_due(self.top_up_looks.first().map(|(look_at, _)| *look_at))
+    }
+
+    fn is_wallet_overdue(&self) -> bool {
+        self.wallet_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
     }
 
     /// Records, once for each entry that leaves something due, since when it is.
@@ -153,13 +184,13 @@ impl State {
         let expire = live.clone().filter_map(|grant| grant.expires_at);
         // What can be drawn from a wallet that owes pays back first, from its first moment on.
         let owes = wallet.is_some_and(|wallet| !wallet.owed().is_zero());
-        let begin = live.filter(|_| owes).map(|grant| grant.effective_at);
+        let begin = live.filter(|_| owes).map(|grant| grant.effective_at());
         ends.chain(expire).chain(begin).min()
     }
 
     /// Carries out what is due in the wallets that a command looks at.
     pub(super) fn bring_up_to_date(&mut self, command: &Command<'_>) {
-        if !self.is_overdue() {
+        if !self.is_wallet_overdue() {
             return;
         }
         let of_path = |path: &str| self.account_by_path.get(path).copied();
@@ -234,6 +265,47 @@ impl State {
         }
         debug_assert!(done > 0, "something was due");
         done.max(1)
+    }
+
+    // --- what will be -----------------------------------------------------------------------------
+
+    /// When credits come into an account's own wallet without anybody's doing: grants take effect, and
+    /// recurring ones are renewed.
+    pub(super) fn credits_come_at(&self, place: AccountPlace) -> impl Iterator<Item = Millis> {
+        let account = self.account_at(place);
+        let live = account.wallet.as_deref().into_iter().flat_map(|wallet| wallet.live());
+        let renewed = account.recurrences.iter().map(|recurrence| recurrence.ends_at);
+        live.map(|grant| grant.effective_at()).chain(renewed)
+    }
+
+    /// What an account's own wallet could pay at `at`, if nothing happened until then but what falls due.
+    /// What rolls over more than once is left out: it is rather too little than too much.
+    pub(super) fn foreseen(&self, place: AccountPlace, at: Millis) -> Credits {
+        let account = self.account_at(place);
+        let Some(wallet) = account.wallet.as_deref() else { return Credits::ZERO };
+        let plan = account.plan.and_then(|plan| self.policy.plan(plan));
+        let (mut drawable, mut granted) = (0, 0);
+        for recurrence in account.recurrences.iter().filter(|recurrence| recurrence.ends_at <= at) {
+            let mut grants = plan.into_iter().flat_map(|plan| &plan.grants);
+            let Some(grant) = grants.find(|grant| grant.key == recurrence.key) else { continue };
+            let mut ends_at = recurrence.ends_at;
+            let mut rolled = self.rolls_over(place, recurrence.grant, grant);
+            for _ in 0..State::PERIODS_FORESEEN_MAX {
+                let Some(next) = grant.cycle.end(recurrence.anchor, ends_at) else { break };
+                ends_at = next;
+                granted += i128::from(grant.credits.0);
+                if at < ends_at {
+                    drawable += i128::from(grant.credits.0) + i128::from(rolled.0);
+                    break;
+                }
+                rolled = Credits::ZERO;
+            }
+        }
+        // A wallet that has no room for the sum goes without.
+        if granted > i128::from(wallet.room().0) {
+            drawable = 0;
+        }
+        wallet.drawable_with(Credits(i64::try_from(drawable).unwrap_or(i64::MAX)), at)
     }
 
     // --- what -------------------------------------------------------------------------------------
@@ -346,7 +418,6 @@ impl State {
             sequence,
             created_at: self.now,
             asked_effective_at: None,
-            effective_at: self.now,
             expires_at: Some(ends_at),
             books: Balances::default(),
             awaited: Credits::ZERO,

@@ -3,7 +3,8 @@
 //! What must hold: a reset only ever makes room. The window itself stays: one that would have been whole
 //! again soon still is. Slots are not touched, since holds have them; wallets and spending caps are not
 //! touched at all. What holds reserved is cleared with the rest, so they do not give it back a second
-//! time. Each reset is a fact that says what was cleared.
+//! time: the account notes which admissions were cleared of what, so that a reset costs the same however
+//! many holds there are. Each reset is a fact that says what was cleared.
 
 use std::sync::Arc;
 
@@ -12,9 +13,9 @@ use crate::decision::command::{BANKED_RESETS_MAX, REASON_BYTES_MAX, Reset, Reset
 use crate::decision::facts;
 use crate::decision::meter::Rule;
 use crate::decision::path;
-use crate::decision::policy::{Limit, MeterKey, Plan, Policy};
+use crate::decision::policy::{Limit, Plan, Policy};
 use crate::decision::refusal::outcome;
-use crate::decision::reply::{Layer, LimitReset, Outcome, Reason, Refusal, ResetDone};
+use crate::decision::reply::{AdmissionId, Layer, LimitReset, Outcome, Reason, Refusal, ResetDone};
 use crate::decision::state::State;
 
 impl State {
@@ -61,15 +62,14 @@ impl State {
         let policy = Arc::clone(&self.policy);
         let plan = self.account_at(place).plan.and_then(|id| policy.plan(id));
         let meant = meant(plan, reset)?;
-        let keys: Vec<MeterKey> = meant.iter().map(|limit| limit.key).collect();
-        let (now, account) = (self.now, self.account_mut(place));
+        let (now, next) = (self.now, AdmissionId(self.next_admission));
+        let account = self.account_mut(place);
         let mut cleared = Vec::with_capacity(meant.len());
         for limit in meant {
             let used = limit.rule.read(account.meter(limit.key), now).used;
-            account.clear(limit.key);
+            account.clear(limit.key, next);
             cleared.push(LimitReset { name: limit.name.clone(), unit: limit.unit.clone(), used });
         }
-        self.forget_debits(place, &keys);
         Ok(cleared)
     }
 }

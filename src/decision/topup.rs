@@ -91,6 +91,11 @@ impl TopUps {
     /// Resolved top-ups that are kept of an account, for looking them up and for answering again.
     const RESOLVED_MAX: usize = 16;
 
+    /// How large it is, in the size of a grant or so.
+    pub fn weight(&self) -> usize {
+        1 + self.pending.iter().chain(&self.resolved).count()
+    }
+
     pub fn rule(&self) -> Option<TopUp> {
         self.rule
     }
@@ -259,9 +264,6 @@ impl State {
         // What earlier ones have paid, or holds still keep of them, comes first.
         let bridge = if owes || is_held { Credits::ZERO } else { rule.bridge.min(amount) };
         let bridge = if bridge > room { Credits::ZERO } else { bridge };
-        if wallet.is_some() {
-            self.wallet_mut(place).forget_top_up_grants();
-        }
         let now = self.now;
         let top_ups = self.top_ups_mut(place);
         let asked = top_ups.month.asked_at(now) + i128::from(amount.0);
@@ -287,7 +289,6 @@ impl State {
             sequence: self.next_grant,
             created_at: self.now,
             asked_effective_at: None,
-            effective_at: self.now,
             expires_at: None,
             books: Balances::default(),
             awaited: Credits::ZERO,
@@ -541,21 +542,19 @@ impl State {
 
     /// Makes the indexes of an account that was restored.
     pub(super) fn index_top_ups(&mut self, place: AccountPlace) {
-        let Some(top_ups) =
-            self.accounts.get(place.0 as usize).and_then(|account| account.top_ups.as_deref())
-        else {
-            return;
-        };
+        let account = self.accounts.get(place.0 as usize);
+        let Some(top_ups) = account.and_then(|account| account.top_ups.as_deref()) else { return };
         self.top_ups_pending.extend(top_ups.pending_id().map(|id| (id, place)));
         self.top_ups_resolved.extend(top_ups.resolved.iter().map(|intent| (intent.id, place)));
         self.top_up_looks.extend(top_ups.look_at.map(|at| (at, place)));
     }
 
-    /// Checks that no top-up is missing, that what is kept of them is found, and that caps are kept.
-    pub(super) fn check_top_ups(&self) -> Result<(), String> {
+    /// Checks, of all accounts that have any, that no top-up is missing, and that what is kept of them is found.
+    pub(super) fn check_top_ups(&self, places: &[AccountPlace]) -> Result<(), String> {
         let (mut pending, mut resolved) = (0, 0);
-        for (number, account) in self.accounts.iter().enumerate() {
-            let (place, path) = (AccountPlace(number as u32), &account.path);
+        for place in places.iter().copied() {
+            let account = self.account_at(place);
+            let path = &account.path;
             let Some(top_ups) = account.top_ups.as_deref() else { continue };
             let ids = || top_ups.pending.iter().chain(&top_ups.resolved).map(|intent| intent.id);
             if ids().any(|id| self.top_up_account(id) != Some(place) || id.0 >= self.next_top_up) {

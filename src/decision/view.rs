@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::decision::account::AccountPlace;
+use crate::decision::account::{Account, AccountPlace};
 use crate::decision::hold::Hold;
 use crate::decision::policy::{Document, Limit, Measure};
 use crate::decision::reply::{
@@ -14,6 +14,63 @@ use crate::decision::topup::TopUps;
 use crate::decision::wallet::{Grant, Wallet};
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
+
+/// What accounts say that holds have reserved of them, and which have top-ups, gathered account by account: to
+/// be compared with what the holds and the indexes say.
+#[derive(Debug, Default)]
+pub(super) struct Reserved {
+    held: BTreeMap<AccountPlace, i64>,
+    slots: BTreeMap<(AccountPlace, u32), u64>,
+    with_plan: u64,
+    with_top_ups: Vec<AccountPlace>,
+}
+
+impl Reserved {
+    /// Checks what must hold of an account by itself, and gathers the rest.
+    pub fn look(&mut self, place: AccountPlace, account: &Account, now: Millis) -> Result<(), String> {
+        self.with_plan += u64::from(account.plan.is_some());
+        self.with_top_ups.extend(account.top_ups.is_some().then_some(place));
+        let taken = account.slots_taken().filter(|(_, taken)| *taken > 0);
+        self.slots.extend(taken.map(|(key, taken)| ((place, key.place()), taken)));
+        let Some(wallet) = &account.wallet else { return Ok(()) };
+        if !wallet.is_balanced() {
+            return Err(format!("the books of {} do not balance: {wallet:?}", account.path));
+        }
+        if !wallet.has_paid_back(now) {
+            return Err(format!("{} owes {} and could pay", account.path, wallet.owed()));
+        }
+        let held = wallet.books().held;
+        if !held.is_zero() {
+            self.held.insert(place, held.0);
+        }
+        Ok(())
+    }
+
+    /// Checks that what wallets hold is what holds reserve there, that slots are taken by holds and by nothing
+    /// else, and that no top-up is missing.
+    pub fn compare(self, state: &State) -> Result<(), String> {
+        let (mut held, mut slots) = (BTreeMap::new(), BTreeMap::new());
+        for hold in state.holds.iter() {
+            for draw in &hold.draws {
+                *held.entry(draw.account).or_insert(0) += draw.amount.0;
+            }
+            for debit in hold.debits.iter().filter(|debit| debit.measure == Measure::Slot) {
+                *slots.entry((debit.account, debit.key.place())).or_insert(0) += debit.amount;
+            }
+        }
+        if self.held != held {
+            return Err(format!("wallets hold {:?}, but holds reserve {held:?}", self.held));
+        }
+        if self.slots != slots {
+            return Err(format!("accounts count as taken slots {:?}, but holds take {slots:?}", self.slots));
+        }
+        let counted: u64 = state.plan_users.iter().sum();
+        if counted != self.with_plan {
+            return Err(format!("{counted} accounts are counted as having a plan, {} have", self.with_plan));
+        }
+        state.check_top_ups(&self.with_top_ups)
+    }
+}
 
 /// How much of everything there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -145,61 +202,36 @@ impl State {
         })
     }
 
+    /// The index of the entry with the latest event of an admission, as long as it is known.
+    pub fn latest_event(&self, id: AdmissionId) -> Option<u64> {
+        let hold = self.hold(id).map(|hold| hold.latest);
+        hold.or_else(|| self.recent.get(id).map(|resolved| resolved.latest))
+    }
+
     /// Checks what must always hold: the books of every wallet, that what wallets hold is what holds
-    /// reserved there, that slots are taken by holds, and that the indexes agree with the records.
+    /// reserved there, that slots are taken by holds, that top-ups are asked for, and that the indexes agree
+    /// with the records.
     ///
     /// # Errors
     /// What does not hold, for a person. It means a defect.
     pub fn check(&self) -> Result<(), String> {
-        let mut held = BTreeMap::new();
-        for hold in self.holds.iter() {
-            for draw in &hold.draws {
-                *held.entry(draw.account).or_insert(0) += draw.amount.0;
-            }
-        }
+        let mut reserved = Reserved::default();
         for (number, account) in self.accounts.iter().enumerate() {
-            let place = AccountPlace(number as u32);
-            let Some(wallet) = &account.wallet else { continue };
-            if !wallet.is_balanced() {
-                return Err(format!("the books of {} do not balance: {wallet:?}", account.path));
-            }
-            if !wallet.has_paid_back(self.now) {
-                return Err(format!("{} owes {} and could pay", account.path, wallet.owed()));
-            }
-            let reserved = held.remove(&place).unwrap_or(0);
-            if wallet.books().held.0 != reserved {
-                let books = wallet.books().held;
-                return Err(format!("{} holds {books}, but holds reserve {reserved}", account.path));
+            reserved.look(AccountPlace(number as u32), account, self.now)?;
+        }
+        reserved.compare(self)?;
+        self.check_indexes()?;
+        for place in (0..self.accounts.len()).map(|number| AccountPlace(number as u32)) {
+            let due = self.due_in_wallet(place);
+            if due.is_some_and(|due_at| !self.wallet_deadlines.contains(&(due_at, place))) {
+                return Err("what is due in a wallet has no deadline".to_owned());
             }
         }
-        if !held.is_empty() {
-            return Err(format!("holds reserve in wallets that are not there: {held:?}"));
-        }
-        self.check_slots()?;
-        self.check_top_ups()?;
-        self.check_indexes()
+        Ok(())
     }
 
-    /// Slots are taken by holds, and by nothing else.
-    fn check_slots(&self) -> Result<(), String> {
-        let mut taken = BTreeMap::new();
-        for debit in self.holds.iter().flat_map(|hold| &hold.debits) {
-            if debit.measure == Measure::Slot {
-                *taken.entry((debit.account, debit.key.place())).or_insert(0) += debit.amount;
-            }
-        }
-        for (number, account) in self.accounts.iter().enumerate() {
-            for (key, counted) in account.slots_taken() {
-                let held = taken.remove(&(AccountPlace(number as u32), key.place())).unwrap_or(0);
-                if counted != held {
-                    return Err(format!("{} counts {counted} slots taken, holds take {held}", account.path));
-                }
-            }
-        }
-        if taken.is_empty() { Ok(()) } else { Err(format!("holds take slots that nobody counts: {taken:?}")) }
-    }
-
-    fn check_indexes(&self) -> Result<(), String> {
+    /// The part of [`State::check`] that looks at no account.
+    pub(super) fn check_indexes(&self) -> Result<(), String> {
         let require = |holds: bool, what: &str| if holds { Ok(()) } else { Err(what.to_owned()) };
         let holds = self.holds.len();
         require(self.hold_by_id.len() == holds, "the index of holds is not the holds")?;
@@ -218,13 +250,6 @@ impl State {
         let all = indexed == below && self.holds_by_account.len() == below && counted == below as u64;
         require(all, "the holds by account are not the holds")?;
         require(self.hold_deadlines.len() == holds, "a deadline is of no hold")?;
-        for place in (0..self.accounts.len()).map(|number| AccountPlace(number as u32)) {
-            let due = self.due_in_wallet(place);
-            let known = due.is_none_or(|due_at| self.wallet_deadlines.contains(&(due_at, place)));
-            require(known, "what is due in a wallet has no deadline")?;
-        }
-        let with_plan = self.accounts.iter().filter(|account| account.plan.is_some()).count() as u64;
-        require(self.plan_users.iter().sum::<u64>() == with_plan, "the users of plans are not counted")?;
         require(self.trail.len() == self.accounts.len(), "the trails are not the accounts")?;
         require(self.account_by_path.len() + 1 == self.accounts.len(), "the paths are not the accounts")
     }

@@ -20,7 +20,7 @@ use crate::edge::problem::Problem;
 pub enum Role {
     /// Look at everything.
     Read,
-    /// Ask for admissions, and settle, extend and release them.
+    /// Ask for admissions, settle, extend and release them, and use resets that were put by.
     Admit,
     /// Change accounts, grants, the policy and the cluster.
     Operate,

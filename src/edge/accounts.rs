@@ -44,6 +44,9 @@ pub(crate) async fn revoke_grant(mut asked: Asked) -> Result<Answer, Problem> {
 pub(crate) async fn reset(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
     let body: ResetBody<'_> = body::read(asked.json()?)?;
+    if !body.uses_banked() {
+        asked.require_operator()?;
+    }
     let reply = asked.decide(body.command(&account)?).await?;
     Ok(replies::answer(&reply, None))
 }

@@ -1,20 +1,24 @@
 //! The calls about admissions: decide, settle, extend, release, look up.
 
+use std::fmt::Display;
+
 use axum::http::StatusCode;
 
 use crate::decision::State;
-use crate::decision::command::{Command, Extend, Release};
-use crate::decision::reply::Reason;
+use crate::decision::command::{Command, Extend, Key, Release, Request};
+use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
 use crate::edge::datasets::history;
+use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
-use crate::edge::request::Asked;
+use crate::edge::request::{Asked, DecisionId};
 use crate::edge::wire::admission::{
-    AdmissionAnswer, AdmissionBody, BatchSeed, ExtendBody, ReleaseBody, SettleBody,
+    AdmissionAnswer, AdmissionBody, BatchSeed, EntryKeys, ExtendBody, ReleaseBody, SettleBody,
 };
+use crate::edge::wire::json::Derived;
 use crate::units::Span;
 
 pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
@@ -29,11 +33,30 @@ pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
     Ok(replies::answer(&reply, None))
 }
 
+/// A batch under a key happens once: first the key is kept for the whole of it, then each entry is decided
+/// under a key of its own that follows from it. So whoever repeats a batch of which only a part was decided, or
+/// whose answer was lost, gets the first answers and the rest decided.
 pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     let admissions_max = asked.shared().limits.batch_admissions_max;
-    let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max })?;
+    let key = idempotency_key(asked.headers())?;
+    let keys = match &key {
+        Some(key) => EntryKeys::OfBatch(key),
+        None => asked.dedupe_value()?.map_or(EntryKeys::None, EntryKeys::OfHeader),
+    };
+    let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max, keys })?;
     if proposal.is_empty() {
-        return Ok(replies::batch(&[]).await);
+        return Ok(replies::batch(&[], false).await);
+    }
+    let mut known = false;
+    if let Some(key) = &key {
+        let fingerprint = proposal.fingerprint();
+        let kept = asked
+            .propose_one(Request { key: Some(Key { key, fingerprint }), command: Command::Tick })
+            .await?;
+        if matches!(kept.outcome, Outcome::Refused(_)) {
+            return Ok(replies::answer(&kept, None));
+        }
+        known = kept.replayed;
     }
     let count = proposal.len();
     let replies = asked.replica().propose(proposal).await?;
@@ -43,7 +66,10 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     for reply in &replies {
         asked.metrics().decided(reply);
     }
-    Ok(replies::batch(&replies).await)
+    // What is refused is decided anew, as ever, and changes nothing.
+    let nothing_new =
+        replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
+    Ok(replies::batch(&replies, known && nothing_new).await)
 }
 
 pub(crate) async fn settle(mut asked: Asked) -> Result<Answer, Problem> {
@@ -69,28 +95,43 @@ pub(crate) async fn release(mut asked: Asked) -> Result<Answer, Problem> {
     Ok(replies::answer(&reply, Some(admission)))
 }
 
-/// What the state still knows is told from there; what it does not, or with `events=true`, from the facts.
+/// The receipt of a decision, from the facts, which are the same on every node and however old. With
+/// `events=false`, how an admission stands: from the state, as long as that knows it.
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
-    let admission = asked.admission().await?;
+    let id = asked.decision().await?;
     let mut query = asked.query()?;
-    let with_events = query.value("events", "true or false")?.unwrap_or(false);
+    let with_events = query.value("events", "true or false")?.unwrap_or(true);
     query.finish()?;
+    match id {
+        DecisionId::Admission(id) => admission(&asked, id, with_events).await,
+        DecisionId::Refusal(id) => refusal(&asked, id).await,
+    }
+}
+
+async fn admission(asked: &Asked, id: AdmissionId, with_events: bool) -> Result<Answer, Problem> {
     let replica = asked.replica();
-    let look = |state: &State| (state.admission(admission), state.counts().admissions);
-    let (known, latest) = replica.read(look).await?;
+    let look = |state: &State| (state.admission(id), state.latest_event(id), state.counts().admissions);
+    let (known, latest_event, latest) = replica.read(look).await?;
     if let (Some(view), false) = (&known, with_events) {
         return Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view, events: None }));
     }
-    let unknown = || {
-        let detail = format!("there is no admission {admission}");
-        Problem::new(Kind::Refused(Reason::AdmissionUnknown), detail)
-    };
-    if !(1..=latest).contains(&admission.0) {
-        return Err(unknown());
+    if !(1..=latest).contains(&id.0) {
+        return Err(unknown(id));
     }
-    let decided_at = known.as_ref().map(|view| view.stamp.index);
-    let history = history::of(replica, admission, decided_at).await?.ok_or_else(unknown)?;
-    let view = known.or_else(|| history.view()).ok_or_else(unknown)?;
-    let events = history.items();
-    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view: &view, events: Some(&events) }))
+    let history = history::of(replica, id, latest_event).await?.ok_or_else(|| unknown(id))?;
+    let view = history.view().ok_or_else(|| unknown(id))?;
+    let events = if with_events { Some(history.items()?) } else { None };
+    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view: &view, events: events.as_deref() }))
+}
+
+async fn refusal(asked: &Asked, id: RefusalId) -> Result<Answer, Problem> {
+    // As fresh as this call, like every read.
+    asked.replica().read(|_| ()).await?;
+    let history = history::of_refusal(asked.replica(), id).await?.ok_or_else(|| unknown(id))?;
+    let answer = history.refusal(id)?.ok_or_else(|| unknown(id))?;
+    Ok(Answer::json(StatusCode::OK, &Derived(&answer)))
+}
+
+fn unknown(id: impl Display) -> Problem {
+    Problem::new(Kind::Refused(Reason::AdmissionUnknown), format!("there is no admission {id}"))
 }

@@ -94,7 +94,8 @@ struct AccountBalances<'a> {
 
 #[derive(Serialize)]
 struct GrantBalances<'a> {
-    id: &'a Arc<str>,
+    /// Empty for the sum of those that ended long ago.
+    id: &'a str,
     credits: Balances,
 }
 

@@ -53,7 +53,8 @@ calls! {
     PutAccount    PUT  "/v1/accounts/{account}"           OPERATE;
     PutGrant      POST "/v1/accounts/{account}/grants"    OPERATE;
     RevokeGrant   POST "/v1/accounts/{account}/grants/{grant}/revoke" OPERATE;
-    Reset         POST "/v1/accounts/{account}/resets"    OPERATE;
+    // Only for one that was put by; the others need OPERATE.
+    Reset         POST "/v1/accounts/{account}/resets"    ADMIT;
     GetLedger     GET  "/v1/accounts/{account}/ledger"    READ;
     GetUsage      GET  "/v1/usage"                        READ;
     GetCharges    GET  "/v1/charges"                      READ;

@@ -5,6 +5,8 @@
 //! request is about, or within the admission: the same value from two accounts is two requests. A
 //! space separates the two; no key that a client sends has one, so such a key is never taken for another.
 //!
+//! In a batch it stands for each entry that has no key, by the entry's account and place.
+//!
 //! A node goes by the policy as it has it, and looks at the state only when the revision has changed.
 
 use std::sync::{PoisonError, RwLock};
@@ -30,8 +32,18 @@ impl DedupeHeader {
         headers: &HeaderMap,
         command: &Command<'_>,
     ) -> Result<Option<String>, Problem> {
-        let Some(header) = self.header(replica) else { return Ok(None) };
         let Some(scope) = scope(command) else { return Ok(None) };
+        let value = self.value(replica, headers)?;
+        Ok(value.map(|value| format!("{scope} {value}")))
+    }
+
+    /// The value of the header that the policy names, if it names one and the request has it.
+    pub(crate) fn value<'h>(
+        &self,
+        replica: &Replica,
+        headers: &'h HeaderMap,
+    ) -> Result<Option<&'h str>, Problem> {
+        let Some(header) = self.header(replica) else { return Ok(None) };
         let mut values = headers.get_all(&header).iter();
         let Some(value) = values.next() else { return Ok(None) };
         let value = value.to_str().ok().filter(|value| is_key(value) && values.next().is_none());
@@ -41,7 +53,7 @@ impl DedupeHeader {
             );
             Problem::new(Kind::Malformed, detail).at_field(header.as_str())
         })?;
-        Ok(Some(format!("{scope} {value}")))
+        Ok(Some(value))
     }
 
     fn header(&self, replica: &Replica) -> Option<HeaderName> {

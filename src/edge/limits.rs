@@ -42,8 +42,11 @@ pub(crate) const FACTS_READ_BYTES: usize = 256 * 1024;
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// How many times so much the history of one admission may take.
-pub(crate) const HISTORY_PAGES_MAX: usize = 256;
+/// The same for the history of one admission.
+pub(crate) const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What reading a page of facts costs besides its bytes, as bytes.
+pub(crate) const FACTS_PAGE_COST_BYTES: usize = 16 * 1024;
 
 /// Accounts in a page of balances.
 pub(crate) const ACCOUNTS_PER_PAGE_MAX: usize = 1_000;

@@ -29,8 +29,8 @@ impl WriteJson for ReceiptAnswer<'_> {
 /// How many bytes an entry of a batch usually takes.
 const ENTRY_BYTES_USUAL: usize = 1_024;
 
-fn insert_replayed(headers: &mut HeaderMap, reply: &Reply) {
-    if reply.replayed {
+fn insert_replayed(headers: &mut HeaderMap, replayed: bool) {
+    if replayed {
         headers.insert(IDEMPOTENCY_REPLAYED, HeaderValue::from_static("true"));
     }
 }
@@ -86,15 +86,16 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
         }
         Outcome::Ticked => Answer::json(StatusCode::OK, &ReceiptAnswer { receipt }),
     };
-    insert_replayed(&mut answer.headers, reply);
+    insert_replayed(&mut answer.headers, reply.replayed);
     answer
 }
 
 /// How many entries of a batch are written before others get a turn: a large batch holds nobody up.
 const ENTRIES_AT_ONCE: usize = 32;
 
-/// The answer to a batch: each entry as a single answer would be, with its status inside.
-pub(crate) async fn batch(replies: &[Reply]) -> Answer {
+/// The answer to a batch: each entry as a single answer would be, with its status inside. `replayed` says that
+/// the batch was known by its key, and that nothing came of it that was not there before.
+pub(crate) async fn batch(replies: &[Reply], replayed: bool) -> Answer {
     let mut body = Vec::with_capacity(32 + replies.len() * ENTRY_BYTES_USUAL);
     body.extend_from_slice(br#"{"results":["#);
     for (place, reply) in replies.iter().enumerate() {
@@ -114,5 +115,7 @@ pub(crate) async fn batch(replies: &[Reply]) -> Answer {
         }
     }
     body.extend_from_slice(b"]}");
-    Answer::with_type(StatusCode::OK, HeaderValue::from_static("application/json"), body)
+    let mut answer = Answer::with_type(StatusCode::OK, HeaderValue::from_static("application/json"), body);
+    insert_replayed(&mut answer.headers, replayed);
+    answer
 }

@@ -8,7 +8,9 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 
 use crate::decision::command::{Command, Key, Request};
-use crate::decision::reply::{AdmissionId, Reason, Reply, TopUpId};
+use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply, TopUpId};
+use crate::edge::access::Role;
+use crate::edge::calls::Needs;
 use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::metrics::Metrics;
@@ -21,6 +23,13 @@ pub(crate) struct Asked {
     shared: Arc<Shared>,
     parts: Parts,
     body: Bytes,
+}
+
+/// What can be looked up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum DecisionId {
+    Admission(AdmissionId),
+    Refusal(RefusalId),
 }
 
 impl Asked {
@@ -79,6 +88,18 @@ impl Asked {
         Ok(texts)
     }
 
+    /// The decision in the path: an admission, or a refusal.
+    pub(crate) async fn decision(&mut self) -> Result<DecisionId, Problem> {
+        let text = self.segment("admission").await?;
+        let refusal = text.parse().map(DecisionId::Refusal);
+        refusal.or_else(|_| text.parse().map(DecisionId::Admission)).map_err(
+            |_: crate::decision::reply::ParseAdmissionIdError| {
+                let detail = "expected the id of a decision, such as adm_2f, or ref_2f_0 of a refusal";
+                Problem::new(Kind::Refused(Reason::AdmissionUnknown), detail).at_field("admission")
+            },
+        )
+    }
+
     /// The admission in the path. What cannot be an id is no admission: 404.
     pub(crate) async fn admission(&mut self) -> Result<AdmissionId, Problem> {
         let text = self.segment("admission").await?;
@@ -98,22 +119,34 @@ impl Asked {
     /// Has one command decided, under the request's idempotency key if it has one, or
     /// under that which the policy makes of one of its headers.
     pub(crate) async fn decide(&self, command: Command<'_>) -> Result<Reply, Problem> {
+        let key = match idempotency_key(self.headers())? {
+            Some(key) => Some(key),
+            None => self.shared.dedupe_header.key(self.replica(), self.headers(), &command)?,
+        };
+        let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&command) });
+        let reply = self.propose_one(Request { key, command }).await?;
+        self.metrics().decided(&reply);
+        Ok(reply)
+    }
+
+    /// Has one request decided, as it is.
+    pub(crate) async fn propose_one(&self, request: Request<'_>) -> Result<Reply, Problem> {
         let mut replies = {
-            let key = match idempotency_key(self.headers())? {
-                Some(key) => Some(key),
-                None => self.shared.dedupe_header.key(self.replica(), self.headers(), &command)?,
-            };
-            let key = key.as_deref().map(|key| Key { key, fingerprint: fingerprint(&command) });
             let mut proposal = Proposal::with_capacity(1);
-            proposal
-                .push(&Request { key, command })
-                .map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
+            proposal.push(&request).map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
             self.replica().propose(proposal).await?
         };
         let reply = replies.pop().filter(|_| replies.is_empty());
-        let reply =
-            reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))?;
-        self.metrics().decided(&reply);
-        Ok(reply)
+        reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
+    }
+
+    /// The value of the header that the policy makes a key, if it names one and the request has it.
+    pub(crate) fn dedupe_value(&self) -> Result<Option<&str>, Problem> {
+        self.shared.dedupe_header.value(self.replica(), self.headers())
+    }
+
+    /// Refuses a request whose caller may not do what an operator may.
+    pub(crate) fn require_operator(&self) -> Result<(), Problem> {
+        self.shared.access.check(Needs::Role(Role::Operate), self.headers())
     }
 }

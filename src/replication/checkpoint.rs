@@ -11,13 +11,14 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, SyncSender};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use sled::{Db, Tree};
 
-use crate::decision::{Record, Restore, State, View};
+use crate::decision::{Record, Restore, RestoreError, State, View};
 use crate::replication::error::StorageError;
 use crate::replication::log::sled_store::{guarded, open_database};
 use crate::replication::record::{self, Kind};
@@ -27,6 +28,8 @@ const MANIFEST_VERSION: u8 = 1;
 const CHUNK_VERSION: u8 = 1;
 /// Records are gathered until a chunk has this many bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
+/// Chunks that are decoded and wait to become a part of the state, at most.
+const DECODED_CHUNKS_MAX: usize = 16;
 /// How many checkpoints are kept.
 const KEPT: usize = 2;
 /// Chunks that are removed in one step.
@@ -197,21 +200,40 @@ impl CheckpointStore {
         Ok(Bytes::copy_from_slice(&value))
     }
 
-    /// Rebuilds the state, checking every chunk and the seal over all of them.
+    /// Rebuilds the state, checking every chunk and the seal over all of them. Chunks are read and decoded by
+    /// a thread of their own, since that takes about as long as making the state of them.
     pub(crate) fn restore(&self, manifest: &Manifest) -> Result<State, StorageError> {
-        let what = || format!("checkpoint {}", manifest.serial);
-        let mut restore = Restore::default();
+        let damaged = |source: RestoreError| {
+            StorageError::damaged(&self.path, format!("checkpoint {}", manifest.serial), source)
+        };
+        let (decoded, to_push) = mpsc::sync_channel::<Vec<Record>>(DECODED_CHUNKS_MAX);
+        std::thread::scope(|scope| {
+            let decoder = scope.spawn(move || self.decode(manifest, &decoded));
+            let mut restore = Restore::default();
+            let pushed = to_push.iter().flatten().try_for_each(|record| restore.push(record));
+            // What still waits to be taken would have the decoder wait for ever.
+            drop(to_push);
+            decoder.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            pushed.map_err(damaged)?;
+            restore.finish().map_err(damaged)
+        })
+    }
+
+    /// Hands over the records of all chunks in order, until nobody takes them any more.
+    fn decode(&self, manifest: &Manifest, decoded: &SyncSender<Vec<Record>>) -> Result<(), StorageError> {
+        let mut taken = true;
         self.each_chunk(manifest, |body| {
-            let mut rest = body;
-            while !rest.is_empty() {
-                let (item, used) = record::decode_front::<Record>(rest)
-                    .map_err(|source| StorageError::damaged(&self.path, what(), source))?;
-                restore.push(item).map_err(|source| StorageError::damaged(&self.path, what(), source))?;
+            let (mut records, mut rest) = (Vec::new(), body);
+            while taken && !rest.is_empty() {
+                let (record, used) = record::decode_front::<Record>(rest).map_err(|source| {
+                    StorageError::damaged(&self.path, format!("checkpoint {}", manifest.serial), source)
+                })?;
+                records.push(record);
                 rest = &rest[used..];
             }
+            taken = taken && decoded.send(records).is_ok();
             Ok(())
-        })?;
-        restore.finish().map_err(|source| StorageError::damaged(&self.path, what(), source))
+        })
     }
 
     /// Reads all chunks in order, and compares them with the manifest.

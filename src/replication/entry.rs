@@ -143,6 +143,11 @@ impl Proposal {
             && self.reply_bytes_max + other.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
     }
 
+    /// 16-byte fingerprint of all its requests with their keys, for the key of a whole batch.
+    pub fn fingerprint(&self) -> [u8; 16] {
+        truncated(Sha256::new_with_prefix(self.frames()))
+    }
+
     /// Whether it may be proposed again after an unknown outcome.
     pub(crate) fn keyed(&self) -> bool {
         self.keyed
@@ -367,10 +372,11 @@ pub fn fingerprint(command: &Command<'_>) -> [u8; 16] {
     // Plain data into a hash: there is nothing that can fail, and a partial hash would only make
     // two different commands look different still.
     let _ = record::encode_to(command, &mut hashing);
-    let digest = hashing.0.finalize();
-    let mut fingerprint = [0; 16];
-    fingerprint.copy_from_slice(&digest[..16]);
-    fingerprint
+    truncated(hashing.0)
+}
+
+fn truncated(hash: Sha256) -> [u8; 16] {
+    *hash.finalize().first_chunk().expect("a SHA-256 has 32 bytes")
 }
 
 #[cfg(test)]

@@ -32,8 +32,13 @@ pub struct Cluster {
 impl Cluster {
     /// Three nodes with the tests' policy, and more settings in TOML.
     pub fn start(settings: &str) -> Cluster {
+        Cluster::start_with(settings, "tests/cluster/policy.toml")
+    }
+
+    /// The same with another policy, a file of this repository.
+    pub fn start_with(settings: &str, policy: &str) -> Cluster {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let nodes = Nodes::start_with(3, settings, "tests/cluster/policy.toml");
+        let nodes = Nodes::start_with(3, settings, policy);
         Cluster { nodes, runtime: runtime.expect("a runtime") }
     }
 

@@ -166,3 +166,48 @@ fn the_fourteenth_of_ten_is_not_admitted_after_a_restart() {
     assert_eq!(account.limits[0].used.to_string(), "10");
     assert_eq!(account.credits.spent, Credits(10_000_000));
 }
+
+#[test]
+fn a_receipt_is_the_same_from_every_node_and_after_a_restart() {
+    let mut cluster = Cluster::start("");
+    cluster.open_account("acme", "wallet", 100);
+    let ask =
+        |cluster: &Cluster, id: usize, body: &str| cluster.ask(id, "POST", "/v1/admissions", None, body);
+    let held =
+        r#"{"account": "acme", "feature": "work", "usage": {"requests": 1}, "hold": {"ttl_ms": 600000}}"#;
+    let held = ask(&cluster, 1, held);
+    let id = held.body["admission"].as_str().expect("an id").to_owned();
+    let refused = ask(&cluster, 2, r#"{"account": "acme", "feature": "work", "usage": {"requests": 1000}}"#);
+    assert_eq!(refused.status, 402, "{refused:?}");
+    let refusal = refused.body["id"].as_str().expect("an id").to_owned();
+    let settled =
+        cluster.ask(3, "POST", &format!("/v1/admissions/{id}/settle"), None, r#"{"usage": {"requests": 1}}"#);
+    assert_eq!(settled.status, 200, "{settled:?}");
+    let receipts = |cluster: &Cluster, node: usize| {
+        [&id, &refusal].map(|id| {
+            let receipt = cluster.ask(node, "GET", &format!("/v1/admissions/{id}"), None, "");
+            assert_eq!(receipt.status, 200, "{receipt:?}");
+            receipt.body
+        })
+    };
+    let first = receipts(&cluster, 1);
+    assert_eq!(first[0]["receipt"], held.body["receipt"]);
+    assert_eq!(first[0]["events"][1]["receipt"]["term"], settled.body["receipt"]["term"]);
+    assert_eq!(first[1]["receipt"]["term"], refused.body["receipt"]["term"]);
+    let wallet =
+        &first[1]["events"][0]["layers"].as_array().expect("layers").last().expect("a wallet").clone();
+    assert_eq!((&wallet["kind"], &wallet["available"]["after"]), (&"wallet".into(), &"99".into()));
+    for node in [2, 3] {
+        assert_eq!(receipts(&cluster, node), first, "node {node}");
+    }
+    for node in 1..=3 {
+        cluster.nodes.kill_node(node);
+    }
+    for node in 1..=3 {
+        cluster.nodes.start_node(node);
+    }
+    for node in 1..=3 {
+        cluster.wait_until_ready(node);
+        assert_eq!(receipts(&cluster, node), first, "node {node}, after a restart");
+    }
+}

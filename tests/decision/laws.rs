@@ -10,8 +10,8 @@
 //! 6. who pays adds up to what it costs;
 //! 7. a request refused until a moment passes its layers at that moment, if nothing else happens, and
 //!    where one guard refused, not a millisecond before;
-//! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and one
-//!    usage for a refused admission;
+//! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and for a
+//!    refused admission one usage with why it was refused and what was looked at;
 //! 9. an audit of all facts so far finds nothing, and gives the balances that the state shows.
 
 use std::collections::BTreeSet;
@@ -116,10 +116,15 @@ impl Lawful {
         }
         self.facts.extend(facts.into_iter().map(|fact| (stamp.index, fact)));
         self.audit.finish();
-        let accounts: BTreeSet<String> = self.audit.balances().map(|(path, ..)| path.to_string()).collect();
-        for account in accounts {
-            let view = self.state.account(&account).ok_or("an audited account is not there")?;
-            self.audit.compare(&account, view.grants.iter().map(|grant| (&*grant.id, grant.credits)));
+        let mut accounts: BTreeSet<String> =
+            self.audit.balances().map(|(path, ..)| path.to_string()).collect();
+        let view = self.state.view();
+        for wallet in view.wallets(0) {
+            accounts.remove(&**wallet.account);
+            self.audit.compare(wallet.account, wallet.grants);
+        }
+        if !accounts.is_empty() {
+            return Err(format!("audited accounts have no wallet: {accounts:?}"));
         }
         let found: Vec<String> = self.audit.findings().iter().map(Finding::to_string).collect();
         if found.is_empty() { Ok(()) } else { Err(format!("the audit finds {}", found.join("; "))) }
@@ -186,7 +191,20 @@ fn leaves_at_most_a_refusal(
         }
         _ => false,
     };
+    let recorded = matches!(&reply.outcome, Outcome::Refused(refusal) if refusal.recorded);
+    same("what is on record says so", &recorded, &decided)?;
     if decided {
+        if matches!(facts.last(), Some(Fact::Layers(_))) {
+            facts.pop();
+        }
+        match (facts.pop(), &reply.outcome) {
+            (Some(Fact::Refused(refused)), Outcome::Refused(refusal)) => {
+                same(law, &refused.by, &refusal.layer)?;
+                let waits = refusal.would_pass_at.map(|at| at.since(reply.stamp.at));
+                same(law, &refused.would_pass_in, &waits)?;
+            }
+            (other, _) => return Err(format!("{law}: {other:?}")),
+        }
         match (facts.pop(), &reply.outcome) {
             (Some(Fact::Usage(usage)), Outcome::Refused(refusal)) => {
                 same(law, &usage.outcome, &UsageOutcome::Refused(refusal.reason))?;

@@ -4,8 +4,11 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::Source;
-use quorate::decision::facts::{Bucket, Charge, Fact, GrantMade, Posting, TopUpRaised, TopUpResolved, Why};
-use quorate::decision::reply::TopUpId;
+use quorate::decision::facts::{
+    Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, Posting, TopUpRaised, TopUpResolved,
+    UsageOutcome, Why,
+};
+use quorate::decision::reply::{Layer, TopUpId};
 use quorate::units::Credits;
 
 use crate::properties::{any_steps, facts_of, granting_policies, lending, run, topping_up};
@@ -74,6 +77,8 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
                 moved(&mut charge.usage);
             }
             Fact::Reset(reset) => moved(&mut reset.number),
+            Fact::Layers(layers) => moved(&mut layers.usage),
+            Fact::Refused(refused) => moved(&mut refused.usage),
             Fact::TopUpRaised(raised) => moved(&mut raised.number),
             Fact::TopUpResolved(resolved) => moved(&mut resolved.number),
             Fact::Posting(posting) => {
@@ -102,9 +107,10 @@ fn resolved(facts: &mut Facts, place: usize) -> Option<&mut TopUpResolved> {
 /// Adds `fact` in an entry of its own, at the moment of the last one.
 fn append(facts: &mut Facts, fact: Fact) -> Option<()> {
     let (last, _) = *facts.last()?;
-    let moment = facts.iter().rev().find(|(_, fact)| matches!(fact, Fact::Moment(_)))?.1.clone();
-    facts.push((last + 1, moment));
-    facts.push((last + 1, fact));
+    let latest = |is_it: fn(&Fact) -> bool| facts.iter().rev().find(|(_, fact)| is_it(fact)).cloned();
+    let (_, versions) = latest(|fact| matches!(fact, Fact::Versions(_)))?;
+    let (_, moment) = latest(|fact| matches!(fact, Fact::Moment(_)))?;
+    facts.extend([versions, moment, fact].map(|fact| (last + 1, fact)));
     Some(())
 }
 
@@ -116,7 +122,111 @@ fn remove_posting(facts: &mut Facts, place: usize) -> Option<()> {
     Some(())
 }
 
+/// The layers at a place, where their usage is an admission or a refusal, and not the end of a hold.
+fn first_layers(facts: &mut Facts, place: usize) -> Option<&mut Layers> {
+    let (index, Fact::Layers(Layers { usage, .. })) = &facts[place] else { return None };
+    let is_first = facts[..place].iter().rev().find_map(|(at, fact)| match fact {
+        Fact::Usage(told) if at == index && told.number == *usage => {
+            Some(matches!(told.outcome, UsageOutcome::Held | UsageOutcome::Refused(_)))
+        }
+        _ => None,
+    });
+    match &mut facts[place].1 {
+        Fact::Layers(layers) if is_first == Some(true) => Some(layers),
+        _ => None,
+    }
+}
+
 const ERRORS: &[Error] = &[
+    Error {
+        name: "what a limit was left with is flipped",
+        plant: |facts, place| {
+            let mut seen = first_layers(facts, place)?.seen.iter_mut();
+            let used = seen.find_map(|layer| match layer {
+                LayerSeen::Limit { used, .. } => Some(used),
+                _ => None,
+            })?;
+            *used = Change::new(used.before, used.after().checked_add(1)?);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
+    },
+    Error {
+        name: "more is admitted than a quota lets through",
+        plant: |facts, place| {
+            let mut seen = first_layers(facts, place)?.seen.iter_mut();
+            let used = seen.find_map(|layer| match layer {
+                LayerSeen::Limit { used, .. } if used.added() > 0 => Some(used),
+                _ => None,
+            })?;
+            let before = u64::MAX / 2;
+            *used = Change::new(before, before + u64::try_from(used.added()).ok()?);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::QuotaExceeded { .. }),
+    },
+    Error {
+        name: "what a wallet was left with is flipped",
+        plant: |facts, place| {
+            let Fact::Layers(layers) = &mut facts[place].1 else { return None };
+            let available = layers.seen.iter_mut().find_map(|layer| match layer {
+                LayerSeen::Wallet { available, .. } => Some(available),
+                _ => None,
+            })?;
+            *available = Change::new(available.before, available.after() ^ 1);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::WalletDiffers { when: "after", .. }),
+    },
+    Error {
+        name: "what was looked at is missing",
+        plant: |facts, place| {
+            let Fact::Layers(_) = facts[place].1 else { return None };
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayersMissing { .. }),
+    },
+    Error {
+        name: "why a request was refused is missing",
+        plant: |facts, place| {
+            let Fact::Refused(_) = facts[place].1 else { return None };
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::RefusalUnexplained { .. }),
+    },
+    Error {
+        name: "a refusal is laid to another layer",
+        plant: |facts, place| {
+            let Fact::Refused(refused) = &mut facts[place].1 else { return None };
+            let Layer::Limit { level, .. } = refused.by else { return None };
+            refused.by = Layer::Limit { level, name: "another".into() };
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::RefusedForNothing { .. }),
+    },
+    Error {
+        name: "until when a hold is kept is missing, or not what was extended",
+        plant: |facts, place| {
+            let Fact::Usage(usage) = &mut facts[place].1 else { return None };
+            match &mut usage.hold.as_mut()?.before {
+                Some(before) => before.0 = before.0.checked_sub(1)?,
+                None => usage.hold = None,
+            }
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::HoldTimeDiffers { .. }),
+    },
+    Error {
+        name: "another policy is said to have decided",
+        plant: |facts, place| {
+            let Fact::Versions(versions) = &mut facts[place].1 else { return None };
+            versions.policy += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::VersionOther { .. }),
+    },
     Error {
         name: "a top-up is asked for while another one is pending",
         plant: |facts, place| {

@@ -917,11 +917,14 @@ fn undated(facts: Vec<Fact>) -> Vec<(Millis, Fact)> {
     let moments = with_moments(&facts).map(|(moment, fact)| {
         let mut fact = fact.clone();
         match &mut fact {
-            Fact::Usage(usage) => (usage.number, usage.previous) = (0, 0),
+            Fact::Usage(usage) => {
+                (usage.number, usage.previous, usage.earlier) = (0, 0, usage.earlier.map(|_| 0));
+            }
             Fact::Charge(charge) => (charge.number, charge.usage) = (0, 0),
             Fact::Posting(posting) => {
                 (posting.number, posting.previous, posting.charge) = (0, 0, posting.charge.map(|_| 0));
             }
+            Fact::Layers(layers) => layers.usage = 0,
             Fact::TopUpRaised(raised) => (raised.number, raised.previous) = (0, 0),
             Fact::TopUpResolved(resolved) => (resolved.number, resolved.previous) = (0, 0),
             _ => {}
@@ -961,8 +964,9 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         let mut small = Vec::new();
         for (place, jump) in jumps.into_iter().enumerate() {
             at = at.saturating_add(Span(jump));
-            let index = performer.index + 1 + place as u64;
-            in_steps.apply(Stamp { at, term: 1, index, position: 0 }, &plain(Command::Tick));
+            // In one entry, since the state says in which one something last became of an admission.
+            let (index, position) = (performer.index + 1, place as u32);
+            in_steps.apply(Stamp { at, term: 1, index, position }, &plain(Command::Tick));
             small.extend(undated(in_steps.take_facts()));
         }
         let index = performer.index + 1;

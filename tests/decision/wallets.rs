@@ -3,11 +3,11 @@
 use quorate::decision::State;
 use quorate::decision::audit::Audit;
 use quorate::decision::command::{
-    Admit, Change, Command, ConfirmTopUp, Period, PutAccount, PutGrant, PutPolicy, Source, SpendingCap,
-    Stamp, TopUp,
+    Admit, Change, Command, ConfirmTopUp, Period, PutAccount, PutGrant, PutPolicy, Revoke, Source,
+    SpendingCap, Stamp, TopUp,
 };
 use quorate::decision::facts::{Fact, Why, with_moments};
-use quorate::decision::reply::{Balances, Outcome, Reason, Reply, TopUpId};
+use quorate::decision::reply::{Balances, GrantView, Outcome, Reason, Reply, TopUpId};
 use quorate::units::{Credits, MICROS, Millis, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -99,6 +99,45 @@ fn refused(reply: &Reply) -> Option<Reason> {
         Outcome::Refused(refusal) => Some(refusal.reason),
         _ => None,
     }
+}
+
+/// The grant that an answer shows.
+fn put(reply: &Reply) -> GrantView {
+    match &reply.outcome {
+        Outcome::GrantPut(grant) => (**grant).clone(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_grant_that_ended_long_ago_keeps_its_id_and_is_answered_as_before() {
+    const GRANTS: usize = 100;
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", None, None));
+    let ids: Vec<String> = (0..GRANTS).map(|number| format!("bought-{number}")).collect();
+    let mut ended = Vec::new();
+    for id in &ids {
+        watched.at = watched.at.saturating_add(Span::MINUTE);
+        assert!(!watched.ask(grant("acme", id, whole(2))).replayed);
+        assert_eq!(refused(&watched.ask(admit("acme", 2))), None);
+        let again = watched.ask(grant("acme", id, whole(2)));
+        assert!(again.replayed);
+        ended.push(put(&again));
+    }
+    // The latest are there whole; of the others there is the sum, which the laws compare with the postings.
+    let view = watched.lawful.state().account("acme").expect("the account is there");
+    assert_eq!((view.grants.len(), view.credits.spent), (32, whole(200)));
+    for (id, ended) in ids.iter().zip(&ended) {
+        let again = watched.ask(grant("acme", id, whole(2)));
+        assert!(again.replayed);
+        assert_eq!(put(&again), *ended);
+        assert_eq!(refused(&watched.ask(grant("acme", id, whole(3)))), Some(Reason::GrantExists));
+        let revoke = Revoke { account: "acme", grant: id, credits: None, reason: "a refund" };
+        assert_eq!(refused(&watched.ask(Command::Revoke(revoke))), Some(Reason::GrantShort));
+    }
+    let revoke = Revoke { account: "acme", grant: "bought-100", credits: None, reason: "a refund" };
+    assert_eq!(refused(&watched.ask(Command::Revoke(revoke))), Some(Reason::GrantUnknown));
+    assert_eq!(watched.credits("acme").granted, whole(200));
 }
 
 #[test]
@@ -234,6 +273,67 @@ fn a_month_that_ends_for_everyone_at_once_is_carried_out_in_bounded_steps() {
     assert!(records(&copy) == records(&state), "a restored state becomes another");
     assert_eq!(state.account("u0").expect("an account").credits.available, whole(150));
     assert_eq!(state.account(&last).expect("an account").credits.available, Credits::ZERO);
+    let mut audit = Audit::new();
+    for (index, fact) in &facts {
+        audit.take(*index, fact);
+    }
+    assert_eq!((audit.finish(), audit.findings()), (0, &[][..]));
+}
+
+#[test]
+fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits_for_them() {
+    const GRANTS: usize = 200;
+    const HOLDS: usize = 100;
+    let policy = r#"{"features": {"code": {"units": ["tokens"], "price": {"tokens": "1"},
+        "capacity": [{"name": "at_once", "algorithm": "slots", "quota": "100"}]}}}"#;
+    let mut state = State::new();
+    state.keep_facts(true);
+    let (mut facts, mut index) = (Vec::new(), 0);
+    let mut apply = |state: &mut State, at: Millis, command: Command<'_>| {
+        index += 1;
+        let reply = state.apply(Stamp { at, term: 1, index, position: 0 }, &plain(command));
+        let new = state.take_facts();
+        facts.extend(new.iter().cloned().map(|fact| (index, fact)));
+        (reply, new)
+    };
+    apply(&mut state, start(), Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
+    fn hold(account: &str, tokens: u64) -> Command<'_> {
+        match admit(account, tokens) {
+            Command::Admit(admit) => Command::Admit(Admit { hold_ttl: Some(Span::HOUR), ..admit }),
+            other => other,
+        }
+    }
+    for number in 0..HOLDS {
+        let path = format!("u{number}");
+        apply(&mut state, start(), account(&path, None, None));
+        for number in 0..GRANTS {
+            apply(&mut state, start(), grant(&path, &format!("g{number}"), whole(1)));
+        }
+        assert_eq!(refused(&apply(&mut state, start(), hold(&path, GRANTS as u64)).0), None);
+    }
+    let end = start().saturating_add(Span::HOUR);
+    let later = end.saturating_add(Span::HOUR);
+    // As many as one entry ends, and no more; the time waits where they end.
+    let per_entry = State::PAID_BACK_PER_ENTRY_MAX.div_ceil(GRANTS + 1);
+    let (_, new) = apply(&mut state, later, Command::Tick);
+    let ended = |facts: &[Fact]| facts.iter().filter(|fact| matches!(fact, Fact::Usage(_))).count();
+    assert_eq!(ended(&new), per_entry);
+    assert!(state.is_overdue());
+    assert_eq!(state.now(), end);
+    // What is decided meanwhile is decided then: with the slots that are free by now.
+    let mut copy = restore(records(&state)).expect("a state");
+    let (reply, new) = apply(&mut state, later, hold("u0", 1));
+    let again = copy.apply(reply.stamp, &plain(hold("u0", 1)));
+    assert_eq!((refused(&reply), reply.stamp.at, &again), (None, end, &reply));
+    assert_eq!(ended(&new), per_entry + 1);
+    let mut entries = 2;
+    while state.is_overdue() {
+        let (_, new) = apply(&mut state, later, Command::Tick);
+        assert!(ended(&new) <= per_entry);
+        entries += 1;
+    }
+    assert_eq!((entries, state.now()), (HOLDS.div_ceil(per_entry), later));
+    assert_eq!((state.check(), state.counts().holds), (Ok(()), 0));
     let mut audit = Audit::new();
     for (index, fact) in &facts {
         audit.take(*index, fact);

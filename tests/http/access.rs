@@ -1,7 +1,7 @@
 //! Tokens and roles.
 
 use crate::connection::Answer;
-use crate::node::Node;
+use crate::node::{Node, POLICY};
 
 // The SHA-256 of "read-me", "admit-me" and "operate-me" are computed, never written down.
 fn tokens() -> String {
@@ -40,7 +40,7 @@ async fn each_role_may_do_its_part_and_no_more() {
         ("PUT", "/v1/accounts/a", "operate", 200),
         ("POST", "/v1/accounts/a/grants", "operate", 422),
         ("POST", "/v1/accounts/a/grants/g/revoke", "operate", 422),
-        ("POST", "/v1/accounts/a/resets", "operate", 422),
+        ("POST", "/v1/accounts/a/resets", "admit", 422),
         ("GET", "/v1/policy", "read", 200),
         ("PUT", "/v1/policy", "operate", 200),
         ("GET", "/v1/cluster", "read", 200),
@@ -66,5 +66,32 @@ async fn each_role_may_do_its_part_and_no_more() {
     for open in ["/livez", "/readyz", "/openapi.json"] {
         ask(&node, None, "GET", open).await.expect(200);
     }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_may_use_a_reset_that_was_put_by_and_no_other() {
+    let node = Node::start(&tokens()).await.ready().await;
+    let ask = async |role: &str, method: &str, path: &str, body: &str| {
+        let authorization = format!("Bearer {role}-me");
+        let kind = if path == "/v1/policy" { "application/toml" } else { "application/json" };
+        let headers = [("content-type", kind), ("authorization", authorization.as_str())];
+        node.connect().await.request(method, path, &headers, body.as_bytes()).await
+    };
+    ask("operate", "PUT", "/v1/policy", POLICY).await.expect(200);
+    ask("operate", "PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    let resets = "/v1/accounts/acme/resets";
+    // Clearing at once and putting by are an operator's.
+    ask("admit", "POST", resets, r#"{"reason":"x"}"#).await.problem(403, "forbidden");
+    ask("admit", "POST", resets, r#"{"banked":false,"reason":"x"}"#).await.problem(403, "forbidden");
+    ask("admit", "POST", resets, r#"{"bank":1,"reason":"x"}"#).await.problem(403, "forbidden");
+    ask("admit", "POST", resets, r#"{"banked":true,"bank":1,"reason":"x"}"#).await.problem(403, "forbidden");
+    // None is there yet; then there is one, and it is used once.
+    let banked = r#"{"banked":true,"reason":"asked for by the customer"}"#;
+    ask("admit", "POST", resets, banked).await.problem(409, "reset_unavailable");
+    ask("operate", "POST", resets, r#"{"bank":1,"reason":"a present"}"#).await.expect(200);
+    ask("read", "POST", resets, banked).await.problem(403, "forbidden");
+    assert_eq!(ask("admit", "POST", resets, banked).await.expect(200)["banked_resets"], 0);
+    ask("admit", "POST", resets, banked).await.problem(409, "reset_unavailable");
     node.stop().await;
 }

@@ -208,6 +208,9 @@ async fn a_grant_is_revoked_in_part_and_then_whole() {
     let node = Node::start("").await.ready().await;
     let mut client = node.connect().await;
     client.json("PUT", "/v1/accounts/acme", "{}").await.expect(200);
+    let unexplained = r#"{"id":"gift/1","source":"adjustment","credits":"10"}"#;
+    let refused = client.post("/v1/accounts/acme/grants", unexplained).await.problem(422, "grant_invalid");
+    assert_eq!(refused["field"], "reason");
     let grant = r#"{"id":"gift/1","source":"adjustment","credits":"10","reason":"an outage"}"#;
     client.post("/v1/accounts/acme/grants", grant).await.expect(201);
 

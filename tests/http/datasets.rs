@@ -198,7 +198,7 @@ async fn any_admission_is_found_however_old() {
     }
     for (answer, cost, events) in &decided {
         let id = answer["admission"].as_str().expect("an id");
-        let found = client.get(&format!("/v1/admissions/{id}?events=true")).await.expect(200);
+        let found = client.get(&format!("/v1/admissions/{id}")).await.expect(200);
         assert_eq!(found["admission"], id, "{found}");
         assert_eq!((&found["status"], &found["cost"]), (&json!("settled"), &json!(cost)), "{found}");
         assert_eq!(found["receipt"]["index"], answer["receipt"]["index"], "{found}");
@@ -215,6 +215,131 @@ async fn any_admission_is_found_however_old() {
     }
     client.get("/v1/admissions/adm_ff").await.problem(404, "admission_unknown");
     client.get("/v1/admissions/adm_0").await.problem(404, "admission_unknown");
+    node.stop().await;
+}
+
+/// One layer of an event, by its name or else its kind.
+fn layer<'v>(event: &'v Value, name: &str) -> &'v Value {
+    let layers = event["layers"].as_array().expect("layers");
+    let named = |layer: &&Value| layer["name"] == name || (layer["name"].is_null() && layer["kind"] == name);
+    layers.iter().find(named).unwrap_or_else(|| panic!("no layer {name}: {event}"))
+}
+
+#[tokio::test]
+async fn a_receipt_shows_every_layer_before_and_after_and_stays_the_same() {
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    let policy = format!("{}\n[settings]\nadmissions_kept = 3\n", crate::node::POLICY);
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    let capped = r#"{"plan":"plus","spending_cap":{"credits":"50","period":"day"}}"#;
+    client.json("PUT", "/v1/accounts/acme", capped).await.expect(200);
+    grant(&mut client, "acme", "purchase-81", "100").await;
+    let held = json!({
+        "account": "acme", "feature": "video.generate", "usage": {"requests": 1, "video_seconds": 40},
+        "hold": {"ttl_ms": 600_000},
+    });
+    let held = client.post("/v1/admissions", &held.to_string()).await.expect(200);
+    let id = held["admission"].as_str().expect("an id").to_owned();
+    let path = format!("/v1/admissions/{id}");
+    let extended = client.post(&format!("{path}/extend"), r#"{"ttl_ms":900000}"#).await.expect(200);
+    let standing = client.get(&path).await.expect(200);
+    assert_eq!((&standing["status"], &standing["cost"]), (&json!("held"), &json!("320")));
+    assert_eq!(standing["expires_at"], extended["hold"]["expires_at"]);
+    assert_eq!(standing["paid_by"], held["paid_by"]);
+    let usage = r#"{"usage":{"requests":1,"video_seconds":38},"final":true}"#;
+    let settled = client.post(&format!("{path}/settle"), usage).await.expect(200);
+
+    let receipt = client.get(&path).await.expect(200);
+    for (field, expected) in [("status", json!("settled")), ("cost", json!("304"))] {
+        assert_eq!(receipt[field], expected, "{receipt}");
+    }
+    assert_eq!(receipt["paid_by"], settled["paid_by"]);
+    assert_eq!(receipt["receipt"], held["receipt"]);
+    let events = receipt["events"].as_array().expect("events");
+    let outcomes: Vec<_> = events.iter().map(|event| event["usage"]["outcome"].as_str()).collect();
+    assert_eq!(outcomes, [Some("held"), Some("extended"), Some("settled")]);
+    let (begun, extension, ended) = (&events[0], &events[1], &events[2]);
+    for (event, answer) in [(begun, &held), (extension, &extended), (ended, &settled)] {
+        for field in ["index", "position", "term", "at", "policy"] {
+            assert_eq!(event["receipt"][field], answer["receipt"][field], "{field}");
+        }
+        assert_eq!(event["receipt"]["load"], 0);
+        assert_eq!(event["receipt"]["rules"], quorate::decision::RULES);
+    }
+    let allowance = layer(begun, "five_hours");
+    assert_eq!((&allowance["level"], &allowance["account"]), (&json!(1), &json!("acme")));
+    assert_eq!((&allowance["unit"], &allowance["then"]), (&json!("credits"), &json!("credits")));
+    let amounts = |layer: &Value| ["quota", "before", "after"].map(|field| layer[field].clone());
+    assert_eq!(amounts(allowance), ["300", "0", "300"]);
+    assert_eq!(amounts(layer(begun, "spending_cap")), ["50", "0", "20"]);
+    let change = |before: &str, after: &str| json!({"before": before, "after": after});
+    assert_eq!(layer(begun, "wallet")["available"], change("100", "80"));
+    assert_eq!(layer(begun, "wallet")["held"], change("0", "20"));
+    assert_eq!(extension["usage"]["held_until_before"], held["hold"]["expires_at"]);
+    assert_eq!(extension["usage"]["held_until"], extended["hold"]["expires_at"]);
+    assert_eq!(extension["layers"], Value::Null, "nothing was looked at");
+    assert_eq!(amounts(layer(ended, "five_hours")), ["300", "300", "300"]);
+    assert_eq!(amounts(layer(ended, "spending_cap")), ["50", "20", "4"]);
+    assert_eq!(layer(ended, "wallet")["available"], change("80", "96"));
+    assert_eq!(layer(ended, "wallet")["held"], change("20", "0"));
+
+    // Many decisions later, under another policy that names its limits otherwise, it says the same.
+    let other = policy.replace("five_hours", "five_hours_of_work");
+    client.request("PUT", "/v1/policy", &toml, other.as_bytes()).await.expect(200);
+    for _ in 0..40 {
+        client.post("/v1/admissions", &admission("acme", 0)).await.expect(200);
+    }
+    assert_eq!(client.get(&path).await.expect(200), receipt);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_refusal_has_a_receipt_too_and_a_dry_run_has_none() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-81", "100").await;
+    let problem = client.post("/v1/admissions", &admission("acme", 400)).await.problem(402, "credits_short");
+    let id = problem["id"].as_str().expect("an id").to_owned();
+    let (index, position) = (&problem["receipt"]["index"], &problem["receipt"]["position"]);
+    let of_place = |place: &Value| format!("{:x}", place.as_u64().expect("a number"));
+    assert_eq!(id, format!("ref_{}_{}", of_place(index), of_place(position)));
+    let found = client.get(&format!("/v1/admissions/{id}")).await.expect(200);
+    for field in ["decision", "reason", "layer", "cost", "available", "would_pass_at"] {
+        assert_eq!(found[field], problem[field], "{field}: {found}");
+    }
+    assert_eq!((&found["id"], &found["account"]), (&json!(id), &json!("acme")));
+    let event = &found["events"][0];
+    assert_eq!(event["usage"]["refusal"], json!(id));
+    for field in ["index", "position", "term", "at", "policy"] {
+        assert_eq!(event["receipt"][field], problem["receipt"][field], "{field}");
+    }
+    let allowance = layer(event, "five_hours");
+    assert_eq!((&allowance["before"], &allowance["after"]), (&json!("0"), &json!("0")));
+    assert_eq!(layer(event, "wallet")["available"], json!({"before": "100", "after": "100"}));
+
+    // What cannot be meant is on record with what it said of itself, as far as that is short.
+    let unknown = json!({
+        "account": "acme", "feature": "video.generate", "usage": {"requests": 1},
+        "attributes": {"codec": "x".repeat(200)},
+    });
+    let problem = client.post("/v1/admissions", &unknown.to_string()).await.problem(422, "attribute_unknown");
+    let found = client.get(&format!("/v1/admissions/{}", problem["id"].as_str().expect("an id"))).await;
+    let found = found.expect(200);
+    assert_eq!(found["attributes"], json!({"codec": "x".repeat(64)}));
+    assert_eq!((&found["layer"]["kind"], &found["field"]), (&json!("request"), &json!("attributes.codec")));
+    assert_eq!(found["events"][0]["layers"], Value::Null);
+
+    let mut dry_run: Value = serde_json::from_str(&admission("acme", 400)).expect("an object");
+    dry_run["dry_run"] = json!(true);
+    let problem = client.post("/v1/admissions", &dry_run.to_string()).await.problem(402, "credits_short");
+    assert_eq!(problem["id"], Value::Null);
+    // What is refused of a hold is no decision on a request, and is not on record.
+    let problem = client.post("/v1/admissions/adm_ff/release", "").await.problem(404, "admission_unknown");
+    assert_eq!(problem["id"], Value::Null);
+    for id in ["ref_1_0", "ref_ffffff_0", "ref_1", "ref__", "ref_01_0", "ref_ffffffffffffffff_ffffffff"] {
+        client.get(&format!("/v1/admissions/{id}")).await.problem(404, "admission_unknown");
+    }
     node.stop().await;
 }
 

@@ -164,3 +164,108 @@ async fn a_header_that_the_policy_names_is_the_key_of_those_who_send_none() {
     assert_eq!(answer.problem(422, "policy_invalid")["field"], "settings.dedupe_header");
     node.stop().await;
 }
+
+/// A batch of so many requests of one credit each from a wallet, by account.
+fn batch(accounts: &[&str]) -> String {
+    let one = |account: &&str| json!({ "account": account, "feature": "video.generate", "usage": {"video_seconds": 1} });
+    json!({ "admissions": accounts.iter().map(one).collect::<Vec<_>>() }).to_string()
+}
+
+/// The admissions that a batch was answered with; nothing for an entry that was refused.
+fn admissions(answer: &Answer) -> Vec<Option<String>> {
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+    let results = body["results"].as_array().expect("a list").iter();
+    results.map(|result| result["admission"].as_str().map(str::to_owned)).collect()
+}
+
+#[tokio::test]
+async fn a_batch_happens_once_under_its_key() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let client = &mut client;
+    let call = ("POST", "/v1/admissions/batch");
+    let key = ("idempotency-key", "batch-1");
+    // The plan `narrow` lets two through in a minute, and nobody pays for them: refused.
+    let body = batch(&["acme", "narrow", "acme"]);
+    let first = ask(client, call, key, &body).await;
+    assert_eq!((first.status, first.header("idempotency-replayed")), (200, None));
+    let admitted = admissions(&first);
+    assert!(admitted[0].is_some() && admitted[1].is_none() && admitted[2].is_some(), "{admitted:?}");
+    assert_ne!(admitted[0], admitted[2]);
+    // The same again says the same; what was refused is asked anew.
+    let again = ask(client, call, key, &body).await;
+    assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")));
+    assert_eq!(admissions(&again), admitted);
+    client
+        .post("/v1/accounts/narrow/grants", r#"{"id":"g","source":"purchase","credits":"8"}"#)
+        .await
+        .expect(201);
+    let more = ask(client, call, key, &body).await;
+    assert_eq!(more.header("idempotency-replayed"), None, "something new came of it");
+    let all = admissions(&more);
+    assert!(all[1].is_some() && (&all[0], &all[2]) == (&admitted[0], &admitted[2]), "{all:?}");
+    let replayed = ask(client, call, key, &body).await;
+    assert_eq!((replayed.header("idempotency-replayed"), admissions(&replayed)), (Some("true"), all));
+
+    // Anything else under it is another request: other entries, more of them, or one that is no batch.
+    for other in [batch(&["acme", "narrow"]), batch(&["acme", "acme", "acme"]), batch(&["acme"; 4])] {
+        ask(client, call, key, &other).await.problem(422, "key_mismatch");
+    }
+    ask(client, ("POST", "/v1/admissions"), key, ADMITTED).await.problem(422, "key_mismatch");
+    let used = client.get("/v1/accounts/acme").await.expect(200)["limits"][0]["used"].clone();
+    assert_eq!(used, "16");
+
+    // An entry's own key stands before that of the batch.
+    let own = body.replacen(r#"{"account""#, r#"{"key":"own","account""#, 1);
+    let first = ask(client, call, ("idempotency-key", "batch-2"), &own).await;
+    let second = ask(client, call, ("idempotency-key", "batch-3"), &own).await;
+    let (first, second) = (admissions(&first), admissions(&second));
+    assert_eq!(first[0], second[0]);
+    assert_ne!(first[2], second[2]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_header_that_the_policy_names_is_a_key_for_each_entry_of_a_batch() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let client = &mut client;
+    let policy = format!("[settings]\ndedupe_header = \"x-request-id\"\n{POLICY}");
+    let toml = [("content-type", "application/toml")];
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/beta", r#"{"plan":"plus"}"#).await.expect(200);
+    let call = ("POST", "/v1/admissions/batch");
+    let same = ("x-request-id", "r-1");
+    let first = admissions(&ask(client, call, same, &batch(&["acme", "acme"])).await);
+    assert_eq!(admissions(&ask(client, call, same, &batch(&["acme", "acme"])).await), first);
+    // Another account's is another request; another request of the same account under it is refused.
+    let beta = admissions(&ask(client, call, same, &batch(&["beta", "acme"])).await);
+    assert!(beta[0] != first[0] && beta[1] == first[1], "{beta:?}");
+    let other = batch(&["acme"]).replace(":1}", ":2}");
+    let answer = ask(client, call, same, &other).await.expect(200);
+    assert_eq!(answer["results"][0]["reason"], "key_mismatch");
+    let single = ask(client, ("POST", "/v1/admissions"), same, ADMITTED).await;
+    assert_eq!(single.header("idempotency-replayed"), None);
+    single.expect(200);
+    node.stop().await;
+}
+
+/// A change of members says what is to be so, and not what is to be done: asked again, it is so already.
+#[tokio::test]
+async fn a_change_of_members_asked_twice_does_no_more_than_once() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let client = &mut client;
+    let call = ("POST", "/v1/cluster/members");
+    let join = r#"{"action":"join","member":{"id":2,"region":"there","peer_address":"127.0.0.1:1","client_address":"127.0.0.1:1"}}"#;
+    for body in [join, r#"{"action":"promote","id":1}"#, r#"{"action":"transfer","id":1}"#] {
+        let first = ask(client, call, ("idempotency-key", "members"), body).await.expect(200);
+        let again = ask(client, call, ("idempotency-key", "members"), body).await.expect(200);
+        assert_eq!(again["members"].as_array().map(Vec::len), first["members"].as_array().map(Vec::len));
+    }
+    ask(client, call, ("idempotency-key", "members"), r#"{"action":"leave","id":2}"#).await.expect(200);
+    // It has left already: that is told, and nothing changes.
+    let left = ask(client, call, ("idempotency-key", "members"), r#"{"action":"leave","id":2}"#).await;
+    assert_eq!(left.problem(422, "invalid")["field"], "id");
+    node.stop().await;
+}

@@ -179,7 +179,7 @@ fn grants_of(pay: Pay) -> u32 {
 fn grant(number: u32) -> String {
     let id = if number == 0 { "bench".to_owned() } else { format!("bench-{number}") };
     let priority = 100 + number;
-    json!({ "id": id, "source": "adjustment", "credits": GRANT_CREDITS, "priority": priority }).to_string()
+    json!({ "id": id, "source": "promotion", "credits": GRANT_CREDITS, "priority": priority }).to_string()
 }
 
 #[cfg(test)]

@@ -171,7 +171,7 @@ impl Books {
         if let Some(credits) = self.opening.grant {
             let grant = GrantRequest {
                 id: &self.opening.run,
-                source: GrantSource::Adjustment,
+                source: GrantSource::Promotion,
                 credits,
                 priority: Some(GRANT_PRIORITY),
                 effective_at: None,

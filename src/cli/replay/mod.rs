@@ -4,7 +4,6 @@
 //! is known: nodes may be killed meanwhile, and still every credit can be accounted for.
 
 mod books;
-mod chance;
 mod feed;
 mod functions;
 mod report;

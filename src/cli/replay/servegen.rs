@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::cli::replay::chance::{Chance, Law};
+use crate::cli::chance::{Chance, Law};
 use crate::cli::replay::functions::{CALL_INPUT_TOKENS, CALL_OUTPUT_TOKENS};
 use crate::cli::replay::trace::{Arrival, Arrivals, Reading, Rows, TraceError, UsageRule};
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use csv::StringRecord;
 
-use crate::cli::replay::chance::{Chance, ZIPF_EXPONENT, Zipf};
+use crate::cli::chance::{Chance, ZIPF_EXPONENT, Zipf};
 use crate::cli::replay::{functions, servegen};
 
 /// One request of a trace.

@@ -5,22 +5,24 @@
 //! account's history. What does not fit is a [`Finding`] that names where and by how much. It never
 //! looks at a state; what a state shows is handed to [`Audit::compare`].
 
+mod evidence;
 mod finding;
 mod pricing;
 mod topup;
 
-pub use finding::Finding;
+pub use finding::{Expected, Finding, WalletSaid};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::decision::audit::evidence::{Latest, Reserved};
 use crate::decision::audit::topup::TopUps;
 use crate::decision::command::Source;
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
-    PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
+    PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
-use crate::decision::path::{BRIDGE_GRANT_PREFIX, PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX};
+use crate::decision::path;
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -40,6 +42,11 @@ pub struct Audit {
     /// By account: the number of the grant that holds what is lent to it.
     loans: BTreeMap<u32, u64>,
     top_ups: TopUps,
+    /// What the limits and caps were left with last.
+    latest: Latest,
+    versions: Versions,
+    /// The entry that put the policy.
+    policy_index: u64,
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
@@ -61,6 +68,12 @@ struct Account {
     latest_at: Millis,
     /// The resets that it has put by.
     banked_resets: u32,
+    /// The account above it: the cluster for a root, and for itself.
+    parent: u32,
+    /// Its grants that have something available.
+    live: BTreeSet<u64>,
+    /// What holds keep in its wallet.
+    held: i128,
 }
 
 struct Grant {
@@ -79,8 +92,13 @@ struct Books([i128; 6]);
 struct Open {
     account: Option<u32>,
     admitted_at: Millis,
+    /// The entry with its latest event.
+    latest: u64,
     policy: u64,
     multipliers: Vec<Multiplier>,
+    /// Until when it is held.
+    until: Millis,
+    reserved: Reserved,
     /// What wallets keep for it.
     held: ByGrant,
 }
@@ -93,6 +111,12 @@ struct Entry {
     next_number: u32,
     usage: Option<Usage>,
     charge: Option<ChargeUnderWay>,
+    /// What the wallets on the way had before the usage, from the cluster down.
+    wallets_before: Vec<WalletSaid>,
+    /// What was said of the usage under way.
+    refused: Option<Refused>,
+    has_layers: bool,
+    has_versions: bool,
     /// Postings that must come next, in their order.
     due: VecDeque<Due>,
     /// What was due before is done; all that was due, where nothing is said.
@@ -102,8 +126,9 @@ struct Entry {
 struct ChargeUnderWay {
     charge: Charge,
     posted: i128,
-    /// What the hold that ends here still keeps.
+    /// What the hold that ends here still keeps, and what it had reserved.
     held: Option<(AdmissionId, ByGrant)>,
+    reserved: Option<Reserved>,
 }
 
 #[derive(Clone, Copy)]
@@ -126,7 +151,7 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0), banked_resets: 0 }],
+            accounts: vec![Account::new("".into(), 0, 0)],
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
@@ -135,6 +160,9 @@ impl Audit {
             grant_ids: BTreeSet::new(),
             loans: BTreeMap::new(),
             top_ups: TopUps::new(),
+            latest: Latest::default(),
+            versions: Versions::default(),
+            policy_index: 0,
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
@@ -156,7 +184,15 @@ impl Audit {
         if !is_due {
             self.miss_due();
         }
+        if !self.entry.has_versions && !matches!(fact, Fact::Versions(_)) {
+            self.entry.has_versions = true;
+            let (what, expected, found) = ("the number of versions told", 1, 0);
+            self.find(Finding::VersionOther { index, what, expected, found });
+        }
         match fact {
+            Fact::Versions(versions) => self.take_versions(*versions),
+            Fact::Layers(layers) => self.take_layers(layers),
+            Fact::Refused(refused) => self.take_refused(refused),
             Fact::Moment(moment) => self.take_moment(*moment),
             Fact::AccountMade(made) => self.take_account(made),
             Fact::PolicyPut(put) => self.take_policy(put),
@@ -213,30 +249,36 @@ impl Audit {
     }
 
     /// Compares with what a state, at the entry that was taken last, shows of the grants of an account:
-    /// all of them, by id.
+    /// each by id, and under an empty id the sum of those that ended and that it has forgotten.
     pub fn compare<'g>(&mut self, account: &str, shown: impl IntoIterator<Item = (&'g str, Balances)>) {
         let mut replayed: BTreeMap<Arc<str>, Balances> = BTreeMap::new();
         if let Some(number) = self.account_by_path.get(account) {
             let grants = self.grants.range((*number, 0)..=(*number, u64::MAX));
             replayed.extend(grants.map(|(_, grant)| (grant.id.clone(), grant.books.balances())));
         }
+        let mut forgotten = Balances::default();
         for (id, shown) in shown {
+            if id.is_empty() {
+                forgotten = shown;
+                continue;
+            }
             let replayed = replayed.remove(id).unwrap_or_default();
             if replayed != shown {
                 let (account, grant) = (account.into(), id.into());
                 self.find(Finding::BalanceDiffers { account, grant, replayed, shown });
             }
         }
-        // A state forgets grants of plans and top-ups that have ended.
-        let forgotten = |grant: &str, replayed: &Balances| {
-            let ended = replayed.available.is_zero() && replayed.held.is_zero();
-            let prefixes = [PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX, BRIDGE_GRANT_PREFIX];
-            ended && prefixes.iter().any(|prefix| grant.starts_with(prefix))
-        };
-        replayed.retain(|grant, replayed| !forgotten(grant, replayed));
-        for (grant, replayed) in replayed {
+        let (ended, missing): (Vec<_>, Vec<_>) = replayed
+            .into_iter()
+            .partition(|(_, replayed)| replayed.available.is_zero() && replayed.held.is_zero());
+        for (grant, replayed) in missing {
             let shown = Balances::default();
             self.find(Finding::BalanceDiffers { account: account.into(), grant, replayed, shown });
+        }
+        let ended = sum(ended.iter().map(|(_, replayed)| replayed));
+        if ended != forgotten {
+            let (account, grant) = (account.into(), "(grants that ended)".into());
+            self.find(Finding::BalanceDiffers { account, grant, replayed: ended, shown: forgotten });
         }
     }
 
@@ -266,6 +308,7 @@ impl Audit {
     /// Ends what belongs to the usage under way.
     fn end_usage(&mut self) {
         let charge = self.entry.charge.take();
+        self.miss_evidence();
         if let Some(usage) = self.entry.usage.take()
             && charge.is_none()
             && usage.outcome.is_priced()
@@ -273,7 +316,7 @@ impl Audit {
             let id = self.id(usage.number);
             self.find(Finding::UsageWithoutCharge { id, admission: usage.admission });
         }
-        let Some(ChargeUnderWay { charge, posted, held }) = charge else { return };
+        let Some(ChargeUnderWay { charge, posted, held, .. }) = charge else { return };
         let id = self.id(charge.number);
         if posted != i128::from(charge.drawn.0) {
             self.find(Finding::PostingsDiffer { id, drawn: charge.drawn, posted: credits(posted) });
@@ -330,12 +373,9 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account {
-            path: made.path.clone(),
-            latest: index,
-            latest_at: Millis(0),
-            banked_resets: 0,
-        });
+        let parent = path::parent(&made.path).and_then(|parent| self.account_by_path.get(parent));
+        let parent = parent.copied().unwrap_or_default();
+        self.accounts.push(Account::new(made.path.clone(), index, parent));
         if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
             self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
         }
@@ -347,6 +387,8 @@ impl Audit {
             self.find(Finding::OutOfSequence { index, what: "policy", expected, found });
         }
         self.revision = found;
+        self.policy_index = index;
+        self.latest = Latest::default();
         let document = serde_json::from_str::<Document>(&put.document).map_err(|error| error.to_string());
         let compiled =
             document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
@@ -420,6 +462,9 @@ impl Audit {
             self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
         self.check_life(usage);
+        self.check_hold_time(usage, at);
+        self.entry.wallets_before = self.wallets_of(usage.account, at);
+        (self.entry.refused, self.entry.has_layers) = (None, false);
         self.entry.usage = Some(usage.clone());
     }
 
@@ -432,16 +477,20 @@ impl Audit {
             }
             return;
         }
-        if let Some(open) = self.open.get(&admission) {
+        if let Some(open) = self.open.get_mut(&admission) {
+            let earlier = std::mem::replace(&mut open.latest, index);
             if usage.outcome == UsageOutcome::Held {
                 self.find(Finding::DebitedTwice { id, admission });
-            } else if (open.account, open.admitted_at) != (usage.account, usage.admitted_at) {
+            } else if (open.account, Some(open.admitted_at)) != (usage.account, usage.admitted_at) {
                 let what = "the account or the moment is not that of its hold";
+                self.find(Finding::AdmissionDiffers { id, admission, what });
+            } else if usage.earlier != Some(earlier) {
+                let what = "what happened to it before is in another entry";
                 self.find(Finding::AdmissionDiffers { id, admission, what });
             }
             return;
         }
-        let is_first = matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::Settled);
+        let is_first = usage.decides() && matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::Settled);
         if admission.0 < self.next_admission || !is_first {
             return self.find(Finding::DebitedTwice { id, admission });
         }
@@ -453,9 +502,12 @@ impl Audit {
         if usage.outcome == UsageOutcome::Held {
             let open = Open {
                 account: usage.account,
-                admitted_at: usage.admitted_at,
+                admitted_at: self.entry.moment.map_or(Millis(0), |moment| moment.at),
+                latest: index,
                 policy: 0,
                 multipliers: Vec::new(),
+                until: usage.hold.map_or(Millis(0), |hold| hold.until),
+                reserved: Reserved::default(),
                 held: BTreeMap::new(),
             };
             self.open.insert(admission, open);
@@ -468,7 +520,7 @@ impl Audit {
         let Some(usage) = usage.filter(|usage| usage.number == charge.usage && usage.outcome.is_priced())
         else {
             // Its postings name it all the same.
-            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held: None });
+            self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), None));
             return self.find(Finding::ChargeWithoutUsage { id, usage: charge.usage });
         };
         if self.entry.charge.is_some() {
@@ -485,18 +537,19 @@ impl Audit {
         if carried != i128::from(charge.amount.0) || negative {
             self.find(Finding::CarriersDiffer { id, amount: charge.amount, carried: credits(carried) });
         }
-        let held = self.check_terms(id, &usage, charge);
+        let open = self.check_terms(id, &usage, charge);
         self.check_price(id, &usage, charge);
-        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held });
+        self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), open));
         self.entry.usage = Some(usage);
     }
 
     /// Checks that the charge is by the right rate card: today's for an admission, the hold's for its end.
-    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, ByGrant)> {
+    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, Open)> {
         let admission = usage.admission;
         let is_first = match self.open.get_mut(&admission) {
             Some(open) if usage.outcome == UsageOutcome::Held => {
                 open.policy = charge.policy;
+                open.reserved = Reserved::of(usage, charge);
                 open.multipliers.clone_from(&charge.multipliers);
                 true
             }
@@ -514,7 +567,7 @@ impl Audit {
         if open.policy != charge.policy || open.multipliers != charge.multipliers {
             self.find(Finding::RateCardOther { id, expected: open.policy, found: charge.policy });
         }
-        Some((admission, open.held))
+        Some((admission, open))
     }
 
     fn take_reset(&mut self, reset: &Reset) {
@@ -576,6 +629,9 @@ impl Audit {
         };
         let out_of_time = known.check_time(posting, at);
         known.books.post(amount, from, to);
+        if let Some(account) = self.accounts.get_mut(account as usize) {
+            account.note_posting(grant, &known.books, posting);
+        }
         if to == Bucket::Revoked && why == Why::Returned {
             known.awaited -= i128::from(amount.0);
         }
@@ -681,7 +737,34 @@ impl Audit {
 impl UsageOutcome {
     /// Whether a price is made of it.
     fn is_priced(self) -> bool {
-        !matches!(self, UsageOutcome::PartlySettled | UsageOutcome::Refused(_))
+        !matches!(self, UsageOutcome::PartlySettled | UsageOutcome::Refused(_) | UsageOutcome::Extended)
+    }
+}
+
+impl Account {
+    fn new(path: Arc<str>, latest: u64, parent: u32) -> Account {
+        let (latest_at, banked_resets) = (Millis(0), 0);
+        Account { path, latest, latest_at, banked_resets, parent, live: BTreeSet::new(), held: 0 }
+    }
+
+    /// Keeps count of what its wallet has, when the books of a grant were posted to.
+    fn note_posting(&mut self, grant: u64, books: &Books, posting: &Posting) {
+        match books.of(Bucket::Available) {
+            0 => self.live.remove(&grant),
+            _ => self.live.insert(grant),
+        };
+        let moved = |bucket| if bucket == Bucket::Held { i128::from(posting.amount.0) } else { 0 };
+        self.held += moved(posting.to) - moved(posting.from);
+    }
+}
+
+impl ChargeUnderWay {
+    fn new(charge: Charge, open: Option<(AdmissionId, Open)>) -> ChargeUnderWay {
+        let (held, reserved) = match open {
+            None => (None, None),
+            Some((admission, open)) => (Some((admission, open.held)), Some(open.reserved)),
+        };
+        ChargeUnderWay { charge, posted: 0, held, reserved }
     }
 }
 
@@ -729,6 +812,21 @@ impl Books {
             expired: credits(self.of(Bucket::Expired)),
             revoked: credits(self.of(Bucket::Revoked)),
         }
+    }
+}
+
+/// The sums over several grants.
+fn sum<'b>(balances: impl Iterator<Item = &'b Balances> + Clone) -> Balances {
+    let total = |part: fn(&Balances) -> Credits| {
+        credits(balances.clone().map(|balances| i128::from(part(balances).0)).sum())
+    };
+    Balances {
+        granted: total(|balances| balances.granted),
+        available: total(|balances| balances.available),
+        held: total(|balances| balances.held),
+        spent: total(|balances| balances.spent),
+        expired: total(|balances| balances.expired),
+        revoked: total(|balances| balances.revoked),
     }
 }
 

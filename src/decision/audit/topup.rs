@@ -65,7 +65,8 @@ impl Audit {
             self.find(Finding::OutOfSequence { index, what, expected, found });
         }
         self.top_ups.next = top_up.0.saturating_add(1);
-        let (balance, owed) = self.balance(account, at);
+        let (drawable, owed) = self.drawable_and_owed(account, at);
+        let balance = drawable - owed;
         let month_ends_at = Calendar::utc(Period::Month).window(at).1;
         let known = self.top_ups.accounts.entry(account).or_default();
         let mut found = Vec::new();
@@ -194,18 +195,6 @@ impl Audit {
             }
         }
         found.into_iter().for_each(|finding| self.find(finding));
-    }
-
-    /// What can be drawn from an account's wallet at `at` less what it owes, and what it owes.
-    fn balance(&self, account: u32, at: Millis) -> (i128, i128) {
-        let grants = self.grants.range((account, 0)..=(account, u64::MAX)).map(|(_, grant)| grant);
-        let drawable = grants.filter(|grant| {
-            grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| expires_at > at)
-        });
-        let drawable: i128 = drawable.map(|grant| grant.books.of(Bucket::Available)).sum();
-        let loan = self.loans.get(&account).and_then(|loan| self.grants.get(&(account, *loan)));
-        let owed = loan.map_or(0, |loan| loan.books.of(Bucket::Spent));
-        (drawable - owed, owed)
     }
 
     fn moment_at(&self) -> Millis {

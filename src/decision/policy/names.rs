@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub(in crate::decision) struct PlanId(u32);
 
 /// The number under which an account keeps what a limit counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(in crate::decision) struct MeterKey(u32);
 
 /// The number of a recurring grant of a plan.

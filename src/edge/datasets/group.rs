@@ -78,7 +78,10 @@ impl Groups {
     pub(crate) fn take(&mut self, facts: &[Fact], wanted: impl Fn(Millis, &Usage) -> bool, names: &Names) {
         for (moment, fact) in with_moments(facts) {
             let Fact::Usage(usage) = fact else { continue };
-            let is_over = !matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::PartlySettled);
+            let is_over = !matches!(
+                usage.outcome,
+                UsageOutcome::Held | UsageOutcome::PartlySettled | UsageOutcome::Extended
+            );
             if !is_over || !wanted(moment.at, usage) {
                 continue;
             }

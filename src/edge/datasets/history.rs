@@ -1,29 +1,39 @@
-//! The history of one admission, from the facts: how it was decided, and everything that became of it.
+//! The history of one decision, from the facts: how it was decided, by what, and everything that became of it.
 //!
-//! There is no index of admissions. Their ids are given in the order of the log, so the entry in which one
-//! was decided is found by halving the log; what became of it stands behind that.
+//! Each event of an admission says where the one before it is, and the state knows where the last one is as
+//! long as it knows the admission. After that there is no index: ids are given in the order of the log, so the
+//! entry in which one was decided is found by halving the log, and what became of it stands behind that. A refusal's id says itself
+//! where it is. What was looked at is named by the policy that decided, which is among the facts too.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry as Slot;
 
 use crate::decision::command::Stamp;
-use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, UsageOutcome, with_moments};
-use crate::decision::reply::{AdmissionId, AdmissionStatus, AdmissionView, Payer, Payment};
+use crate::decision::facts::{
+    Charge, Fact, LayerSeen, Layers, Moment, Posting, Refused, Usage, UsageOutcome, Versions, with_moments,
+    with_versions,
+};
+use crate::decision::layers::{self, LayerRead};
+use crate::decision::policy::Policy;
+use crate::decision::reply::{AdmissionId, AdmissionStatus, AdmissionView, Layer, Payer, Payment, RefusalId};
 use crate::edge::datasets::names::Names;
 use crate::edge::datasets::walk::Entry;
 use crate::edge::datasets::{charges_of, postings_of};
 use crate::edge::kind::Kind;
-use crate::edge::limits::{FACTS_READ_BYTES, HISTORY_PAGES_MAX};
+use crate::edge::limits::{FACTS_PAGE_COST_BYTES, FACTS_READ_BYTES, HISTORY_BYTES_MAX};
 use crate::edge::problem::Problem;
-use crate::edge::wire::dataset::{ChargeItem, EventItem, PostingItem, UsageItem};
+use crate::edge::wire::admission::RefusedAnswer;
+use crate::edge::wire::dataset::{ChargeItem, EventItem, LayerItem, PostingItem, ReceiptItem, UsageItem};
 use crate::replication::{Replica, decode_facts};
 use crate::units::Credits;
 
-/// How far before the place that halving ends at an admission is looked for. What was reserved and settled
-/// within one millisecond looks as if it was decided where it was settled, which misleads by as much.
-const NEAR_ENTRIES: u64 = 256;
-
-/// All that the facts say of one admission, oldest first.
+/// All that the facts say of one decision, oldest first.
+#[derive(Default)]
 pub(crate) struct History {
     events: Vec<Event>,
     names: Names,
+    /// Those that decided, by revision.
+    policies: HashMap<u64, Policy>,
 }
 
 /// An entry, and the number in it of a usage of the admission.
@@ -32,48 +42,57 @@ struct Event {
     number: u32,
 }
 
-/// Reads what is known of `id`, from the entry at `decided_at` on where that is known. None where there is
-/// nothing.
+/// Reads what is known of an admission whose latest event is in the entry at `latest`, where that is known. None
+/// where there is nothing.
 pub(crate) async fn of(
     replica: &Replica,
     id: AdmissionId,
-    decided_at: Option<u64>,
+    latest: Option<u64>,
 ) -> Result<Option<History>, Problem> {
-    let mut reader = Reader { replica, pages_left: HISTORY_PAGES_MAX };
-    let from = match decided_at {
-        Some(index) => index,
-        None => reader.near(id).await?,
-    };
-    let mut history = History { events: Vec::new(), names: Names::default() };
-    let mut next = from;
-    while next < replica.facts_end() && !history.is_over() {
-        let (covered_end, entries) = reader.page(next, u64::MAX).await?;
-        for entry in entries {
-            history.take(replica, id, entry);
-        }
-        next = covered_end;
-        // It is decided within reach of where it was looked for, or not at all.
-        if history.events.is_empty() && next > from + 2 * NEAR_ENTRIES {
-            break;
-        }
+    let mut reader = Reader { replica, bytes_left: HISTORY_BYTES_MAX };
+    let mut history = History::default();
+    match latest {
+        Some(latest) => history.read_back(&mut reader, id, latest).await?,
+        None => match reader.decided_at(id).await? {
+            Some(decided_at) => history.read_on(&mut reader, id, decided_at).await?,
+            None => return Ok(None),
+        },
     }
+    history.learn_names(&mut reader).await?;
     Ok(Some(history).filter(|history| !history.events.is_empty()))
 }
 
-/// Reads pages of facts, a bounded number of them.
+/// Reads what is known of a refusal. None where there is none of this id.
+pub(crate) async fn of_refusal(replica: &Replica, id: RefusalId) -> Result<Option<History>, Problem> {
+    let mut reader = Reader { replica, bytes_left: HISTORY_BYTES_MAX };
+    let mut history = History::default();
+    if id.index >= replica.facts_end() {
+        return Ok(None);
+    }
+    let (_, entries) = reader.page(id.index, id.index + 1).await?;
+    for entry in entries {
+        history.take(entry, |moment, usage| {
+            moment.position == id.position && matches!(usage.outcome, UsageOutcome::Refused(_))
+        });
+    }
+    history.learn_names(&mut reader).await?;
+    Ok(Some(history).filter(|history| !history.events.is_empty()))
+}
+
+/// Reads pages of facts, a bounded amount of them.
 struct Reader<'a> {
     replica: &'a Replica,
-    pages_left: usize,
+    bytes_left: usize,
 }
 
 impl Reader<'_> {
     async fn page(&mut self, from: u64, to: u64) -> Result<(u64, Vec<Entry>), Problem> {
-        let Some(left) = self.pages_left.checked_sub(1) else {
+        if self.bytes_left == 0 {
             let detail = "its history is longer than one request may read; look at /v1/usage of its account";
             return Err(Problem::new(Kind::Overloaded, detail));
-        };
-        self.pages_left = left;
+        }
         let page = self.replica.facts(from..to, FACTS_READ_BYTES).await?;
+        self.bytes_left = self.bytes_left.saturating_sub(page.bytes() + FACTS_PAGE_COST_BYTES);
         let entries = page.entries.iter().map(|(index, bytes)| {
             let facts = decode_facts(bytes).map_err(|error| {
                 Problem::new(Kind::NodeFailing, format!("the facts of entry {index} cannot be read: {error}"))
@@ -83,8 +102,8 @@ impl Reader<'_> {
         Ok((page.covered.end, entries.collect::<Result<_, Problem>>()?))
     }
 
-    /// An entry a little before the one in which `id` was decided.
-    async fn near(&mut self, id: AdmissionId) -> Result<u64, Problem> {
+    /// The entry in which `id` was decided.
+    async fn decided_at(&mut self, id: AdmissionId) -> Result<Option<u64>, Problem> {
         let (mut low, mut high) = (0, self.replica.facts_end());
         while low < high {
             let middle = low + (high - low) / 2;
@@ -92,10 +111,26 @@ impl Reader<'_> {
                 None => high = middle,
                 Some((_, first, _)) if id < first => high = middle,
                 Some((index, _, last)) if id > last => low = index + 1,
-                Some((index, ..)) => return Ok(index.saturating_sub(NEAR_ENTRIES)),
+                Some((index, ..)) => return Ok(Some(index)),
             }
         }
-        Ok(low.saturating_sub(NEAR_ENTRIES))
+        Ok(None)
+    }
+
+    /// The policy of a revision, from the entry that put it.
+    async fn policy(&mut self, revision: u64, put_at: u64) -> Result<Policy, Problem> {
+        let (_, entries) = self.page(put_at, put_at.saturating_add(1)).await?;
+        let document = entries.iter().flat_map(|entry| &entry.facts).find_map(|fact| match fact {
+            Fact::PolicyPut(put) if put.revision == revision => Some(&put.document),
+            _ => None,
+        });
+        let compiled = document
+            .and_then(|document| serde_json::from_str(document).ok())
+            .and_then(|document| Policy::compile(&document).ok());
+        compiled.ok_or_else(|| {
+            let detail = format!("the policy {revision} cannot be read from entry {put_at}");
+            Problem::new(Kind::NodeFailing, detail)
+        })
     }
 
     /// The first entry of the range in which admissions were decided, with the first and the last of them.
@@ -108,8 +143,7 @@ impl Reader<'_> {
         while next < to {
             let (covered_end, entries) = self.page(next, to).await?;
             for entry in entries {
-                let decided =
-                    || with_moments(&entry.facts).filter_map(|(moment, fact)| decided(moment, fact));
+                let decided = || entry.facts.iter().filter_map(decided);
                 if let Some((first, last)) = decided().min().zip(decided().max()) {
                     return Ok(Some((entry.index, first, last)));
                 }
@@ -120,90 +154,182 @@ impl Reader<'_> {
     }
 }
 
-/// The admission that a usage seems to be the first of.
-fn decided(moment: Moment, fact: &Fact) -> Option<AdmissionId> {
-    let Fact::Usage(usage) = fact else { return None };
-    let at_once = usage.outcome == UsageOutcome::Settled && usage.admitted_at == moment.at;
-    (usage.outcome == UsageOutcome::Held || at_once).then_some(usage.admission)
+/// The admission that a usage is the first of.
+fn decided(fact: &Fact) -> Option<AdmissionId> {
+    match fact {
+        Fact::Usage(usage) if usage.decides() && usage.admission.0 > 0 => Some(usage.admission),
+        _ => None,
+    }
 }
 
 impl History {
-    fn take(&mut self, replica: &Replica, id: AdmissionId, entry: Entry) {
-        let numbers = entry.facts.iter().filter_map(|fact| match fact {
-            Fact::Usage(usage) if usage.admission == id => Some(usage.number),
+    /// Reads from the latest event back to the decision, from each to the one before.
+    async fn read_back(
+        &mut self,
+        reader: &mut Reader<'_>,
+        id: AdmissionId,
+        latest: u64,
+    ) -> Result<(), Problem> {
+        let mut next = Some(latest);
+        while let Some(index) = next {
+            let (_, entries) = reader.page(index, index.saturating_add(1)).await?;
+            let mut here = History::default();
+            for entry in entries {
+                here.take(entry, |_, usage| usage.admission == id);
+            }
+            let first = here.events.first().and_then(Event::usage);
+            next = first.and_then(|(.., usage)| usage.earlier).filter(|earlier| *earlier < index);
+            self.events.splice(0..0, here.events);
+        }
+        Ok(())
+    }
+
+    /// Reads from the entry that decided on, until nothing more can become of it.
+    async fn read_on(
+        &mut self,
+        reader: &mut Reader<'_>,
+        id: AdmissionId,
+        decided_at: u64,
+    ) -> Result<(), Problem> {
+        let mut next = decided_at;
+        while next < reader.replica.facts_end() && !self.is_over() {
+            let (covered_end, entries) = reader.page(next, u64::MAX).await?;
+            for entry in entries {
+                self.take(entry, |_, usage| usage.admission == id);
+            }
+            next = covered_end;
+        }
+        Ok(())
+    }
+
+    /// Takes the usages of an entry that are of this decision.
+    fn take(&mut self, entry: Entry, is_its: impl Fn(Moment, &Usage) -> bool) {
+        let numbers = with_moments(&entry.facts).filter_map(|(moment, fact)| match fact {
+            Fact::Usage(usage) if is_its(moment, usage) => Some(usage.number),
             _ => None,
         });
-        let numbers: Vec<u32> = numbers.collect();
-        if !numbers.is_empty() {
-            self.names.learn(replica, &entry.facts);
-        }
-        for number in numbers {
+        for number in numbers.collect::<Vec<u32>>() {
             let entry = Entry { index: entry.index, facts: entry.facts.clone() };
             self.events.push(Event { entry, number });
         }
     }
 
+    /// Learns the names of accounts and grants, and reads the policies by which what was looked at is named.
+    async fn learn_names(&mut self, reader: &mut Reader<'_>) -> Result<(), Problem> {
+        for event in &self.events {
+            self.names.learn(reader.replica, &event.entry.facts);
+            let Some(((versions, ..), _)) = event.usage().zip(event.layers()) else { continue };
+            if let Slot::Vacant(slot) = self.policies.entry(versions.policy) {
+                slot.insert(reader.policy(versions.policy, versions.policy_index).await?);
+            }
+        }
+        Ok(())
+    }
+
     /// Whether nothing more can become of it.
     fn is_over(&self) -> bool {
         let last = self.events.last().and_then(Event::usage);
-        last.is_some_and(|(_, usage)| {
-            !matches!(usage.outcome, UsageOutcome::Held | UsageOutcome::PartlySettled)
+        last.is_some_and(|(.., usage)| {
+            use UsageOutcome::{Extended, Held, PartlySettled};
+            !matches!(usage.outcome, Held | PartlySettled | Extended)
         })
     }
 
-    pub(crate) fn items(&self) -> Vec<EventItem> {
-        self.events.iter().filter_map(|event| event.item(&self.names)).collect()
+    pub(crate) fn items(&self) -> Result<Vec<EventItem>, Problem> {
+        let items = self.events.iter().filter_map(|event| event.item(self).transpose());
+        items.collect()
     }
 
-    /// The admission as it stands: what a state says of those that it still knows. The term is not among
-    /// the facts.
+    /// The admission as it stands.
     pub(crate) fn view(&self) -> Option<AdmissionView> {
         let (first, last) = (self.events.first()?, self.events.last()?);
-        let (decided, _) = first.usage()?;
-        let (ended, usage) = last.usage()?;
-        let charges = || self.events.iter().rev().filter_map(Event::charge);
-        let charge = charges().next()?;
-        let status = match usage.outcome {
+        let (versions, decided, usage) = first.usage()?;
+        let (_, ended, last) = last.usage()?;
+        // The price of what was reserved or, once it is over, of what was used.
+        let (charged, charge) = self.events.iter().rev().find_map(|event| Some((event, event.charge()?)))?;
+        let status = match last.outcome {
             UsageOutcome::Settled => AdmissionStatus::Settled,
             UsageOutcome::Released => AdmissionStatus::Released,
             UsageOutcome::Expired => AdmissionStatus::Expired,
             _ => AdmissionStatus::Held,
         };
-        let covered = charge.covered.iter().map(|covered| Payment {
-            payer: Payer::Limit { level: covered.level, name: covered.name.clone() },
-            credits: covered.credits,
-        });
-        let paid = last.postings().filter(|posting| posting.why.pays()).filter_map(|posting| {
-            let id = self.names.grant(posting.account, posting.grant)?.clone();
-            let level = self.names.account(posting.account)?.split(':').count() as u8;
-            Some(Payment { payer: Payer::Grant { level, id }, credits: posting.amount })
-        });
         let is_over = self.is_over();
+        let mut holds = self.events.iter().rev().filter_map(|event| event.usage()?.2.hold);
         Some(AdmissionView {
             id: usage.admission,
             account: self.names.account(usage.account?)?.clone(),
             feature: usage.feature.clone(),
             status,
             cost: charge.amount,
-            paid_by: covered.chain(paid).filter(|payment| payment.credits > Credits::ZERO).collect(),
+            paid_by: self.payments(charged, charge),
             uncovered: charge.uncovered,
             stamp: Stamp {
-                at: usage.admitted_at,
-                term: 0,
+                at: decided.at,
+                term: versions.term,
                 index: first.entry.index,
                 position: decided.position,
             },
             policy: charge.policy,
-            expires_at: None,
+            expires_at: holds.next().map(|hold| hold.until).filter(|_| !is_over),
             resolved_at: is_over.then_some(ended.at),
         })
+    }
+
+    /// Who pays a charge: each allowance and each grant once, in the order in which they were drawn.
+    fn payments(&self, event: &Event, charge: &Charge) -> Vec<Payment> {
+        let mut payments: Vec<Payment> = Vec::new();
+        let mut push =
+            |payer: Payer, credits: Credits| match payments.iter_mut().find(|payment| payment.payer == payer)
+            {
+                Some(payment) => payment.credits.0 += credits.0,
+                None if credits > Credits::ZERO => payments.push(Payment { payer, credits }),
+                None => {}
+            };
+        for covered in &charge.covered {
+            push(Payer::Limit { level: covered.level, name: covered.name.clone() }, covered.credits);
+        }
+        for posting in event.postings().filter(|posting| posting.why.pays()) {
+            let account = self.names.account(posting.account);
+            let grant = self.names.grant(posting.account, posting.grant);
+            if let Some((account, id)) = account.zip(grant) {
+                let level = account.split(':').count() as u8;
+                push(Payer::Grant { level, id: id.clone() }, posting.amount);
+            }
+        }
+        payments
+    }
+
+    /// The refusal that this is the history of.
+    pub(crate) fn refusal(&self, id: RefusalId) -> Result<Option<RefusedAnswer>, Problem> {
+        let Some(event) = self.events.first() else { return Ok(None) };
+        let Some((versions, moment, usage)) = event.usage() else { return Ok(None) };
+        let UsageOutcome::Refused(reason) = usage.outcome else { return Ok(None) };
+        let Some(refused) = event.refused() else { return Ok(None) };
+        let available = (refused.by == Layer::Credits).then(|| event.available());
+        Ok(Some(RefusedAnswer {
+            id: id.to_string(),
+            decision: "refused",
+            status: "refused",
+            account: usage.account.and_then(|number| self.names.account(number)).cloned(),
+            feature: usage.feature.clone(),
+            reason,
+            layer: (&refused.by).into(),
+            field: refused.field.clone(),
+            cost: refused.cost,
+            available,
+            would_pass_at: refused.would_pass_in.map(|span| moment.at.saturating_add(span)),
+            attributes: refused.attributes.iter().cloned().collect(),
+            refused_at: moment.at,
+            receipt: ReceiptItem::new(event.entry.index, versions, moment),
+            events: self.items()?,
+        }))
     }
 }
 
 impl Event {
-    fn usage(&self) -> Option<(Moment, &Usage)> {
-        with_moments(&self.entry.facts).find_map(|(moment, fact)| match fact {
-            Fact::Usage(usage) if usage.number == self.number => Some((moment, usage)),
+    fn usage(&self) -> Option<(Versions, Moment, &Usage)> {
+        with_versions(&self.entry.facts).find_map(|(versions, moment, fact)| match fact {
+            Fact::Usage(usage) if usage.number == self.number => Some((versions, moment, usage)),
             _ => None,
         })
     }
@@ -212,21 +338,61 @@ impl Event {
         charges_of(&self.entry).map(|(_, charge)| charge).find(|charge| charge.usage == self.number)
     }
 
+    fn layers(&self) -> Option<&Layers> {
+        self.entry.facts.iter().find_map(|fact| match fact {
+            Fact::Layers(layers) if layers.usage == self.number => Some(layers),
+            _ => None,
+        })
+    }
+
+    fn refused(&self) -> Option<&Refused> {
+        self.entry.facts.iter().find_map(|fact| match fact {
+            Fact::Refused(refused) if refused.usage == self.number => Some(refused),
+            _ => None,
+        })
+    }
+
+    /// What could be drawn from all wallets on the way, before it was decided.
+    fn available(&self) -> Credits {
+        let seen = self.layers().map_or(&[][..], |layers| &layers.seen);
+        let available = seen.iter().map(|layer| match layer {
+            LayerSeen::Wallet { available, .. } => i128::from(available.before),
+            _ => 0,
+        });
+        Credits(i64::try_from(available.sum::<i128>()).unwrap_or(i64::MAX))
+    }
+
     fn postings(&self) -> impl Iterator<Item = &Posting> {
         self.charge().into_iter().flat_map(|charge| postings_of(&self.entry, charge))
     }
 
-    fn item(&self, names: &Names) -> Option<EventItem> {
-        let index = self.entry.index;
-        let (moment, usage) = self.usage()?;
+    fn item(&self, history: &History) -> Result<Option<EventItem>, Problem> {
+        let (index, names) = (self.entry.index, &history.names);
+        let Some((versions, moment, usage)) = self.usage() else { return Ok(None) };
         let charge = self.charge();
         let postings =
             self.postings().map(|posting| PostingItem::new(index, moment, posting, Some(usage), names));
-        Some(EventItem {
+        let asks = usage.account.and_then(|number| names.account(number)).map_or("", |path| path);
+        let layers = match self.layers() {
+            None => None,
+            Some(layers) => {
+                let policy = history.policies.get(&versions.policy);
+                let read = policy.and_then(|policy| layers::read(policy, &usage.feature, layers).ok());
+                let read: Vec<LayerRead> = read.ok_or_else(|| {
+                    let detail =
+                        format!("what entry {index} looked at does not fit policy {}", versions.policy);
+                    Problem::new(Kind::NodeFailing, detail)
+                })?;
+                Some(read.into_iter().map(|layer| LayerItem::new(asks, layer)).collect())
+            }
+        };
+        Ok(Some(EventItem {
+            receipt: ReceiptItem::new(index, versions, moment),
             usage: UsageItem::new(index, moment, usage, charge, names),
             charge: charge
                 .map(|charge| ChargeItem::new(index, moment, charge, usage, self.postings(), names)),
             postings: postings.collect(),
-        })
+            layers,
+        }))
     }
 }

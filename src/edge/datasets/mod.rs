@@ -363,7 +363,9 @@ mod tests {
             duration_ms: None,
             region: None,
             endpoint: None,
-            admitted_at: Millis(100),
+            admitted_at: None,
+            earlier: None,
+            hold: None,
             outcome: UsageOutcome::Settled,
             charged: false,
         });

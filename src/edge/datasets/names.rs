@@ -19,8 +19,8 @@ struct Named {
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
-    /// renamed, so this node's own state is fresh enough. A grant of a plan or a top-up that has ended may be
-    /// forgotten by the state: it is called by its number, as the fact that made it numbers it.
+    /// renamed, so this node's own state is fresh enough. A grant that ended long ago is forgotten by the
+    /// state: it is called by its number, as the fact that made it numbers it.
     pub(crate) fn learn(&mut self, replica: &Replica, facts: &[Fact]) {
         let accounts: HashSet<u32> = facts
             .iter()

@@ -7,12 +7,9 @@ use std::ops::Range;
 
 use crate::decision::facts::Fact;
 use crate::edge::kind::Kind;
-use crate::edge::limits::{FACTS_PER_PAGE_BYTES_MAX, FACTS_READ_BYTES};
+use crate::edge::limits::{FACTS_PAGE_COST_BYTES, FACTS_PER_PAGE_BYTES_MAX, FACTS_READ_BYTES};
 use crate::edge::problem::Problem;
 use crate::replication::{FactsPage, Replica, decode_facts};
-
-/// What reading a page costs besides its bytes, as bytes.
-const PAGE_COST_BYTES: usize = 16 * 1024;
 
 /// The facts of one entry.
 pub(crate) struct Entry {
@@ -68,7 +65,7 @@ impl<'a> Walk<'a> {
 
     async fn load(&mut self, end: u64) -> Result<(), Problem> {
         self.page = self.replica.facts_before(end, FACTS_READ_BYTES).await?;
-        self.read_bytes += self.page.bytes() + PAGE_COST_BYTES;
+        self.read_bytes += self.page.bytes() + FACTS_PAGE_COST_BYTES;
         Ok(())
     }
 

@@ -162,6 +162,11 @@ pub(crate) struct ResetBody<'a> {
 }
 
 impl ResetBody<'_> {
+    /// Whether it does no more than use what an operator put by.
+    pub(crate) fn uses_banked(&self) -> bool {
+        self.banked && self.bank.is_none()
+    }
+
     pub(crate) fn command<'c>(&'c self, account: &'c str) -> Result<Command<'c>, Problem> {
         let by = match (self.banked, self.bank) {
             (true, Some(_)) => {

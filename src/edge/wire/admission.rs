@@ -1,23 +1,27 @@
 //! Admissions: what is asked, and the answers about them, refusals among them.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
-use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Admit, Command, Key, Request, Settle};
-use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusal, Settled};
+use crate::decision::command::{Admit, Command, Key, Request, Settle, Stamp};
+use crate::decision::reply::{
+    AdmissionId, AdmissionView, Admitted, Layer, Reason, Refusal, RefusalId, Settled,
+};
 use crate::edge::body::{Object, Whole};
 use crate::edge::kind::{Kind, Words};
 use crate::edge::problem::Type;
-use crate::edge::wire::dataset::EventItem;
+use crate::edge::wire::dataset::{EventItem, ReceiptItem};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
 use crate::edge::wire::json::{Derived, WriteJson, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
-use crate::units::Span;
+use crate::units::{Credits, Millis, Span};
 
 // --- asked --------------------------------------------------------------------------------------
 
@@ -75,10 +79,11 @@ impl AdmissionBody<'_> {
         })
     }
 
-    fn request(&self) -> Request<'_> {
+    /// The request, under its own key or else under `key`.
+    fn request<'r>(&'r self, key: Option<&'r str>) -> Request<'r> {
         let command = self.command(false);
-        let key =
-            self.key.as_ref().map(|key| Key { key: key.0.as_str(), fingerprint: fingerprint(&command) });
+        let key = self.key.as_ref().map(|key| key.0.as_str()).or(key);
+        let key = key.map(|key| Key { key, fingerprint: fingerprint(&command) });
         Request { key, command }
     }
 }
@@ -89,12 +94,35 @@ enum BatchField {
     Admissions,
 }
 
-/// Reads `{"admissions": […]}` straight into a proposal, one entry at a time.
-pub(crate) struct BatchSeed {
-    pub(crate) admissions_max: usize,
+/// What becomes the keys of entries that come without one. A space separates its parts; no key that a client
+/// sends has one, so that such a key is never taken for another.
+#[derive(Clone, Copy)]
+pub(crate) enum EntryKeys<'k> {
+    None,
+    /// The key of the batch, with the place of the entry in it.
+    OfBatch(&'k str),
+    /// The value of a header that the policy names, with the account and the place of the entry.
+    OfHeader(&'k str),
 }
 
-impl<'de> DeserializeSeed<'de> for BatchSeed {
+impl EntryKeys<'_> {
+    fn key(self, place: usize, account: &str) -> Option<String> {
+        match self {
+            EntryKeys::None => None,
+            EntryKeys::OfBatch(key) => Some(format!("{key} {place}")),
+            EntryKeys::OfHeader(value) => Some(format!("{account} {value} {place}")),
+        }
+    }
+}
+
+/// Reads `{"admissions": […]}` straight into a proposal, one entry at a time.
+#[derive(Clone, Copy)]
+pub(crate) struct BatchSeed<'k> {
+    pub(crate) admissions_max: usize,
+    pub(crate) keys: EntryKeys<'k>,
+}
+
+impl<'de> DeserializeSeed<'de> for BatchSeed<'_> {
     type Value = Proposal;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Proposal, D::Error> {
@@ -102,7 +130,7 @@ impl<'de> DeserializeSeed<'de> for BatchSeed {
     }
 }
 
-impl<'de> Visitor<'de> for BatchSeed {
+impl<'de> Visitor<'de> for BatchSeed<'_> {
     type Value = Proposal;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -115,17 +143,15 @@ impl<'de> Visitor<'de> for BatchSeed {
             if proposal.is_some() {
                 return Err(A::Error::duplicate_field("admissions"));
             }
-            proposal = Some(map.next_value_seed(AdmissionsSeed { admissions_max: self.admissions_max })?);
+            proposal = Some(map.next_value_seed(AdmissionsSeed(self))?);
         }
         proposal.ok_or_else(|| A::Error::missing_field("admissions"))
     }
 }
 
-struct AdmissionsSeed {
-    admissions_max: usize,
-}
+struct AdmissionsSeed<'k>(BatchSeed<'k>);
 
-impl<'de> DeserializeSeed<'de> for AdmissionsSeed {
+impl<'de> DeserializeSeed<'de> for AdmissionsSeed<'_> {
     type Value = Proposal;
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Proposal, D::Error> {
@@ -133,7 +159,7 @@ impl<'de> DeserializeSeed<'de> for AdmissionsSeed {
     }
 }
 
-impl<'de> Visitor<'de> for AdmissionsSeed {
+impl<'de> Visitor<'de> for AdmissionsSeed<'_> {
     type Value = Proposal;
 
     fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -141,13 +167,11 @@ impl<'de> Visitor<'de> for AdmissionsSeed {
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Proposal, A::Error> {
+        let BatchSeed { admissions_max, keys } = self.0;
         let mut proposal = Proposal::new();
-        while list.next_element_seed(AdmissionSeed { proposal: &mut proposal })?.is_some() {
-            if proposal.len() > self.admissions_max {
-                return Err(A::Error::custom(format_args!(
-                    "at most {} admissions in a batch",
-                    self.admissions_max
-                )));
+        while list.next_element_seed(AdmissionSeed { proposal: &mut proposal, keys })?.is_some() {
+            if proposal.len() > admissions_max {
+                return Err(A::Error::custom(format_args!("at most {admissions_max} admissions in a batch")));
             }
         }
         Ok(proposal)
@@ -155,16 +179,18 @@ impl<'de> Visitor<'de> for AdmissionsSeed {
 }
 
 /// Reads one entry and adds it to the proposal.
-struct AdmissionSeed<'p> {
+struct AdmissionSeed<'p, 'k> {
     proposal: &'p mut Proposal,
+    keys: EntryKeys<'k>,
 }
 
-impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_> {
+impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_, '_> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let body: AdmissionBody<'de> = Whole(PhantomData).deserialize(deserializer)?;
-        self.proposal.push(&body.request()).map_err(D::Error::custom)
+        let key = self.keys.key(self.proposal.len(), body.account.as_str());
+        self.proposal.push(&body.request(key.as_deref())).map_err(D::Error::custom)
     }
 }
 
@@ -252,19 +278,25 @@ impl WriteJson for AdmittedAnswer<'_> {
     }
 }
 
-/// Which layer refused. Level 0 is the whole cluster, 1 the root account.
+/// A layer in words: its kind, the level, and the name where it has one. Level 0 is the whole cluster, 1 the
+/// root account.
+fn layer_words(layer: &Layer) -> (&'static str, Option<u8>, Option<&Arc<str>>) {
+    match layer {
+        Layer::Request => ("request", None, None),
+        Layer::Account { level } => ("account", Some(*level), None),
+        Layer::Limit { level, name } => ("limit", Some(*level), Some(name)),
+        Layer::SpendingCap { level } => ("spending_cap", Some(*level), None),
+        Layer::Credits => ("credits", None, None),
+        Layer::Hold => ("hold", None, None),
+        Layer::Key => ("key", None, None),
+        Layer::Policy => ("policy", None, None),
+    }
+}
+
+/// Which layer refused.
 impl WriteJson for Layer {
     fn write(&self, out: &mut Vec<u8>) {
-        let (kind, level, name) = match self {
-            Layer::Request => ("request", None, None),
-            Layer::Account { level } => ("account", Some(*level), None),
-            Layer::Limit { level, name } => ("limit", Some(*level), Some(name)),
-            Layer::SpendingCap { level } => ("spending_cap", Some(*level), None),
-            Layer::Credits => ("credits", None, None),
-            Layer::Hold => ("hold", None, None),
-            Layer::Key => ("key", None, None),
-            Layer::Policy => ("policy", None, None),
-        };
+        let (kind, level, name) = layer_words(self);
         write_object!(out, { "kind": kind, "level"?: level, "name"?: name, });
     }
 }
@@ -280,12 +312,15 @@ impl WriteJson for RefusalAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let refusal = self.refusal;
         let Words { status, reason, title } = Kind::Refused(refusal.reason).words();
+        let Stamp { index, position, .. } = *self.receipt.stamp;
+        let id = refusal.recorded.then(|| RefusalId { index, position }.to_string());
         write_object!(out, {
             "type": Type(reason),
             "title": title,
             "status": status,
             "detail": refusal.detail.as_str(),
             "decision": "refused",
+            "id"?: id.as_deref(),
             "reason": reason,
             "layer": refusal.layer,
             "replayed"?: self.entry.replayed(),
@@ -334,6 +369,48 @@ pub(crate) struct ExtendedAnswer<'a> {
 impl WriteJson for ExtendedAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         write_object!(out, { "admission"?: self.admission, "hold": self.hold, "receipt": self.receipt, });
+    }
+}
+
+/// `GET /v1/admissions/{id}` of a request that was refused.
+#[derive(Serialize)]
+pub(crate) struct RefusedAnswer {
+    pub(crate) id: String,
+    pub(crate) decision: &'static str,
+    pub(crate) status: &'static str,
+    pub(crate) account: Option<Arc<str>>,
+    pub(crate) feature: Arc<str>,
+    pub(crate) reason: Reason,
+    pub(crate) layer: LayerName,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) field: Option<Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cost: Option<Credits>,
+    /// What the wallets on the way had, where credits were the matter.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) available: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) would_pass_at: Option<Millis>,
+    pub(crate) attributes: BTreeMap<Arc<str>, Arc<str>>,
+    pub(crate) refused_at: Millis,
+    pub(crate) receipt: ReceiptItem,
+    pub(crate) events: Vec<EventItem>,
+}
+
+/// Which layer refused, by name.
+#[derive(Serialize)]
+pub(crate) struct LayerName {
+    kind: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    level: Option<u8>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<Arc<str>>,
+}
+
+impl From<&Layer> for LayerName {
+    fn from(layer: &Layer) -> LayerName {
+        let (kind, level, name) = layer_words(layer);
+        LayerName { kind, level, name: name.cloned() }
     }
 }
 

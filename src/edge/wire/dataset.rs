@@ -6,11 +6,14 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::decision::command::Period;
 use crate::decision::facts::{
-    Bucket, Charge, FactId, Moment, Multiplier, Posting, Rate, Reset, TopUpRaised, TopUpResolved, Usage,
-    UsageOutcome, Why,
+    Bucket, Change, Charge, FactId, Moment, Multiplier, Posting, Rate, Reset, TopUpRaised, TopUpResolved,
+    Usage, UsageOutcome, Versions, Why,
 };
-use crate::decision::reply::{AdmissionId, LimitReset, Reason, TopUpId};
+use crate::decision::layers::{LayerRead, NamedLayer};
+use crate::decision::policy::Then;
+use crate::decision::reply::{AdmissionId, LimitReset, Reason, RefusalId, TopUpId};
 use crate::edge::datasets::Names;
 use crate::edge::wire::evidence::Amount;
 use crate::units::{Credits, Millis, Ppm};
@@ -47,6 +50,9 @@ pub(crate) struct UsageItem {
     origin: Origin,
     /// None for a request that was refused.
     admission: Option<AdmissionId>,
+    /// The id of the refusal that it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    refusal: Option<String>,
     account: Option<Arc<str>>,
     feature: Arc<str>,
     usage: BTreeMap<Arc<str>, u64>,
@@ -55,6 +61,11 @@ pub(crate) struct UsageItem {
     region: Option<Arc<str>>,
     endpoint: Option<Arc<str>>,
     admitted_at: Millis,
+    /// Until when a hold that begins or is extended is kept, and until when it was before it was extended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_until: Option<Millis>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    held_until_before: Option<Millis>,
     outcome: &'static str,
     #[serde(skip_serializing_if = "Option::is_none")]
     reason: Option<Reason>,
@@ -74,6 +85,7 @@ impl UsageItem {
         UsageItem {
             origin: Origin::new(index, moment, usage.number),
             admission: admission(usage),
+            refusal: reason.is_some().then(|| RefusalId { index, position: moment.position }.to_string()),
             account: usage.account.and_then(|number| names.account(number)).cloned(),
             feature: usage.feature.clone(),
             usage: usage.units.iter().map(|used| (used.unit.clone(), used.quantity)).collect(),
@@ -81,7 +93,9 @@ impl UsageItem {
             duration_ms: usage.duration_ms,
             region: usage.region.clone(),
             endpoint: usage.endpoint.clone(),
-            admitted_at: usage.admitted_at,
+            admitted_at: usage.admitted_at.unwrap_or(moment.at),
+            held_until: usage.hold.map(|hold| hold.until),
+            held_until_before: usage.hold.and_then(|hold| hold.before),
             outcome,
             reason,
             charged: usage.charged,
@@ -102,6 +116,7 @@ fn outcome(outcome: UsageOutcome) -> (&'static str, Option<Reason>) {
         UsageOutcome::Released => ("released", None),
         UsageOutcome::Expired => ("expired", None),
         UsageOutcome::Refused(reason) => ("refused", Some(reason)),
+        UsageOutcome::Extended => ("extended", None),
     }
 }
 
@@ -207,12 +222,105 @@ impl ChargeItem {
     }
 }
 
-/// One event in the life of an admission: what happened, what it costs, and what moved for it.
+/// One event in the life of an admission: by what it was decided, what happened, what it costs, what moved
+/// for it, and what was looked at.
 #[derive(Serialize)]
 pub(crate) struct EventItem {
+    pub(crate) receipt: ReceiptItem,
     pub(crate) usage: UsageItem,
     pub(crate) charge: Option<ChargeItem>,
     pub(crate) postings: Vec<PostingItem>,
+    /// None where nothing was looked at.
+    pub(crate) layers: Option<Vec<LayerItem>>,
+}
+
+/// Where in the log something was decided, when, and by what.
+#[derive(Serialize)]
+pub(crate) struct ReceiptItem {
+    index: u64,
+    position: u32,
+    term: u64,
+    at: Millis,
+    /// The revision of the policy.
+    policy: u64,
+    /// The version of the reports of load that move limits.
+    load: u64,
+    /// The version of the rules by which a log is decided.
+    rules: u16,
+    decided_by: &'static str,
+}
+
+impl ReceiptItem {
+    pub(crate) fn new(index: u64, versions: Versions, moment: Moment) -> ReceiptItem {
+        ReceiptItem {
+            index,
+            position: moment.position,
+            term: versions.term,
+            at: moment.at,
+            policy: versions.policy,
+            load: versions.load,
+            rules: versions.rules,
+            decided_by: "quorum",
+        }
+    }
+}
+
+/// One layer of the waterfall, as a decision found it and left it.
+#[derive(Serialize)]
+pub(crate) struct LayerItem {
+    kind: &'static str,
+    level: u8,
+    /// Whose it is; none for a capacity, which is the cluster's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account: Option<String>,
+    #[serde(flatten)]
+    read: LayerAmounts,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum LayerAmounts {
+    Limit { name: Arc<str>, unit: Arc<str>, then: Then, quota: Amount, before: Amount, after: Amount },
+    SpendingCap { period: Period, quota: Amount, before: Amount, after: Amount },
+    Wallet { available: ChangeItem, held: ChangeItem },
+}
+
+#[derive(Serialize)]
+struct ChangeItem {
+    before: Amount,
+    after: Amount,
+}
+
+impl LayerItem {
+    /// `asks` is the account that asked.
+    pub(crate) fn new(asks: &str, read: LayerRead) -> LayerItem {
+        const CREDITS: &str = "credits";
+        let LayerRead { level, layer } = read;
+        let ends = asks.char_indices().filter(|(_, letter)| *letter == ':').map(|(end, _)| end);
+        let end = usize::from(level).checked_sub(1).and_then(|level| ends.chain([asks.len()]).nth(level));
+        let credits = |change: Change| ChangeItem {
+            before: Amount::of(CREDITS, change.before),
+            after: Amount::of(CREDITS, change.after()),
+        };
+        let (kind, read) = match layer {
+            NamedLayer::Limit(limit) => {
+                let amount = |amount| Amount::of(&limit.unit, amount);
+                let (before, after) = (amount(limit.used.before), amount(limit.used.after()));
+                let quota = amount(limit.quota);
+                let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
+                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after })
+            }
+            NamedLayer::SpendingCap { cap, spent } => {
+                let ChangeItem { before, after } = credits(spent);
+                let quota = Amount::of(CREDITS, cap.credits.0.unsigned_abs());
+                ("spending_cap", LayerAmounts::SpendingCap { period: cap.period, quota, before, after })
+            }
+            NamedLayer::Wallet { available, held } => {
+                ("wallet", LayerAmounts::Wallet { available: credits(available), held: credits(held) })
+            }
+        };
+        LayerItem { kind, level, account: end.map(|end| asks[..end].to_owned()), read }
+    }
 }
 
 /// A line of an account's ledger.
