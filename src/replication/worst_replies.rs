@@ -82,7 +82,7 @@ impl Worst {
                     priority: u32::MAX,
                     effective_at: None,
                     expires_at: Some(Millis(1 << 46)),
-                    reason: None,
+                    reason: Some("an outage"),
                 }));
                 assert!(matches!(reply.outcome, Outcome::GrantPut(_)), "{reply:?}");
             }
