@@ -148,6 +148,7 @@ fn put_account(account: &str) -> Proposal {
         plan: Change::Keep,
         spending_cap: Change::Keep,
         state: None,
+        top_up: Change::Keep,
     });
     one(&command, Some(account))
 }
@@ -212,6 +213,7 @@ async fn replies_come_back_in_order_however_requests_are_grouped() {
             plan: Change::Keep,
             spending_cap: Change::Keep,
             state: None,
+            top_up: Change::Keep,
         });
         proposal.push(&Request { key: None, command }).expect("it fits");
     }

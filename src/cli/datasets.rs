@@ -224,6 +224,15 @@ fn lines(items: &[LedgerItem]) -> Table {
                 let (grant, why) = (or_dash(&item.grant), format!("not renewed: {}", item.reason));
                 [item.id.clone(), item.at.to_string(), dash(), grant, dash(), dash(), why, dash(), dash()]
             }
+            LedgerItem::TopUp(item) => {
+                let dash = || "-".to_owned();
+                let amount = item.amount.map_or_else(dash, |amount| amount.to_string());
+                let why = match &item.reason {
+                    Some(reason) => format!("{} {}: {reason}", item.why, item.top_up),
+                    None => format!("{} {}", item.why, item.top_up),
+                };
+                [item.id.clone(), item.at.to_string(), amount, dash(), dash(), dash(), why, dash(), dash()]
+            }
         });
     }
     table
