@@ -309,7 +309,8 @@ fn the_datasets_are_shown_and_summed() {
     assert!(told.contains("promo-may") && told.contains("more: --cursor "), "{told}");
     let told = show(&["usage", "--account", "acme"]);
     assert!(told.contains("refused: credits_short") && told.contains("settled"), "{told}");
-    let refusal = told.split_whitespace().find(|word| word.starts_with("ref_")).expect("the id of the refusal");
+    let refusal =
+        told.split_whitespace().find(|word| word.starts_with("ref_")).expect("the id of the refusal");
     assert!(show(&["admission", "show", refusal]).contains("was refused"));
     let told = show(&["charges", "--account", ACCOUNT, "--alone"]);
     assert!(told.contains("five_hours=500") && told.contains("520"), "{told}");

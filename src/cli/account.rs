@@ -318,7 +318,10 @@ fn grants(grants: &[GrantView], indent: usize) -> String {
     let mut text = table.lines(indent);
     // Until then its credits are among the available ones and pay for nothing.
     for later in grants.iter().filter(|grant| grant.effective_at > grant.created_at) {
-        put(&mut text, format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at));
+        put(
+            &mut text,
+            format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at),
+        );
     }
     text
 }
