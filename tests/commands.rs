@@ -117,7 +117,12 @@ fn limits_are_reset_by_an_operator_and_by_what_was_put_by() {
     }
     let output = reset(&["--banked"]);
     assert_eq!(output.status.code(), Some(1), "{}", nodes.text(&output.stdout));
-    assert!(reset(&["--bank", "1"]).status.success());
+    let told = nodes.text(&reset(&["--bank", "1"]).stdout);
+    for part in ["nothing cleared: acme:video:u17", "resets put by: 1"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let ledger = nodes.text(&nodes.quorate(&["account", "ledger", ACCOUNT]).stdout);
+    assert!(ledger.contains("resets put by: 1: x") && ledger.contains("reset: x"), "{ledger}");
     let shown = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
     assert!(shown.contains("resets   1 put by"), "{shown}");
     let output = reset(&["--banked"]);
@@ -304,6 +309,9 @@ fn the_datasets_are_shown_and_summed() {
     assert!(told.contains("promo-may") && told.contains("more: --cursor "), "{told}");
     let told = show(&["usage", "--account", "acme"]);
     assert!(told.contains("refused: credits_short") && told.contains("settled"), "{told}");
+    let refusal =
+        told.split_whitespace().find(|word| word.starts_with("ref_")).expect("the id of the refusal");
+    assert!(show(&["admission", "show", refusal]).contains("was refused"));
     let told = show(&["charges", "--account", ACCOUNT, "--alone"]);
     assert!(told.contains("five_hours=500") && told.contains("520"), "{told}");
     let sums = ["usage", "--group-by", "account", "--from", "2020-01-01T00:00:00Z"];

@@ -278,7 +278,8 @@ pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<
 
 fn reset(done: &ResetView, replayed: bool) -> String {
     let again = if replayed { " (the first answer to this key, again)" } else { "" };
-    let mut text = format!("reset: {}{again}\n", done.account);
+    let did = if done.limits.is_empty() { "nothing cleared" } else { "reset" };
+    let mut text = format!("{did}: {}{again}\n", done.account);
     let mut table = Table::new(&[2]);
     for limit in &done.limits {
         table.row([limit.name.clone(), limit.unit.clone(), format!("{} cleared", limit.used)]);
@@ -360,5 +361,13 @@ fn grants(grants: &[GrantView], indent: usize) -> String {
             grant.expires_at.map_or_else(|| "never".into(), |at| at.to_string()),
         ]);
     }
-    table.lines(indent)
+    let mut text = table.lines(indent);
+    // Until then its credits are among the available ones and pay for nothing.
+    for later in grants.iter().filter(|grant| grant.effective_at > grant.created_at) {
+        put(
+            &mut text,
+            format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at),
+        );
+    }
+    text
 }
