@@ -156,5 +156,5 @@ quorate_million_wallets() {
     record restart_ms cluster 1 "$restarted_ms"
     quorate_memory restarted
     say "deciding on them again"
-    quorate_run decisions_per_second --pay credits --prefix wallet- --accounts 1000000
+    record decisions_per_second wallets 1 "$(accounts=1000000 quorate_run decisions_per_second --pay credits --prefix wallet-)"
 }

@@ -4,9 +4,12 @@
 //! log is purged, and the generation of the newest write that is here whole. It is written after the
 //! entries, so whatever a crash leaves, the journal has what this does not.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -51,8 +54,13 @@ pub(crate) struct SledStore {
     sweep_index: u64,
 }
 
+/// How long a process that was killed may take to let go of its database.
+const LET_GO_MAX: Duration = Duration::from_secs(5);
+const LET_GO_POLL: Duration = Duration::from_millis(10);
+
 /// Opens a sled database with our settings: no flusher thread, a bounded cache.
 pub(crate) fn open_database(path: &Path) -> Result<(Db, File), StorageError> {
+    wait_until_let_go(path)?;
     remove_stale_snapshots(path)?;
     let config = sled::Config::new()
         .path(path)
@@ -67,6 +75,27 @@ pub(crate) fn open_database(path: &Path) -> Result<(Db, File), StorageError> {
     let file_path = path.join("db");
     let file = File::open(&file_path).map_err(|source| StorageError::io("open", &file_path, source))?;
     Ok((db, file))
+}
+
+/// Waits for a process that ends to let go of a database. One that was killed is gone for whoever started it
+/// before the last of its threads has left the kernel. A process that goes on keeps its database, and sled
+/// says so.
+fn wait_until_let_go(path: &Path) -> Result<(), StorageError> {
+    let file_path = path.join("db");
+    let file = match File::open(&file_path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(StorageError::io("open", &file_path, source)),
+    };
+    let deadline = Instant::now() + LET_GO_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => thread::sleep(LET_GO_POLL),
+            Err(TryLockError::WouldBlock) => return Ok(()),
+            Err(TryLockError::Error(source)) => return Err(StorageError::io("lock", &file_path, source)),
+        }
+    }
 }
 
 /// Runs what reads a database that may be damaged.

@@ -19,6 +19,7 @@ use crate::replication::facts::FactStore;
 use crate::replication::log::LogStore;
 use crate::replication::log::disk::{Disk, EntryReader, Group, Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
+use crate::replication::log::sled_store::open_database;
 use crate::replication::machine::{Applied, Machine, Shared};
 use crate::replication::settings::Limits;
 use crate::replication::types::{Ballot, Entry, LogId, Position, TypeConfig};
@@ -401,4 +402,22 @@ fn a_snapshot_that_a_kill_left_half_written_does_not_matter() {
 fn written_bytes(path: &Path) -> u64 {
     let bytes = fs::read(path).expect("it reads");
     bytes.iter().rposition(|byte| *byte != 0).expect("something is there") as u64
+}
+
+// --- a process that is about to end ----------------------------------------------------------------
+
+#[test]
+fn a_database_is_opened_when_the_process_before_has_let_go_of_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    drop(open_database(directory.path()).expect("a new database"));
+    let held = fs::File::open(directory.path().join("db")).expect("the file of the database");
+    held.try_lock().expect("nobody has it");
+    let (opened, is_open) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(|| opened.send(open_database(directory.path()).map(drop)).expect("somebody waits"));
+        let early = is_open.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "it was opened while another process had it: {early:?}");
+        drop(held);
+        is_open.recv().expect("an answer").expect("it opens when it is free");
+    });
 }
