@@ -27,18 +27,19 @@ pub use answers::{
     AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
     ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
     PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView, SettledView,
-    WalletView,
+    TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
     AdmissionEvent, AllowanceItem, BalancesPage, ChangeItem, ChargeItem, DatasetPage, DatasetQuery,
     EntryFacts, FactsDigest, FactsPage, LayerItem, LedgerItem, Marked, MultiplierItem, NotRenewedItem,
-    PostingItem, ResetItem, StateHash, UsageGroup, UsageGroups, UsageItem,
+    PostingItem, ResetItem, StateHash, TopUpItem, UsageGroup, UsageGroups, UsageItem,
 };
 pub use error::{BoxedError, ClientError, Problem, ProblemLayer};
 pub use requests::{
-    AccountState, AccountUpdate, Admission, BatchAdmission, GrantRequest, GrantSource, MemberRequest,
-    MembersChange, ResetRequest, RevokeRequest, SettleRequest, SpendingCap,
+    AccountState, AccountUpdate, Admission, BatchAdmission, ConfirmTopUpRequest, FailTopUpRequest,
+    GrantRequest, GrantSource, MemberRequest, MembersChange, ResetRequest, RevokeRequest, SettleRequest,
+    SpendingCap, TopUpRule,
 };
 
 use connection::{Node, SendError, Sent};
@@ -325,6 +326,42 @@ impl Client {
         reset: &ResetRequest<'_>,
     ) -> Result<Answer<ResetView>, ClientError> {
         self.change(Method::POST, format!("/v1/accounts/{}/resets", segment(account)), key, reset).await
+    }
+
+    // --- top-ups --------------------------------------------------------------------------------
+
+    /// Top-ups, the youngest first: `query` by `account`, `status`, `limit` and `cursor`.
+    pub async fn top_ups(
+        &self,
+        query: &[(&str, &str)],
+    ) -> Result<Answer<DatasetPage<TopUpView>>, ClientError> {
+        let written = DatasetQuery::default().written(query);
+        self.call(&Call::get(format!("/v1/topups{written}"))).await
+    }
+
+    /// One top-up, while it is kept.
+    pub async fn top_up(&self, id: &str) -> Result<Answer<TopUpView>, ClientError> {
+        self.call(&Call::get(format!("/v1/topups/{}", segment(id)))).await
+    }
+
+    /// Says that a top-up was paid. Its id alone makes it happen once.
+    pub async fn confirm_top_up(
+        &self,
+        key: Option<&str>,
+        id: &str,
+        confirm: &ConfirmTopUpRequest<'_>,
+    ) -> Result<Answer<TopUpView>, ClientError> {
+        self.change(Method::POST, format!("/v1/topups/{}/confirm", segment(id)), key, confirm).await
+    }
+
+    /// Says that a top-up will not be paid.
+    pub async fn fail_top_up(
+        &self,
+        key: Option<&str>,
+        id: &str,
+        fail: &FailTopUpRequest<'_>,
+    ) -> Result<Answer<TopUpView>, ClientError> {
+        self.change(Method::POST, format!("/v1/topups/{}/fail", segment(id)), key, fail).await
     }
 
     // --- datasets -------------------------------------------------------------------------------

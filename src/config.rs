@@ -48,18 +48,29 @@
 //! election_min = "250ms"
 //! election_max = "500ms"
 //!
+//! [topups]                      # whom to tell of top-ups; nobody when absent
+//! webhook = "https://billing.example/quorate"
+//! secret_file = "webhook.secret"    # signs deliveries: a secret a line, at most two
+//! ca = "billing.pem"            # who vouches for the receiver; the system's certificates when absent
+//! timeout = "5s"                # of one try
+//! backoff_min = "1s"            # until the second try; then twice as long after each
+//! backoff_max = "5m"
+//!
 //! [replication]                 # bounds of the log's queues and batches
 //! ```
 
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::edge::{LimitError, Limits, Tls, Token};
 use crate::replication::{self, Member, PeerTls, Timing};
 use crate::telemetry::LogFormat;
+use crate::units::Span;
+use crate::webhook;
 
 const WORKER_THREADS_MAX: usize = 256;
 
@@ -88,6 +99,8 @@ pub struct Config {
     pub access: AccessConfig,
     #[serde(default)]
     pub limits: Limits,
+    #[serde(default)]
+    pub topups: Option<TopUpsConfig>,
     #[serde(default)]
     pub timing: Timing,
     #[serde(default)]
@@ -136,6 +149,34 @@ pub struct PeerConfig {
 pub struct AccessConfig {
     #[serde(default)]
     pub tokens: Vec<Token>,
+}
+
+/// Whom to tell of top-ups.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TopUpsConfig {
+    pub webhook: String,
+    pub secret_file: PathBuf,
+    #[serde(default)]
+    pub ca: Option<PathBuf>,
+    #[serde(default = "webhook_timeout")]
+    pub timeout: Span,
+    #[serde(default = "backoff_min")]
+    pub backoff_min: Span,
+    #[serde(default = "backoff_max")]
+    pub backoff_max: Span,
+}
+
+fn webhook_timeout() -> Span {
+    Span(5_000)
+}
+
+fn backoff_min() -> Span {
+    Span(1_000)
+}
+
+fn backoff_max() -> Span {
+    Span(300_000)
 }
 
 /// Why a configuration cannot be used. Each says the file, and the field where there is one.
@@ -229,6 +270,15 @@ impl Config {
                 return Err(Rule::AddressNeeded { field, listen });
             }
         }
+        if let Some(topups) = &self.topups {
+            if topups.timeout.0 == 0 {
+                return Err(Rule::Range { field: "topups.timeout", expected: "above zero" });
+            }
+            if topups.backoff_min.0 == 0 || topups.backoff_min > topups.backoff_max {
+                let expected = "above zero and no more than topups.backoff_max";
+                return Err(Rule::Range { field: "topups.backoff_min", expected });
+            }
+        }
         self.check_founders()?;
         self.check_tokens()?;
         self.limits.check()?;
@@ -311,6 +361,20 @@ impl Config {
         }
     }
 
+    /// What the webhook of top-ups is told, if there is one.
+    pub(crate) fn webhook(&self) -> Option<webhook::Settings> {
+        let topups = self.topups.as_ref()?;
+        Some(webhook::Settings {
+            url: topups.webhook.clone(),
+            secret_file: topups.secret_file.clone(),
+            ca: topups.ca.clone(),
+            insecure: self.insecure,
+            timeout: Duration::from_millis(topups.timeout.0),
+            backoff_min: Duration::from_millis(topups.backoff_min.0),
+            backoff_max: Duration::from_millis(topups.backoff_max.0),
+        })
+    }
+
     /// What the edge is told.
     pub(crate) fn edge(&self) -> crate::edge::Settings {
         crate::edge::Settings {
@@ -387,6 +451,19 @@ listen = "127.0.0.1:7201"
         let error = with("[limits]\nheaders_max = 1000\n").expect_err("too many");
         assert_eq!(error, "node1.toml: limits.headers_max must be 8 to 100");
         assert!(parse("[node").expect_err("not TOML").starts_with("node1.toml: syntax: "));
+    }
+
+    #[test]
+    fn what_is_told_of_top_ups_has_bounds() {
+        let topups = |more: &str| {
+            with(&format!("[topups]\nwebhook = \"https://a.example/\"\nsecret_file = \"s\"\n{more}"))
+        };
+        let config = topups("").expect("a config");
+        let settings = config.webhook().expect("a webhook");
+        assert_eq!(settings.backoff_max, Duration::from_secs(300));
+        assert!(topups("timeout = \"0ms\"").expect_err("no time").contains("topups.timeout"));
+        let error = topups("backoff_min = \"10m\"").expect_err("more than the most");
+        assert!(error.contains("topups.backoff_min"), "{error}");
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! | [`client`] | the typed client that the command line, tests and benchmarks use |
 //! | [`node`], [`config`], [`telemetry`] | one node: open, wire, serve, drain |
 //! | [`edge`] | how people ask: HTTP |
+//! | [`webhook`] | telling whoever collects payments of top-ups |
 //! | [`replication`] | how commands become agreed: Raft, the log, checkpoints, time |
 //! | [`decision`] | what is decided: pure and deterministic |
 //! | [`units`] | quantities that carry their unit |
@@ -22,3 +23,4 @@ pub mod node;
 pub mod replication;
 pub mod telemetry;
 pub mod units;
+pub mod webhook;

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::config::Config;
 use crate::edge::{BindError, Edge};
 use crate::replication::{FatalError, Replica, ShutdownError, StartError};
+use crate::webhook::{Webhook, WebhookError};
 
 /// The data of a node that does not run, for an audit.
 pub use crate::replication::{StoppedError, StoppedFacts, StoppedNode};
@@ -25,6 +26,8 @@ pub enum NodeError {
     Start(#[from] StartError),
     #[error("cannot serve clients")]
     Bind(#[from] BindError),
+    #[error("cannot tell of top-ups")]
+    Webhook(#[from] WebhookError),
     #[error("the node cannot go on")]
     Fatal(#[source] FatalError),
     #[error("the node did not close in order")]
@@ -65,8 +68,23 @@ async fn told(terminate: &mut Signal, interrupt: &mut Signal) {
 /// request that was under way is answered or broken off, and the disk is closed.
 pub async fn serve_until(config: Config, stop: impl Future<Output = ()>) -> Result<(), NodeError> {
     warn_where_open(&config);
+    let webhook = config.webhook().map(Webhook::new).transpose()?;
     let replica = Replica::start(config.replication()).await?;
+    let (told_to_end, ended) = tokio::sync::oneshot::channel::<()>();
+    let delivering = webhook.map(|webhook| {
+        let stop = async {
+            // Told to end by the other side being gone.
+            _ = ended.await;
+        };
+        tokio::spawn(webhook.deliver(replica.clone(), stop))
+    });
     let served = serve_clients(&config, &replica, stop).await;
+    drop(told_to_end);
+    if let Some(delivering) = delivering
+        && let Err(error) = delivering.await
+    {
+        tracing::error!(%error, "top-ups were not told to the end");
+    }
     // However serving ended, the disk is closed in order.
     let closed = replica.shutdown().await;
     served?;

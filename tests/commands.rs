@@ -117,7 +117,12 @@ fn limits_are_reset_by_an_operator_and_by_what_was_put_by() {
     }
     let output = reset(&["--banked"]);
     assert_eq!(output.status.code(), Some(1), "{}", nodes.text(&output.stdout));
-    assert!(reset(&["--bank", "1"]).status.success());
+    let told = nodes.text(&reset(&["--bank", "1"]).stdout);
+    for part in ["nothing cleared: acme:video:u17", "resets put by: 1"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let ledger = nodes.text(&nodes.quorate(&["account", "ledger", ACCOUNT]).stdout);
+    assert!(ledger.contains("resets put by: 1: x") && ledger.contains("reset: x"), "{ledger}");
     let shown = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
     assert!(shown.contains("resets   1 put by"), "{shown}");
     let output = reset(&["--banked"]);
@@ -304,6 +309,9 @@ fn the_datasets_are_shown_and_summed() {
     assert!(told.contains("promo-may") && told.contains("more: --cursor "), "{told}");
     let told = show(&["usage", "--account", "acme"]);
     assert!(told.contains("refused: credits_short") && told.contains("settled"), "{told}");
+    let refusal =
+        told.split_whitespace().find(|word| word.starts_with("ref_")).expect("the id of the refusal");
+    assert!(show(&["admission", "show", refusal]).contains("was refused"));
     let told = show(&["charges", "--account", ACCOUNT, "--alone"]);
     assert!(told.contains("five_hours=500") && told.contains("520"), "{told}");
     let sums = ["usage", "--group-by", "account", "--from", "2020-01-01T00:00:00Z"];
@@ -372,4 +380,33 @@ fn a_decision_is_explained_and_asked_again() {
     let output = nodes.quorate(&["account", "explain", "other", id]);
     assert_eq!(output.status.code(), Some(2));
     assert!(nodes.text(&output.stderr).contains("is of the account acme:video:u17"));
+}
+
+#[test]
+fn a_top_up_is_asked_for_shown_confirmed_and_fails() {
+    let nodes = with_account();
+    let done = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+        nodes.text(&output.stdout)
+    };
+    let put = ["account", "put", "buyer", "--top-up-threshold", "10", "--top-up-target", "50"];
+    let told = done(&[&put[..], &["--top-up-monthly-cap", "70", "--top-up-bridge", "5"]].concat());
+    assert!(told.contains("below 10 to 50, at most 70 a month, 5 ahead; top_1 is pending"), "{told}");
+    let told = done(&["topup", "list", "--account", "buyer", "--status", "pending"]);
+    assert!(told.contains("top_1") && told.contains("pending"), "{told}");
+    let told = done(&["topup", "confirm", "top_1", "--credits", "5", "--reason", "invoice 17"]);
+    assert!(told.contains("top_1: confirmed") && told.contains("invoice 17"), "{told}");
+    let (code, again) = nodes.json(&["topup", "confirm", "top_1", "--credits", "5"]);
+    assert_eq!((code, &again["credits"]), (0, &json!("5")));
+    let (code, refused) = nodes.json(&["topup", "confirm", "top_1"]);
+    assert_eq!((code, &refused["reason"]), (1, &json!("top_up_resolved")));
+    let told = done(&["topup", "fail", "top_2", "--reason", "card declined", "--retry-after", "2h"]);
+    assert!(told.contains("top_2: failed") && told.contains("next from"), "{told}");
+    assert!(done(&["topup", "show", "top_2"]).contains("card declined"));
+    let told = done(&["account", "ledger", "buyer"]);
+    assert!(told.contains("top_up_failed top_2: card declined"), "{told}");
+    let told = done(&["account", "put", "buyer", "--no-top-up"]);
+    assert!(!told.contains("below 10 to 50"), "{told}");
+    assert_eq!(nodes.quorate(&["account", "put", "buyer", "--top-up-threshold", "1"]).status.code(), Some(2));
 }

@@ -13,8 +13,9 @@ const MODULES: &[(&str, &[&str])] = &[
     ("decision", &["units"]),
     ("replication", &["decision", "units"]),
     ("edge", &["replication", "decision", "units"]),
-    ("config", &["edge", "replication", "telemetry", "units"]),
-    ("node", &["config", "edge", "replication", "telemetry", "units"]),
+    ("webhook", &["replication", "decision", "units"]),
+    ("config", &["edge", "replication", "telemetry", "units", "webhook"]),
+    ("node", &["config", "edge", "replication", "telemetry", "units", "webhook"]),
     ("client", &["units"]),
     ("cli", &["client", "config", "decision", "node", "telemetry", "units"]),
 ];

@@ -9,7 +9,7 @@ use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
 use crate::client::{
     AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView,
-    ResetRequest, ResetView, RevokeRequest, SpendingCap,
+    ResetRequest, ResetView, RevokeRequest, SpendingCap, TopUpRule,
 };
 use crate::units::{Credits, Millis};
 
@@ -34,6 +34,8 @@ pub(super) enum AccountCommand {
         /// Open it or close it: a closed account refuses admissions and keeps its books
         #[arg(long, value_enum)]
         state: Option<StateArgument>,
+        #[command(flatten)]
+        top_up: TopUpArgs,
         /// The idempotency key; a random one when absent
         #[arg(long)]
         key: Option<String>,
@@ -78,6 +80,36 @@ pub(super) enum AccountCommand {
         /// Such as acme:video:u17
         account: String,
     },
+}
+
+/// When its wallet is to be topped up.
+#[derive(Debug, clap::Args)]
+pub(super) struct TopUpArgs {
+    /// Ask for a top-up when its own wallet has less than this
+    #[arg(long = "top-up-threshold", value_name = "CREDITS", requires = "target")]
+    threshold: Option<Credits>,
+    /// As far as it is to be topped up
+    #[arg(long = "top-up-target", value_name = "CREDITS", requires = "threshold")]
+    target: Option<Credits>,
+    /// The most that may be asked for in a calendar month (UTC)
+    #[arg(long = "top-up-monthly-cap", value_name = "CREDITS", requires = "threshold")]
+    monthly_cap: Option<Credits>,
+    /// As much is granted ahead of each payment; nothing when absent
+    #[arg(long = "top-up-bridge", value_name = "CREDITS", requires = "threshold")]
+    bridge: Option<Credits>,
+    /// Ask for no more top-ups
+    #[arg(long = "no-top-up", conflicts_with = "threshold")]
+    none: bool,
+}
+
+impl TopUpArgs {
+    fn change(&self) -> Option<Option<TopUpRule>> {
+        let rule = self.threshold.zip(self.target).map(|(threshold, target)| {
+            let bridge = self.bridge.unwrap_or(Credits::ZERO);
+            TopUpRule { threshold, target, monthly_cap: self.monthly_cap, bridge }
+        });
+        change(rule, self.none)
+    }
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -178,12 +210,13 @@ pub(super) async fn run(command: AccountCommand, global: &Global) -> Result<Done
                 false => reset(&answer.value, answer.replayed),
             }));
         }
-        AccountCommand::Put { account, plan, no_plan, cap, no_cap, state, key } => {
+        AccountCommand::Put { account, plan, no_plan, cap, no_cap, state, top_up, key } => {
             let cap = cap.as_ref().map(|cap| SpendingCap { credits: cap.credits, period: &cap.period });
             let update = AccountUpdate {
                 plan: change(plan.as_deref(), no_plan),
                 spending_cap: change(cap, no_cap),
                 state: state.map(AccountState::from),
+                top_up: top_up.change(),
             };
             client.put_account(key.as_deref(), &account, &update).await?
         }
@@ -245,7 +278,8 @@ pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<
 
 fn reset(done: &ResetView, replayed: bool) -> String {
     let again = if replayed { " (the first answer to this key, again)" } else { "" };
-    let mut text = format!("reset: {}{again}\n", done.account);
+    let did = if done.limits.is_empty() { "nothing cleared" } else { "reset" };
+    let mut text = format!("{did}: {}{again}\n", done.account);
     let mut table = Table::new(&[2]);
     for limit in &done.limits {
         table.row([limit.name.clone(), limit.unit.clone(), format!("{} cleared", limit.used)]);
@@ -265,6 +299,19 @@ fn view(account: &AccountView) -> String {
     facts.row(["credits".into(), balances(&account.credits)]);
     if account.owed > Credits::ZERO {
         facts.row(["owed".into(), format!("{} credits, paid back first", account.owed)]);
+    }
+    if let Some(rule) = &account.top_up {
+        let mut shown = format!("below {} to {}", rule.threshold, rule.target);
+        if let Some(cap) = rule.monthly_cap {
+            put(&mut shown, format_args!(", at most {cap} a month"));
+        }
+        if rule.bridge > Credits::ZERO {
+            put(&mut shown, format_args!(", {} ahead", rule.bridge));
+        }
+        if let Some(pending) = &account.top_up_pending {
+            put(&mut shown, format_args!("; {pending} is pending"));
+        }
+        facts.row(["top-up".into(), shown]);
     }
     if account.banked_resets > 0 {
         facts.row(["resets".into(), format!("{} put by", account.banked_resets)]);
@@ -314,5 +361,13 @@ fn grants(grants: &[GrantView], indent: usize) -> String {
             grant.expires_at.map_or_else(|| "never".into(), |at| at.to_string()),
         ]);
     }
-    table.lines(indent)
+    let mut text = table.lines(indent);
+    // Until then its credits are among the available ones and pay for nothing.
+    for later in grants.iter().filter(|grant| grant.effective_at > grant.created_at) {
+        put(
+            &mut text,
+            format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at),
+        );
+    }
+    text
 }

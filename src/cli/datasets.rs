@@ -185,8 +185,8 @@ fn head<const N: usize>(table: &mut Table, is_empty: bool, names: [&str; N]) {
 }
 
 /// Text that may be absent.
-fn or_dash(text: &Option<String>) -> String {
-    text.clone().unwrap_or_else(|| "-".to_owned())
+fn or_dash(text: Option<&String>) -> String {
+    text.cloned().unwrap_or_else(|| "-".to_owned())
 }
 
 pub(super) fn units(units: &BTreeMap<String, u64>) -> String {
@@ -207,22 +207,34 @@ fn lines(items: &[LedgerItem]) -> Table {
                 item.id.clone(),
                 item.at.to_string(),
                 item.amount.to_string(),
-                or_dash(&item.grant),
+                or_dash(item.grant.as_ref()),
                 item.from.clone(),
                 item.to.clone(),
                 item.why.clone(),
-                or_dash(&item.admission),
-                or_dash(&item.charge),
+                or_dash(item.admission.as_ref()),
+                or_dash(item.charge.as_ref()),
             ],
             LedgerItem::Reset(item) => {
                 let dash = || "-".to_owned();
-                let why = format!("reset: {}", item.reason);
+                let why = match item.limits.is_empty() {
+                    true => format!("resets put by: {}: {}", item.banked_resets, item.reason),
+                    false => format!("reset: {}", item.reason),
+                };
                 [item.id.clone(), item.at.to_string(), dash(), dash(), dash(), dash(), why, dash(), dash()]
             }
             LedgerItem::NotRenewed(item) => {
                 let dash = || "-".to_owned();
-                let (grant, why) = (or_dash(&item.grant), format!("not renewed: {}", item.reason));
+                let (grant, why) = (or_dash(item.grant.as_ref()), format!("not renewed: {}", item.reason));
                 [item.id.clone(), item.at.to_string(), dash(), grant, dash(), dash(), why, dash(), dash()]
+            }
+            LedgerItem::TopUp(item) => {
+                let dash = || "-".to_owned();
+                let amount = item.amount.map_or_else(dash, |amount| amount.to_string());
+                let why = match &item.reason {
+                    Some(reason) => format!("{} {}: {reason}", item.why, item.top_up),
+                    None => format!("{} {}", item.why, item.top_up),
+                };
+                [item.id.clone(), item.at.to_string(), amount, dash(), dash(), dash(), why, dash(), dash()]
             }
         });
     }
@@ -234,7 +246,7 @@ fn usages(items: &[UsageItem]) -> Table {
     head(
         &mut table,
         items.is_empty(),
-        ["id", "at", "account", "feature", "usage", "outcome", "admission", "charge"],
+        ["id", "at", "account", "feature", "usage", "outcome", "decision", "charge"],
     );
     for item in items {
         let outcome = match &item.reason {
@@ -244,12 +256,12 @@ fn usages(items: &[UsageItem]) -> Table {
         table.row([
             item.id.clone(),
             item.at.to_string(),
-            or_dash(&item.account),
+            or_dash(item.account.as_ref()),
             item.feature.clone(),
             units(&item.usage),
             outcome,
-            or_dash(&item.admission),
-            or_dash(&item.charge),
+            or_dash(item.admission.as_ref().or(item.refusal.as_ref())),
+            or_dash(item.charge.as_ref()),
         ]);
     }
     table
@@ -269,7 +281,7 @@ fn charged(items: &[ChargeItem]) -> Table {
         table.row([
             item.id.clone(),
             item.at.to_string(),
-            or_dash(&item.account),
+            or_dash(item.account.as_ref()),
             item.feature.clone(),
             item.amount.to_string(),
             item.drawn.to_string(),

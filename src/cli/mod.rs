@@ -21,6 +21,7 @@ mod receipt;
 pub mod replay;
 mod serve;
 mod token;
+mod topup;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -107,6 +108,9 @@ enum Command {
     /// Add credits to an account's wallet
     #[command(subcommand)]
     Grant(account::GrantCommand),
+    /// Show, confirm or fail top-ups: what accounts ask for when their credits run out
+    #[command(name = "topup", subcommand)]
+    TopUp(topup::TopUpCommand),
     /// Show, replace or check the policy: features, prices, plans and limits
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
@@ -204,6 +208,7 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Admission(command) => admission::run(command, global).await,
             Command::Account(command) => account::run(command, global).await,
             Command::Grant(command) => account::run_grant(command, global).await,
+            Command::TopUp(command) => topup::run(command, global).await,
             Command::Policy(command) => policy::run(command, global).await,
             Command::Cluster(command) => cluster::run(command, global).await,
             Command::Usage(args) => datasets::usage(&args, global).await,

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::client::{AdmissionEvent, ProblemLayer};
+use crate::client::{AdmissionEvent, ProblemLayer, TopUpRule};
 use crate::units::{Credits, Millis, ParseQuantityError, Span};
 
 /// An amount of some unit, or of credits: a decimal with at most six digits after the point.
@@ -392,6 +392,37 @@ pub struct AccountView {
     /// The resets that it has put by.
     #[serde(default)]
     pub banked_resets: u32,
+    #[serde(default)]
+    pub top_up: Option<TopUpRule>,
+    /// The top-up that is asked for and not resolved.
+    #[serde(default)]
+    pub top_up_pending: Option<String>,
+}
+
+/// A top-up: credits that somebody is to pay for.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct TopUpView {
+    pub id: String,
+    pub account: String,
+    /// What is asked for.
+    pub amount: Credits,
+    /// `pending`, `confirmed` or `failed`.
+    pub status: String,
+    pub created_at: Millis,
+    /// What was granted ahead of it.
+    #[serde(default)]
+    pub bridge: Credits,
+    #[serde(default)]
+    pub delivered_at: Option<Millis>,
+    #[serde(default)]
+    pub resolved_at: Option<Millis>,
+    /// What was paid, if it was.
+    #[serde(default)]
+    pub credits: Option<Credits>,
+    #[serde(default)]
+    pub retry_at: Option<Millis>,
+    #[serde(default)]
+    pub reason: Option<String>,
 }
 
 /// The policy in force, in whatever words its version has.

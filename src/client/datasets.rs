@@ -167,6 +167,7 @@ pub enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
     NotRenewed(NotRenewedItem),
+    TopUp(TopUpItem),
 }
 
 /// A recurring grant of a plan was not renewed.
@@ -192,6 +193,20 @@ pub struct ResetItem {
     pub limits: Vec<LimitReset>,
     pub banked_resets: u32,
     pub reason: String,
+}
+
+/// A top-up was asked for, confirmed, or has failed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct TopUpItem {
+    pub id: String,
+    pub index: u64,
+    pub at: Millis,
+    pub account: Option<String>,
+    pub why: String,
+    pub top_up: String,
+    /// What is asked for, or was paid.
+    pub amount: Option<Credits>,
+    pub reason: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

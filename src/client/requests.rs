@@ -1,6 +1,6 @@
 //! What is asked of a node: the bodies of requests, borrowed from who asks.
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::units::{Credits, Millis, Span};
 
@@ -15,6 +15,10 @@ fn hold<S: Serializer>(ttl: &Option<Span>, to: S) -> Result<S::Ok, S::Error> {
         ttl_ms: u64,
     }
     ttl.map(|ttl| Hold { ttl_ms: ttl.0 }).serialize(to)
+}
+
+fn millis<S: Serializer>(span: &Option<Span>, to: S) -> Result<S::Ok, S::Error> {
+    span.map(|span| span.0).serialize(to)
 }
 
 fn is_empty<T>(items: &[T]) -> bool {
@@ -74,6 +78,8 @@ pub struct AccountUpdate<'a> {
     pub spending_cap: Option<Option<SpendingCap<'a>>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<AccountState>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_up: Option<Option<TopUpRule>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,6 +93,36 @@ pub enum AccountState {
 pub struct SpendingCap<'a> {
     pub credits: Credits,
     pub period: &'a str,
+}
+
+/// When an account's own wallet is to be topped up, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpRule {
+    pub threshold: Credits,
+    pub target: Credits,
+    #[serde(default)]
+    pub monthly_cap: Option<Credits>,
+    /// As much is granted ahead of each payment.
+    #[serde(default)]
+    pub bridge: Credits,
+}
+
+/// Says that a top-up was paid: all that was asked for, or so much.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct ConfirmTopUpRequest<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credits: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+}
+
+/// Says that a top-up will not be paid.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct FailTopUpRequest<'a> {
+    pub reason: &'a str,
+    /// How long no other one is asked for; an hour when absent.
+    #[serde(serialize_with = "millis", rename = "retry_after_ms", skip_serializing_if = "Option::is_none")]
+    pub retry_after: Option<Span>,
 }
 
 /// Credits for an account's wallet.

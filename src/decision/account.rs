@@ -13,6 +13,7 @@ use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
 use crate::decision::reply::AdmissionId;
+use crate::decision::topup::TopUps;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
 
@@ -48,6 +49,8 @@ pub(super) struct Account {
     pub banked_resets: u32,
     /// The index of the entry that put it last.
     pub put_in: u64,
+    /// Absent until it is first said when to top up.
+    pub top_ups: Option<Box<TopUps>>,
 }
 
 /// The first admission after the last reset of a meter: what those before it counted was cleared.
@@ -72,6 +75,7 @@ impl Account {
             wallet: None,
             banked_resets: 0,
             put_in: 0,
+            top_ups: None,
         }
     }
 
@@ -97,7 +101,8 @@ impl Account {
     /// How large it is, in the size of a grant or so: for dividing accounts into records.
     pub fn weight(&self) -> usize {
         let wallet = self.wallet.as_deref().map_or(0, Wallet::weight);
-        1 + self.meters.len() + self.recurrences.len() + wallet
+        let top_ups = self.top_ups.as_deref().map_or(0, TopUps::weight);
+        1 + self.meters.len() + self.recurrences.len() + wallet + top_ups
     }
 
     /// The meters that count slots, and how many are taken on each.

@@ -12,6 +12,7 @@ use crate::decision::recent::Recent;
 use crate::decision::refusal::outcome;
 use crate::decision::reply::{AccountView, Layer, Outcome, Reason, Refusal};
 use crate::decision::state::State;
+use crate::decision::topup::check_top_up;
 use crate::units::Credits;
 
 impl State {
@@ -85,6 +86,7 @@ impl State {
             let detail = "the cluster has as many accounts as it can have";
             return Err(Refusal::of_field(Reason::TooMany, "account", detail));
         }
+        check_top_up(put.top_up)?;
         if let Change::Set(plan) = plan {
             self.check_plan_grants(self.account_by_path.get(put.account).copied(), plan)?;
         }
@@ -103,6 +105,8 @@ impl State {
         if let Some(plan) = begun {
             self.begin_plan_grants(place, plan);
         }
+        self.change_top_up(place, put.top_up);
+        self.raise_top_ups();
         let listed_max = AccountView::LISTED_IN_REPLY_MAX;
         let view = self.account_view(place, listed_max, listed_max);
         Ok(Outcome::AccountPut(Box::new(view)))

@@ -61,6 +61,7 @@ struct Head {
     now: Millis,
     next_admission: u64,
     next_grant: u64,
+    next_top_up: u64,
     names: Names,
     revision: u64,
     policy_index: u64,
@@ -95,6 +96,7 @@ impl State {
                 now: self.now,
                 next_admission: self.next_admission,
                 next_grant: self.next_grant,
+                next_top_up: self.next_top_up,
                 names: self.names.clone(),
                 revision: self.policy.revision(),
                 policy_index: self.policy_index,
@@ -290,6 +292,7 @@ impl UnderWay {
             now: head.now,
             next_admission: head.next_admission,
             next_grant: head.next_grant,
+            next_top_up: head.next_top_up,
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
@@ -360,6 +363,7 @@ impl UnderWay {
             let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
             self.wallet_deadlines.extend(ends);
             self.reserved.look(place, account, state.now).map_err(RestoreError::Inconsistent)?;
+            state.index_top_ups(place);
         }
         plan_users.into_iter().for_each(|plan| state.count_plan_user(plan));
         Ok(())

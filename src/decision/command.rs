@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::reply::AdmissionId;
+use crate::decision::reply::{AdmissionId, TopUpId};
 use crate::units::{Credits, Millis, Span};
 
 /// Where in the agreed order a command stands, and when that is.
@@ -55,6 +55,9 @@ pub enum Command<'a> {
     Mark,
     #[serde(borrow)]
     Reset(Reset<'a>),
+    ConfirmTopUp(ConfirmTopUp<'a>),
+    FailTopUp(FailTopUp<'a>),
+    TopUpDelivered(TopUpDelivered),
 }
 
 /// Replaces the policy, if its revision is still the expected one.
@@ -75,6 +78,7 @@ pub struct PutAccount<'a> {
     pub plan: Change<&'a str>,
     pub spending_cap: Change<SpendingCap>,
     pub state: Option<AccountState>,
+    pub top_up: Change<TopUp>,
 }
 
 /// What a change says about one part of a record.
@@ -99,6 +103,19 @@ pub enum AccountState {
 pub struct SpendingCap {
     pub credits: Credits,
     pub period: Period,
+}
+
+/// When an account's own wallet is to be topped up, and how far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUp {
+    /// Below this balance, which is what can be drawn less what is owed, a top-up is asked for.
+    pub threshold: Credits,
+    /// The balance that it is to bring the wallet to; more than the threshold.
+    pub target: Credits,
+    /// The most that may be asked for in a calendar month (UTC).
+    pub monthly_cap: Option<Credits>,
+    /// As much is granted at once, until the top-up is confirmed or fails; nothing where it is zero.
+    pub bridge: Credits,
 }
 
 /// A calendar period.
@@ -164,6 +181,36 @@ pub enum ResetBy {
     Banking { resets: u32 },
 }
 
+/// Says that a top-up was paid: grants its credits, once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfirmTopUp<'a> {
+    pub id: TopUpId,
+    /// What was really paid, no more than was asked for; all of it when absent.
+    pub credits: Option<Credits>,
+    /// For the record: 1 to [`REASON_BYTES_MAX`] bytes.
+    pub reason: Option<&'a str>,
+}
+
+/// Says that a top-up will not be paid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailTopUp<'a> {
+    pub id: TopUpId,
+    /// Why, for the record: 1 to [`REASON_BYTES_MAX`] bytes.
+    pub reason: &'a str,
+    /// How long no other one is asked for; [`TOP_UP_RETRY_AFTER`] when absent.
+    pub retry_after: Option<Span>,
+}
+
+/// Says that whoever collects payments has heard of a top-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpDelivered {
+    pub id: TopUpId,
+}
+
+/// How long after a failed top-up no other one is asked for, where the failure does not say.
+pub const TOP_UP_RETRY_AFTER: Span = Span(3_600_000);
+/// The longest that a failed top-up can keep another one from being asked for.
+pub const TOP_UP_RETRY_AFTER_MAX: Span = Span(366 * Span::DAY.0);
 /// The most resets that an account can have put by.
 pub const BANKED_RESETS_MAX: u32 = 1_000;
 /// The most bytes that the reason for a change may have.
@@ -181,6 +228,8 @@ pub enum Source {
     Adjustment,
     /// Lent by the overrun rule of a plan. Nobody can ask for such a grant.
     Overdraft,
+    /// Ahead of a top-up that is not paid yet. Nobody can ask for such a grant.
+    Bridge,
 }
 
 /// Asks for an admission.

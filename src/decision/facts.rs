@@ -4,7 +4,7 @@
 //! [`Posting`] what changed on a balance and why. [`Layers`] are the evidence for a usage: what every limit,
 //! spending cap and wallet on the way had before the decision, and after it; [`Refused`] says why there is
 //! no more than that. The other facts are what an auditor needs to read them: names, rate cards, what was
-//! granted, what was revoked and what was reset.
+//! granted, revoked and reset, and which top-ups were asked for.
 //!
 //! Facts follow from the log alone, so that replaying an entry leaves the same facts again. Within an
 //! entry they stand in the order in which they came about. Whatever names an account or a grant does
@@ -18,9 +18,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap};
+use crate::decision::command::{AccountState, Source, SpendingCap, TopUp};
 pub use crate::decision::price::Rate;
-use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason};
+use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason, TopUpId};
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// One fact of a log entry.
@@ -43,6 +43,9 @@ pub enum Fact {
     AccountPut(AccountPut),
     NotRenewed(NotRenewed),
     KeyKept(KeyKept),
+    TopUpSet(TopUpSet),
+    TopUpRaised(TopUpRaised),
+    TopUpResolved(TopUpResolved),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -437,6 +440,8 @@ pub enum Why {
     Lent,
     /// What was lent was paid back: spent by the grant that pays, and out of the one that was lent.
     Repaid,
+    /// What a bridge paid is owed, now that its top-up is resolved: out of the bridge, and into what is lent.
+    Bridged,
 }
 
 impl Why {
@@ -454,6 +459,7 @@ impl Why {
             Why::RolledOver => matches!((from, to), (Available, Outside) | (Outside, Available)),
             Why::Lent => (from, to) == (Outside, Spent),
             Why::Repaid => matches!((from, to), (Available, Spent) | (Spent, Outside)),
+            Why::Bridged => matches!((from, to), (Spent, Outside) | (Outside, Spent)),
         }
     }
 
@@ -484,7 +490,44 @@ pub struct Reset {
     pub reason: Arc<str>,
 }
 
-/// Names a usage, charge, posting or another numbered fact: the log entry, and its number there.
+/// When an account is topped up from here on; never where there is no rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpSet {
+    pub account: u32,
+    pub rule: Option<TopUp>,
+}
+
+/// A top-up is asked for. If it has a bridge, that grant follows at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpRaised {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    /// Counted from 1 over all top-ups of the cluster, without gaps.
+    pub top_up: TopUpId,
+    pub amount: Credits,
+    pub bridge: Credits,
+}
+
+/// A top-up was confirmed, and its grant follows at once; or it has failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpResolved {
+    /// Its place among the numbered facts of its entry.
+    pub number: u32,
+    /// The index of the entry with the account's fact before this one.
+    pub previous: u64,
+    pub account: u32,
+    pub top_up: TopUpId,
+    /// What was paid, if it was.
+    pub credits: Option<Credits>,
+    /// When the next one can be asked for, if it has failed.
+    pub retry_at: Option<Millis>,
+    pub reason: Option<Arc<str>>,
+}
+
+/// Names a numbered fact: the log entry, and its number there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FactId {
     pub index: u64,
@@ -514,6 +557,8 @@ impl Fact {
             Fact::Reset(reset) => Some(reset.number),
             Fact::AccountPut(put) => Some(put.number),
             Fact::NotRenewed(ended) => Some(ended.number),
+            Fact::TopUpRaised(raised) => Some(raised.number),
+            Fact::TopUpResolved(resolved) => Some(resolved.number),
             _ => None,
         }
     }
@@ -527,6 +572,8 @@ impl Fact {
             Fact::Reset(reset) => Some(reset.account),
             Fact::AccountPut(put) => Some(put.account),
             Fact::NotRenewed(ended) => Some(ended.account),
+            Fact::TopUpRaised(raised) => Some(raised.account),
+            Fact::TopUpResolved(resolved) => Some(resolved.account),
             _ => None,
         }
     }
@@ -539,6 +586,8 @@ impl Fact {
             Fact::Reset(reset) => Some(reset.previous),
             Fact::AccountPut(put) => Some(put.previous),
             Fact::NotRenewed(ended) => Some(ended.previous),
+            Fact::TopUpRaised(raised) => Some(raised.previous),
+            Fact::TopUpResolved(resolved) => Some(resolved.previous),
             _ => None,
         }
     }

@@ -34,8 +34,14 @@ impl State {
         if put.id.starts_with(path::PLAN_GRANT_PREFIX) {
             return Err(invalid("id", "ids that begin with plan: are those of recurring plan grants"));
         }
+        if put.id.starts_with(path::TOP_UP_GRANT_PREFIX) || put.id.starts_with(path::BRIDGE_GRANT_PREFIX) {
+            return Err(invalid("id", "ids that begin with topup: or bridge: are those of top-ups"));
+        }
         if put.source == Source::Overdraft {
             return Err(invalid("source", "what is lent comes of use alone"));
+        }
+        if put.source == Source::Bridge {
+            return Err(invalid("source", "a bridge comes of a top-up alone"));
         }
         if put.source == Source::Adjustment && put.reason.is_none() {
             return Err(invalid("reason", "an adjustment says why it is made"));
@@ -160,24 +166,37 @@ impl State {
         }
         let (sequence, amount) = (grant.sequence, asked.min(available));
         let awaited = Credits(grant.awaited.0 + asked.0 - amount.0);
-        self.note(|| {
-            Fact::GrantRevoked(facts::GrantRevoked {
-                account: account.0,
-                grant: sequence,
-                credits: amount,
-                awaited,
-                reason: revoke.reason.into(),
-            })
-        });
-        if !awaited.is_zero() {
-            self.wallet_mut(account).await_back(sequence, awaited);
-        }
-        let (from, to, why) = (Bucket::Available, Bucket::Revoked, Why::Revoked);
-        self.post(Transfer { account, grant: sequence, amount, from, to, why }, ChargeLink::NONE);
+        self.revoke_grant(account, sequence, amount, awaited, revoke.reason);
         let wallet = self.account_at(account).wallet.as_deref();
         let grant =
             wallet.and_then(|wallet| wallet.find(revoke.grant)).expect("the last to end is kept whole");
         let revoked = GrantRevoked { grant: grant.view(), revoked: amount, awaited };
         Ok(Outcome::GrantRevoked(Box::new(revoked)))
+    }
+
+    /// Revokes `amount` of what a grant has available, and of what holds keep of it `awaited` in all, as far as
+    /// it comes back.
+    pub(super) fn revoke_grant(
+        &mut self,
+        account: AccountPlace,
+        grant: u64,
+        amount: Credits,
+        awaited: Credits,
+        reason: &str,
+    ) {
+        self.note(|| {
+            Fact::GrantRevoked(facts::GrantRevoked {
+                account: account.0,
+                grant,
+                credits: amount,
+                awaited,
+                reason: reason.into(),
+            })
+        });
+        if !awaited.is_zero() {
+            self.wallet_mut(account).await_back(grant, awaited);
+        }
+        let (from, to, why) = (Bucket::Available, Bucket::Revoked, Why::Revoked);
+        self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
     }
 }

@@ -14,7 +14,8 @@ use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
     AccountPut, Bucket, Charge, ChargeLine, Covered, Fact, KeyKept, LayerSeen, Layers, Moment, NotRenewed,
-    NotRenewedWhy, Posting, Rate, Refused, Reset, UnitUsed, Usage, UsageOutcome, Versions, Why,
+    NotRenewedWhy, Posting, Rate, Refused, Reset, TopUpRaised, TopUpResolved, UnitUsed, Usage, UsageOutcome,
+    Versions, Why,
 };
 use crate::decision::policy::Policy;
 use crate::decision::reply::AdmissionId;
@@ -145,6 +146,7 @@ impl State {
             return;
         }
         let granted_in = self.wallet_mut(account).post(grant, amount, from, to);
+        self.touch_top_up(account);
         let previous = self.trace(account);
         if self.recorder.keep {
             let (number, account) = (self.recorder.number(), account.0);
@@ -200,6 +202,28 @@ impl State {
         if self.recorder.keep {
             let number = self.recorder.number();
             self.push_fact(Fact::Reset(Reset { number, previous, ..reset() }));
+        }
+    }
+
+    /// Records that a top-up is asked for. Its `number` and `previous` are filled in here.
+    pub(super) fn note_top_up_raised(&mut self, account: AccountPlace, raised: TopUpRaised) {
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            self.push_fact(Fact::TopUpRaised(TopUpRaised { number, previous, ..raised }));
+        }
+    }
+
+    /// Records what became of a top-up. Its `number` and `previous` are filled in here.
+    pub(super) fn note_top_up_resolved(
+        &mut self,
+        account: AccountPlace,
+        resolved: impl FnOnce() -> TopUpResolved,
+    ) {
+        let previous = self.trace(account);
+        if self.recorder.keep {
+            let number = self.recorder.number();
+            self.push_fact(Fact::TopUpResolved(TopUpResolved { number, previous, ..resolved() }));
         }
     }
 

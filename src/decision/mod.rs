@@ -17,6 +17,7 @@
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due: the end of holds, recurring grants, and the end of grants |
 //! | `resets` | clearing what limits have counted |
+//! | `topup` | asking for credits before they run out, and granting them when they are paid |
 //! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
 //! | `checkpoint`, `pages` | freezing the state without stopping it, and restoring it |
@@ -50,6 +51,7 @@ mod refusal;
 mod renewals;
 mod resets;
 mod state;
+mod topup;
 mod view;
 mod wallet;
 mod waterfall;

@@ -5,8 +5,12 @@
 //! the loan. So `granted = available + held + spent + expired + revoked` holds throughout, what the
 //! wallet owes is what is spent of the loan, and use is spent once, by whoever paid for it in the end.
 //!
-//! What must hold: nobody owes more than the plan lends; and whatever comes into a wallet that owes, by a
+//! What a bridge has paid when its top-up is resolved is owed in the same way (`topup.rs`).
+//!
+//! What must hold: a plan lends nothing that would make anybody owe more than it lends; and whatever comes into a wallet that owes, by a
 //! grant, by a hold that gives back or by a grant's first moment, pays back before anything else can draw it.
+
+use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::Source;
@@ -41,17 +45,22 @@ impl State {
     /// Lends `amount`, which is lendable and more than nothing, and spends it: who pays, for the answer.
     pub(super) fn lend(&mut self, levels: &Levels, amount: Credits, charge: ChargeLink) -> Draw {
         let account = self.borrower(levels);
-        let (sequence, id) = match self.account_at(account).wallet.as_deref().and_then(Wallet::loan) {
-            Some(loan) => (loan.sequence, loan.id.clone()),
-            None => self.open_loan(account),
-        };
+        let (sequence, id) = self.loan(account);
         let level = self.account_at(account).level;
         let draw = Draw { account, level, sequence, id, amount };
         self.post(draw.transfer(amount, Bucket::Outside, Bucket::Spent, Why::Lent), charge);
         draw
     }
 
-    fn open_loan(&mut self, account: AccountPlace) -> (u64, std::sync::Arc<str>) {
+    /// What holds what is lent to a wallet, begun where it is not there yet: its sequence number and its id.
+    pub(super) fn loan(&mut self, account: AccountPlace) -> (u64, Arc<str>) {
+        match self.account_at(account).wallet.as_deref().and_then(Wallet::loan) {
+            Some(loan) => (loan.sequence, loan.id.clone()),
+            None => self.open_loan(account),
+        }
+    }
+
+    fn open_loan(&mut self, account: AccountPlace) -> (u64, Arc<str>) {
         let (sequence, now) = (self.next_grant, self.now);
         self.next_grant += 1;
         let grant = Grant {
@@ -84,18 +93,32 @@ impl State {
         (sequence, id)
     }
 
-    /// Pays back what a wallet owes with what can be drawn from it, in draw order: how many grants paid.
+    /// Pays back what a wallet owes with what can be drawn from it, in draw order: how many grants paid. What
+    /// bridges of resolved top-ups have paid meanwhile is owed first.
     pub(super) fn pay_back(&mut self, account: AccountPlace) -> usize {
+        self.owe_for_bridges(account);
         let mut grants = 0;
         while let Some((loan, grant, amount)) = self.next_payback(account) {
-            let why = Why::Repaid;
-            let (from, to) = (Bucket::Available, Bucket::Spent);
-            self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
-            let (from, to) = (Bucket::Spent, Bucket::Outside);
-            self.post(Transfer { account, grant: loan, amount, from, to, why }, ChargeLink::NONE);
+            self.repay(account, loan, grant, amount);
             grants += 1;
         }
         grants
+    }
+
+    /// Pays back what a wallet owes with what one grant has, before any other.
+    pub(super) fn pay_back_from(&mut self, account: AccountPlace, grant: u64) {
+        let wallet = self.account_at(account).wallet.as_deref();
+        let Some((wallet, loan)) = wallet.and_then(|wallet| Some((wallet, wallet.loan()?))) else { return };
+        let (loan, amount) = (loan.sequence, wallet.available(grant).min(wallet.owed()));
+        self.repay(account, loan, grant, amount);
+    }
+
+    fn repay(&mut self, account: AccountPlace, loan: u64, grant: u64, amount: Credits) {
+        let why = Why::Repaid;
+        let (from, to) = (Bucket::Available, Bucket::Spent);
+        self.post(Transfer { account, grant, amount, from, to, why }, ChargeLink::NONE);
+        let (from, to) = (Bucket::Spent, Bucket::Outside);
+        self.post(Transfer { account, grant: loan, amount, from, to, why }, ChargeLink::NONE);
     }
 
     /// The loan, the grant that pays next, and how much of it.

@@ -9,6 +9,10 @@ pub const SEGMENT_LEN_MAX: usize = 64;
 
 /// What the ids of recurring plan grants begin with, and no others.
 pub(super) const PLAN_GRANT_PREFIX: &str = "plan:";
+/// What the ids of the grants that top-ups end in begin with, and no others.
+pub(super) const TOP_UP_GRANT_PREFIX: &str = "topup:";
+/// What the ids of the grants ahead of top-ups begin with, and no others.
+pub(super) const BRIDGE_GRANT_PREFIX: &str = "bridge:";
 /// Characters that the id of a grant may have.
 pub(super) const GRANT_ID_LEN_MAX: usize = 128;
 /// Characters that the name of a feature, unit, plan, limit or attribute may have.

@@ -1,4 +1,5 @@
-//! What falls due: the end of holds, the renewal of recurring plan grants, and the end of grants.
+//! What falls due: the end of holds, the renewal of recurring plan grants, the end of grants, and looks at
+//! whether to top up again.
 //!
 //! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
 //! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
@@ -70,7 +71,7 @@ impl EntryBound {
 }
 
 impl State {
-    /// Renewals and ends of grants that one entry carries out without being asked for their wallets; those of
+    /// Renewals, ends of grants and looks for top-ups that one entry carries out without being asked for their wallets; those of
     /// one wallet at one moment are not divided.
     pub const DUE_PER_ENTRY_MAX: usize = 4_096;
     /// Holds whose time is over that one entry ends, each counted once and once for each grant that it has
@@ -86,6 +87,7 @@ impl State {
     /// Moves time on towards `at`, through every deadline on the way, each at its own moment, as many as the
     /// entry may carry out. It stops at the first hold that is to wait for the next entry.
     pub(super) fn move_time(&mut self, at: Millis) {
+        let begun_at = self.now;
         let mut target = self.now.max(at);
         loop {
             let mut hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
@@ -99,6 +101,21 @@ impl State {
             // No further than the next hold: what ends it may lend to a wallet, and so make something due there.
             let until = hold.map_or(target, |(due_at, _)| due_at);
             let wallet = if bounded { self.next_wallet_due(until) } else { None };
+            let until = wallet.map_or(until, |(due_at, _)| due_at);
+            let is_first = |look_at: Millis| match (hold, wallet) {
+                (None, None) => look_at <= target,
+                _ => look_at < until,
+            };
+            let look =
+                self.top_up_looks.first().copied().filter(|(look_at, _)| bounded && is_first(*look_at));
+            if let Some((look_at, account)) = look {
+                // One that had to wait does not write before what was decided meanwhile.
+                self.now = look_at.max(begun_at);
+                self.entry_bound.left -= 1;
+                self.look_at_top_up(account);
+                self.raise_top_ups();
+                continue;
+            }
             match (hold, wallet) {
                 (None, None) => break,
                 (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
@@ -116,6 +133,7 @@ impl State {
                     self.entry_bound.left = self.entry_bound.left.saturating_sub(done);
                 }
             }
+            self.raise_top_ups();
         }
         self.now = target;
         self.tell_overdue();
@@ -124,7 +142,10 @@ impl State {
 
     /// Whether something is due that no command has carried out yet.
     pub fn is_overdue(&self) -> bool {
-        self.is_wallet_overdue() || self.hold_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
+        let is_due = |deadline: Option<Millis>| deadline.is_some_and(|due_at| due_at <= self.now);
+        self.is_wallet_overdue()
+            || is_due(self.hold_deadlines.first().map(|(due_at, _)| *due_at))
+            || is_due(self.top_up_looks.first().map(|(look_at, _)| *look_at))
     }
 
     fn is_wallet_overdue(&self) -> bool {
@@ -175,6 +196,7 @@ impl State {
         }
         let of_path = |path: &str| self.account_by_path.get(path).copied();
         let of_hold = |id| self.hold(id).map(|hold| hold.account);
+        let of_top_up = |id| self.top_up_account(id);
         let account = match command {
             Command::Admit(admit) => of_path(admit.account),
             Command::PutAccount(put) => of_path(put.account),
@@ -184,10 +206,14 @@ impl State {
             Command::Settle(settle) => of_hold(settle.admission),
             Command::Extend(extend) => of_hold(extend.admission),
             Command::Release(release) => of_hold(release.admission),
+            Command::ConfirmTopUp(confirm) => of_top_up(confirm.id),
+            Command::FailTopUp(fail) => of_top_up(fail.id),
+            Command::TopUpDelivered(_) => None,
             Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
         };
         if let Some(account) = account {
             self.bring_wallets_up_to_date(account, self.now);
+            self.raise_top_ups();
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap, Stamp};
+use crate::decision::command::{AccountState, Source, SpendingCap, Stamp, TopUp};
 use crate::units::{Credits, Millis, Span};
 
 /// An answer to one command.
@@ -41,6 +41,7 @@ pub enum Outcome {
     Refused(Box<Refusal>),
     GrantRevoked(Box<GrantRevoked>),
     Reset(Box<ResetDone>),
+    TopUp(Box<TopUpView>),
 }
 
 impl Reply {
@@ -65,6 +66,10 @@ pub struct RefusalId {
     pub index: u64,
     pub position: u32,
 }
+
+/// Names a top-up: its place in the sequence of all top-ups of the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopUpId(pub u64);
 
 /// A request that may go ahead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -245,6 +250,12 @@ pub enum Reason {
     ResetUnavailable,
     /// Not something that a reset can be: 422.
     ResetInvalid,
+    /// Not there: 404.
+    TopUpUnknown,
+    /// It was confirmed or has failed: 409.
+    TopUpResolved,
+    /// Not something that can become of a top-up: 422.
+    TopUpInvalid,
 }
 
 /// Which layer of the waterfall refused.
@@ -292,6 +303,9 @@ pub struct AccountView {
     pub owed: Credits,
     /// The resets that it has put by.
     pub banked_resets: u32,
+    pub top_up: Option<TopUp>,
+    /// The top-up that is asked for and not resolved.
+    pub top_up_pending: Option<TopUpId>,
 }
 
 impl AccountView {
@@ -356,6 +370,36 @@ pub struct LimitReset {
     pub used: u64,
 }
 
+/// A top-up: credits that somebody is to pay for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TopUpView {
+    pub id: TopUpId,
+    pub account: Arc<str>,
+    /// What is asked for.
+    pub amount: Credits,
+    pub status: TopUpStatus,
+    pub created_at: Millis,
+    /// What was granted ahead of it.
+    pub bridge: Credits,
+    /// When whoever collects payments acknowledged it.
+    pub delivered_at: Option<Millis>,
+    pub resolved_at: Option<Millis>,
+    /// What was paid, if it was.
+    pub credits: Option<Credits>,
+    pub reason: Option<Arc<str>>,
+    /// When the next one can be asked for, if it has failed.
+    pub retry_at: Option<Millis>,
+}
+
+/// What became of a top-up. The name in snake case is part of the interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TopUpStatus {
+    Pending,
+    Confirmed,
+    Failed,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldView {
     pub id: AdmissionId,
@@ -394,12 +438,17 @@ pub enum AdmissionStatus {
     Expired,
 }
 
-// --- the text form of an admission id -----------------------------------------------------------
+// --- the text form of ids --------------------------------------------------------------------------
 
 /// The text is not the id of an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected the id of an admission, such as adm_2f")]
 pub struct ParseAdmissionIdError;
+
+/// The text is not the id of a top-up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the id of a top-up, such as top_1f")]
+pub struct ParseTopUpIdError;
 
 impl fmt::Display for AdmissionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -445,4 +494,19 @@ impl FromStr for RefusalId {
     }
 }
 
+impl fmt::Display for TopUpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "top_{:x}", self.0)
+    }
+}
+
+impl FromStr for TopUpId {
+    type Err = ParseTopUpIdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let digits = text.strip_prefix("top_").ok_or(ParseTopUpIdError)?;
+        hexadecimal(digits).map(TopUpId).ok_or(ParseTopUpIdError)
+    }
+}
+
 crate::units::serde_as_text_or_integer!(AdmissionId(u64));
+crate::units::serde_as_text_or_integer!(TopUpId(u64));

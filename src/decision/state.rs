@@ -1,6 +1,6 @@
 //! The state, and the one way to change it.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -14,7 +14,7 @@ use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::renewals::EntryBound;
-use crate::decision::reply::{AdmissionId, Outcome, Reply};
+use crate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId};
 use crate::units::Millis;
 
 /// Everything that is agreed: the policy, the accounts with what limits counted and what wallets
@@ -30,6 +30,8 @@ pub struct State {
     pub(super) next_admission: u64,
     /// The sequence number that the next grant gets.
     pub(super) next_grant: u64,
+    /// The id that the next top-up gets. Starts at 1.
+    pub(super) next_top_up: u64,
     pub(super) names: Names,
     pub(super) policy: Arc<Policy>,
     /// The index of the entry that put the policy; 0 before there is any.
@@ -52,12 +54,19 @@ pub struct State {
     pub(super) hold_deadlines: BTreeSet<(Millis, AdmissionId)>,
     /// When something is due in which account's own wallet; also of what has ended meanwhile.
     pub(super) wallet_deadlines: BTreeSet<(Millis, AccountPlace)>,
+    /// Whose top-ups are pending, and whose resolved ones are kept.
+    pub(super) top_ups_pending: BTreeMap<TopUpId, AccountPlace>,
+    pub(super) top_ups_resolved: BTreeMap<TopUpId, AccountPlace>,
+    /// When to see whether which account is to be topped up.
+    pub(super) top_up_looks: BTreeSet<(Millis, AccountPlace)>,
     /// By the number of a plan: how many accounts have it.
     pub(super) plan_users: Vec<u64>,
 
     /// Not part of the state: what this node keeps of what happens to it.
     pub(super) recorder: Recorder,
     pub(super) entry_bound: EntryBound,
+    /// Accounts with top-ups whose balance the command under way has changed. Empty between commands.
+    pub(super) top_ups_touched: Vec<AccountPlace>,
 }
 
 impl Default for State {
@@ -78,6 +87,7 @@ impl State {
             now: Millis(0),
             next_admission: 1,
             next_grant: 0,
+            next_top_up: 1,
             names: Names::default(),
             recent: Recent::new(policy.document.settings.admissions_kept),
             policy,
@@ -92,9 +102,13 @@ impl State {
             hold_counts: HashMap::new(),
             hold_deadlines: BTreeSet::new(),
             wallet_deadlines: BTreeSet::new(),
+            top_ups_pending: BTreeMap::new(),
+            top_ups_resolved: BTreeMap::new(),
+            top_up_looks: BTreeSet::new(),
             plan_users: Vec::new(),
             recorder: Recorder::default(),
             entry_bound: EntryBound::default(),
+            top_ups_touched: Vec::new(),
         }
     }
 
@@ -124,7 +138,11 @@ impl State {
             Command::Release(release) => (self.release(release), false),
             Command::Revoke(revoke) => (self.revoke(revoke), false),
             Command::Reset(reset) => (self.reset(reset), false),
+            Command::ConfirmTopUp(confirm) => self.confirm_top_up(confirm),
+            Command::FailTopUp(fail) => self.fail_top_up(fail),
+            Command::TopUpDelivered(delivered) => self.top_up_delivered(*delivered),
         };
+        self.raise_top_ups();
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
         match key {
             // A refusal is not kept: it changed nothing, and the same request may pass later.

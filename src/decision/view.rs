@@ -10,23 +10,26 @@ use crate::decision::reply::{
     AccountView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
 };
 use crate::decision::state::State;
+use crate::decision::topup::TopUps;
 use crate::decision::wallet::{Grant, Wallet};
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
 
-/// What accounts say that holds have reserved of them, gathered account by account: to be compared with what
-/// the holds say.
+/// What accounts say that holds have reserved of them, and which have top-ups, gathered account by account: to
+/// be compared with what the holds and the indexes say.
 #[derive(Debug, Default)]
 pub(super) struct Reserved {
     held: BTreeMap<AccountPlace, i64>,
     slots: BTreeMap<(AccountPlace, u32), u64>,
     with_plan: u64,
+    with_top_ups: Vec<AccountPlace>,
 }
 
 impl Reserved {
     /// Checks what must hold of an account by itself, and gathers the rest.
     pub fn look(&mut self, place: AccountPlace, account: &Account, now: Millis) -> Result<(), String> {
         self.with_plan += u64::from(account.plan.is_some());
+        self.with_top_ups.extend(account.top_ups.is_some().then_some(place));
         let taken = account.slots_taken().filter(|(_, taken)| *taken > 0);
         self.slots.extend(taken.map(|(key, taken)| ((place, key.place()), taken)));
         let Some(wallet) = &account.wallet else { return Ok(()) };
@@ -43,8 +46,8 @@ impl Reserved {
         Ok(())
     }
 
-    /// Checks that what wallets hold is what holds reserve there, and that slots are taken by holds and by
-    /// nothing else.
+    /// Checks that what wallets hold is what holds reserve there, that slots are taken by holds and by nothing
+    /// else, and that no top-up is missing.
     pub fn compare(self, state: &State) -> Result<(), String> {
         let (mut held, mut slots) = (BTreeMap::new(), BTreeMap::new());
         for hold in state.holds.iter() {
@@ -65,7 +68,7 @@ impl Reserved {
         if counted != self.with_plan {
             return Err(format!("{counted} accounts are counted as having a plan, {} have", self.with_plan));
         }
-        Ok(())
+        state.check_top_ups(&self.with_top_ups)
     }
 }
 
@@ -74,6 +77,7 @@ impl Reserved {
 pub struct Counts {
     pub accounts: u64,
     pub holds: u64,
+    pub top_ups_pending: u64,
     pub idempotency_keys: u64,
     /// Admissions since the beginning.
     pub admissions: u64,
@@ -94,6 +98,7 @@ impl State {
         Counts {
             accounts: self.account_by_path.len() as u64,
             holds: self.holds.len() as u64,
+            top_ups_pending: self.top_ups_pending.len() as u64,
             idempotency_keys: self.keys.len() as u64,
             admissions: self.next_admission - 1,
         }
@@ -131,6 +136,8 @@ impl State {
             holds_total: self.hold_counts.get(&place).copied().unwrap_or(0),
             owed: wallet.map_or(Credits::ZERO, Wallet::owed),
             banked_resets: account.banked_resets,
+            top_up: account.top_ups.as_deref().and_then(TopUps::rule),
+            top_up_pending: account.top_ups.as_deref().and_then(TopUps::pending_id),
         }
     }
 
@@ -204,7 +211,8 @@ impl State {
     }
 
     /// Checks what must always hold: the books of every wallet, that what wallets hold is what holds
-    /// reserved there, that slots are taken by holds, and that the indexes agree with the records.
+    /// reserved there, that slots are taken by holds, that top-ups are asked for, and that the indexes agree
+    /// with the records.
     ///
     /// # Errors
     /// What does not hold, for a person. It means a defect.

@@ -7,8 +7,9 @@
 //! A grant that has ended, with nothing left and nothing held, is kept whole until [`Wallet::ENDED_MAX`]
 //! others have ended after it. Then it is forgotten, but for its part of a sum and, since its id is never to
 //! be given twice, for a [`Former`] of 40 bytes: enough to answer who asks for the same grant again just as
-//! before. Recurring plan grants leave the sum alone: their ids have their moments in them, and nobody can
-//! ask for one.
+//! before. Recurring plan grants, and those of top-ups, leave the sum alone: their ids have their moments or
+//! their numbers in them, and nobody can ask for one. A bridge that has paid is kept whole until the wallet
+//! owes what it paid (`topup.rs`): that is the one thing that still changes on a grant that has ended.
 //!
 //! What is lent to a wallet is in a grant of its own, which is spent as it is lent and of which nothing is
 //! granted any more when it is paid back. Invariant, after every command: a wallet that owes has nothing
@@ -22,7 +23,7 @@ use sha2::{Digest, Sha256};
 use crate::decision::account::shared_text;
 use crate::decision::command::{PutGrant, Source};
 use crate::decision::facts::Bucket;
-use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::path::{BRIDGE_GRANT_PREFIX, PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX};
 use crate::decision::reply::{Balances, GrantView};
 use crate::units::{Credits, Millis};
 
@@ -211,8 +212,11 @@ impl More {
             self.ended.reserve_exact(1);
         }
         self.ended.push(grant);
-        if self.ended.len() > Wallet::ENDED_MAX {
-            let grant = self.ended.remove(0);
+        if self.ended.len() > Wallet::ENDED_MAX
+            // Bridges are raised one at a time: the others are settled.
+            && let Some(place) = self.ended.iter().position(Grant::is_settled)
+        {
+            let grant = self.ended.remove(place);
             self.forget(grant);
         }
     }
@@ -222,7 +226,7 @@ impl More {
         for (total, part) in forgotten.books.parts_mut().into_iter().zip(grant.books.parts()) {
             total.0 += part.0;
         }
-        if !grant.id.starts_with(PLAN_GRANT_PREFIX) {
+        if grant.can_be_asked_for() {
             let former = Former::of(&grant);
             let place = forgotten.formers.partition_point(|other| other.id < former.id);
             forgotten.formers.insert(place, former);
@@ -259,8 +263,15 @@ impl Wallet {
         Credits((credits.saturating_add(more.0) - self.owed().0).max(0))
     }
 
+    /// What can be drawn at `at`, less what is owed: the sum of one wallet's grants fits, its difference may not.
+    pub fn balance(&self, at: Millis) -> i128 {
+        let credits: i128 = self.live.iter().map(|grant| i128::from(grant.drawable(at).0)).sum();
+        credits - i128::from(self.owed().0)
+    }
+
     /// Moves `amount` of a live grant, or of what was lent, from one bucket to another, in its books and in
-    /// the wallet's, and ends a live grant when that was all of it. Says which entry made the grant.
+    /// the wallet's, and ends a live grant when that was all of it. Of one that has ended only what it spent
+    /// can move. Says which entry made the grant.
     pub fn post(&mut self, sequence: u64, amount: Credits, from: Bucket, to: Bucket) -> u64 {
         let loan = self.more.as_mut().and_then(|more| more.loan.as_mut());
         if let Some(loan) = loan.filter(|loan| loan.sequence == sequence) {
@@ -269,7 +280,16 @@ impl Wallet {
             debug_assert!(loan.books.is_balanced() && self.books.is_balanced(), "{amount} lent");
             return loan.made_in;
         }
-        let place = self.place(sequence).expect("only what is left of a live grant moves");
+        let Some(place) = self.place(sequence) else {
+            debug_assert_eq!((from, to), (Bucket::Spent, Bucket::Outside), "nothing is left of {sequence}");
+            let ended = self.more.iter_mut().flat_map(|more| &mut more.ended);
+            let grant = ended.rev().find(|grant| grant.sequence == sequence);
+            let grant = grant.expect("only what a grant has moves");
+            grant.books.move_credits(amount, from, to);
+            self.books.move_credits(amount, from, to);
+            debug_assert!(self.books.is_balanced(), "{amount} spent of {sequence}");
+            return grant.made_in;
+        };
         let grant = &mut self.live[place];
         grant.books.move_credits(amount, from, to);
         if (from, to) == (Bucket::Held, Bucket::Revoked) {
@@ -302,6 +322,12 @@ impl Wallet {
         }
         // The room of what is gone would be most of what a wallet takes.
         more.ended.shrink_to_fit();
+    }
+
+    /// The grant of this sequence number, whether it has ended or not.
+    pub fn grant(&self, sequence: u64) -> Option<&Grant> {
+        let ended = || self.ended().iter().rev().find(|grant| grant.sequence == sequence);
+        self.live_grant(sequence).or_else(ended)
     }
 
     pub fn live_grant(&self, sequence: u64) -> Option<&Grant> {
@@ -373,6 +399,17 @@ impl Grant {
     pub fn drawable(&self, at: Millis) -> Credits {
         let drawable = self.effective_at() <= at && !self.has_expired(at);
         if drawable { self.books.available } else { Credits::ZERO }
+    }
+
+    /// Whether nothing changes on it any more once it has ended.
+    fn is_settled(&self) -> bool {
+        self.source != Source::Bridge || self.books.spent.is_zero()
+    }
+
+    /// Whether somebody could ask for a grant of its id.
+    fn can_be_asked_for(&self) -> bool {
+        let made_here = [PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX, BRIDGE_GRANT_PREFIX];
+        !made_here.iter().any(|prefix| self.id.starts_with(prefix))
     }
 
     fn has_expired(&self, at: Millis) -> bool {

@@ -6,7 +6,7 @@
 //! for a text. So each list in a reply has a bound that does not depend on what the state holds, and
 //! so has each text.
 
-use crate::decision::command::Command;
+use crate::decision::command::{Command, REASON_BYTES_MAX};
 use crate::decision::path::{GRANT_ID_LEN_MAX, LEVELS_MAX, NAME_LEN_MAX, SEGMENT_LEN_MAX};
 use crate::decision::policy::Policy;
 use crate::decision::reply::{AccountView, Payment, Refusal};
@@ -58,7 +58,10 @@ const ACCOUNT: usize = AROUND
     + (NUMBER + AccountView::LISTED_IN_REPLY_MAX * GRANT)
     + (NUMBER + AccountView::LISTED_IN_REPLY_MAX * HOLD)
     + 2 * NUMBER
-    + 2 * NUMBER;
+    + 2 * NUMBER
+    + (MARK + 3 * NUMBER + OPTION)
+    + OPTION;
+const TOP_UP: usize = AROUND + NUMBER + PATH + 4 * NUMBER + 4 * OPTION + MARK + text(REASON_BYTES_MAX);
 const RESET: usize = AROUND + PATH + NUMBER + Policy::PLAN_LIMITS_MAX * (2 * NAME + NUMBER) + NUMBER;
 
 impl Command<'_> {
@@ -75,6 +78,9 @@ impl Command<'_> {
             Command::PutGrant(_) => larger(AROUND + GRANT, REFUSED),
             Command::Reset(_) => larger(RESET, REFUSED),
             Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
+            Command::ConfirmTopUp(_) | Command::FailTopUp(_) | Command::TopUpDelivered(_) => {
+                larger(TOP_UP, REFUSED)
+            }
             Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
             Command::Tick | Command::Mark => AROUND,
         }

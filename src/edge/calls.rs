@@ -58,6 +58,10 @@ calls! {
     GetLedger     GET  "/v1/accounts/{account}/ledger"    READ;
     GetUsage      GET  "/v1/usage"                        READ;
     GetCharges    GET  "/v1/charges"                      READ;
+    GetTopUps     GET  "/v1/topups"                       READ;
+    GetTopUp      GET  "/v1/topups/{top_up}"              READ;
+    ConfirmTopUp  POST "/v1/topups/{top_up}/confirm"      OPERATE;
+    FailTopUp     POST "/v1/topups/{top_up}/fail"         OPERATE;
     GetPolicy     GET  "/v1/policy"                       READ;
     PutPolicy     PUT  "/v1/policy"                       OPERATE;
     GetCluster    GET  "/v1/cluster"                      READ;

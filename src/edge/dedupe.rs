@@ -85,6 +85,8 @@ fn scope(command: &Command<'_>) -> Option<String> {
         Command::Settle(settle) => Some(format!("{}/settle", settle.admission)),
         Command::Extend(extend) => Some(format!("{}/extend", extend.admission)),
         Command::Release(release) => Some(format!("{}/release", release.admission)),
-        Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
+        Command::ConfirmTopUp(confirm) => Some(format!("{}/confirm", confirm.id)),
+        Command::FailTopUp(fail) => Some(format!("{}/fail", fail.id)),
+        Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::TopUpDelivered(_) => None,
     }
 }

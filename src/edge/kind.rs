@@ -68,6 +68,7 @@ impl Kind {
             Refused(Reason::AccountUnknown) => (404, "account_unknown", "There is no such account"),
             Refused(Reason::AdmissionUnknown) => (404, "admission_unknown", "There is no such admission"),
             Refused(Reason::GrantUnknown) => (404, "grant_unknown", "There is no such grant"),
+            Refused(Reason::TopUpUnknown) => (404, "top_up_unknown", "There is no such top-up"),
             Refused(Reason::FeatureUnknown) => (404, "feature_unknown", "There is no such feature"),
             Kind::MarkUnknown => (404, "mark_unknown", "There is no such mark"),
             Kind::MethodNotAllowed => (405, "method_not_allowed", "The path does not take this method"),
@@ -79,6 +80,7 @@ impl Kind {
             Refused(Reason::GrantShort) => (409, "grant_short", "Less is left of the grant than that"),
             Refused(Reason::GrantExists) => (409, "grant_exists", "The grant exists with other content"),
             Refused(Reason::ResetUnavailable) => (409, "reset_unavailable", "No reset is put by"),
+            Refused(Reason::TopUpResolved) => (409, "top_up_resolved", "The top-up is already resolved"),
             Refused(Reason::RevisionStale) => (412, "revision_stale", "The policy has another revision"),
             Kind::BodyTooLarge => (413, "body_too_large", "The body is too large"),
             Kind::MediaTypeUnsupported => {
@@ -105,6 +107,7 @@ impl Kind {
                 (422, "limit_unknown", "The plan has no such limit over a window")
             }
             Refused(Reason::ResetInvalid) => (422, "reset_invalid", "This cannot be a reset"),
+            Refused(Reason::TopUpInvalid) => (422, "top_up_invalid", "This cannot become of a top-up"),
             Refused(Reason::TextInvalid) => (422, "text_invalid", "These words cannot be kept"),
             Refused(Reason::HoldTooLong) => {
                 (422, "hold_too_long", "The hold is longer than the policy allows")
@@ -147,6 +150,9 @@ mod tests {
             Reason::LimitUnknown,
             Reason::ResetUnavailable,
             Reason::ResetInvalid,
+            Reason::TopUpUnknown,
+            Reason::TopUpResolved,
+            Reason::TopUpInvalid,
         ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);

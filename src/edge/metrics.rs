@@ -24,7 +24,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 31] = [
+const REASONS: [Reason; 34] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -56,6 +56,9 @@ const REASONS: [Reason; 31] = [
     Reason::LimitUnknown,
     Reason::ResetUnavailable,
     Reason::ResetInvalid,
+    Reason::TopUpUnknown,
+    Reason::TopUpResolved,
+    Reason::TopUpInvalid,
 ];
 
 #[derive(Default)]
@@ -69,8 +72,17 @@ pub(crate) struct Metrics {
     /// Commands other than admissions that were carried out.
     changed: AtomicU64,
     replayed: AtomicU64,
-    refused: [AtomicU64; REASONS.len()],
+    refused: Refused,
     pub(crate) connections: Connections,
+}
+
+/// By reason.
+struct Refused([AtomicU64; REASONS.len()]);
+
+impl Default for Refused {
+    fn default() -> Self {
+        Refused([const { AtomicU64::new(0) }; REASONS.len()])
+    }
 }
 
 #[derive(Default)]
@@ -111,20 +123,26 @@ impl Metrics {
         }
         match &reply.outcome {
             Outcome::Admitted(_) => count(&self.admitted),
-            Outcome::Refused(refusal) => count(&self.refused[refusal.reason as usize]),
+            Outcome::Refused(refusal) => count(&self.refused.0[refusal.reason as usize]),
             _ => count(&self.changed),
         }
     }
 
     /// All of it as text, with where the log is and how much of the facts is here.
-    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus) -> String {
+    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, top_ups_pending: u64) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster, facts);
+        let _infallible = self.write(&mut text, cluster, facts, top_ups_pending);
         text
     }
 
-    fn write(&self, text: &mut String, cluster: &ClusterView, facts: &FactsStatus) -> std::fmt::Result {
+    fn write(
+        &self,
+        text: &mut String,
+        cluster: &ClusterView,
+        facts: &FactsStatus,
+        top_ups_pending: u64,
+    ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests) {
             for (class, counter) in (1..).zip(classes) {
@@ -169,7 +187,7 @@ impl Metrics {
         writeln!(text, "quorate_decisions_total{{outcome=\"admitted\"}} {}", read(&self.admitted))?;
         writeln!(text, "quorate_decisions_total{{outcome=\"changed\"}} {}", read(&self.changed))?;
         writeln!(text, "quorate_decisions_total{{outcome=\"replayed\"}} {}", read(&self.replayed))?;
-        for (reason, counter) in REASONS.into_iter().zip(&self.refused) {
+        for (reason, counter) in REASONS.into_iter().zip(&self.refused.0) {
             let refused = read(counter);
             if refused > 0 {
                 let name = Kind::Refused(reason).words().reason;
@@ -225,7 +243,9 @@ impl Metrics {
             "gauge",
             "Applied log entries whose facts are missing on this node.",
             facts.missing_entries,
-        )
+        )?;
+        let help = "Top-ups that are neither confirmed nor failed.";
+        single(text, "quorate_topups_pending", "gauge", help, top_ups_pending)
     }
 }
 
@@ -263,7 +283,7 @@ mod tests {
         }
         let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
         let facts = FactsStatus { bytes: 7, missing_entries: 3, complete_from: 9 };
-        let text = metrics.text(&cluster, &facts);
+        let text = metrics.text(&cluster, &facts, 2);
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
@@ -271,6 +291,7 @@ mod tests {
             "quorate_http_request_duration_seconds_sum 20.001002",
             "quorate_facts_bytes 7",
             "quorate_facts_missing_entries 3",
+            "quorate_topups_pending 2",
             "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"2xx\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");

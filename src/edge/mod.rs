@@ -8,7 +8,7 @@
 //!
 //! - `listener`: connections, TLS, pace, drain
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
-//! - `admissions`, `accounts`, `datasets`, `policy`, `cluster`, `audit`, `operations`: the calls
+//! - `admissions`, `accounts`, `datasets`, `topups`, `policy`, `cluster`, `audit`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
 //! - `problem` and `kind`, `headers`, `dedupe`, `access`, `metrics`, `limits`
 
@@ -36,6 +36,7 @@ mod replies;
 mod request;
 mod router;
 mod tls;
+mod topups;
 mod wire;
 
 use std::net::SocketAddr;

@@ -12,6 +12,7 @@ use crate::edge::wire::admission::{AdmittedAnswer, Entry, ExtendedAnswer, Refusa
 use crate::edge::wire::evidence::{HoldEnd, Receipt};
 use crate::edge::wire::json::{WriteJson, write_object};
 use crate::edge::wire::policy::PolicyPutAnswer;
+use crate::edge::wire::topup::TopUpAnswer;
 use crate::units::Millis;
 
 /// Nothing but the evidence: for an outcome that has no more to say.
@@ -76,6 +77,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             Answer::json(StatusCode::OK, &GrantRevokedAnswer { revoked, receipt })
         }
         Outcome::Reset(done) => Answer::json(StatusCode::OK, &ResetAnswer { done, receipt }),
+        Outcome::TopUp(view) => Answer::json(StatusCode::OK, &TopUpAnswer { view, receipt: Some(receipt) }),
         Outcome::PolicyPut { revision } => {
             let body = PolicyPutAnswer { revision: *revision, receipt };
             let mut answer = Answer::json(StatusCode::OK, &body);

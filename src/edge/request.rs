@@ -8,7 +8,7 @@ use axum::http::request::Parts;
 use bytes::Bytes;
 
 use crate::decision::command::{Command, Key, Request};
-use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply};
+use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply, TopUpId};
 use crate::edge::access::Role;
 use crate::edge::calls::Needs;
 use crate::edge::headers::idempotency_key;
@@ -105,6 +105,14 @@ impl Asked {
         let text = self.segment("admission").await?;
         text.parse().map_err(|error: crate::decision::reply::ParseAdmissionIdError| {
             Problem::new(Kind::Refused(Reason::AdmissionUnknown), error.to_string()).at_field("admission")
+        })
+    }
+
+    /// The top-up in the path. What cannot be an id is no top-up: 404.
+    pub(crate) async fn top_up(&mut self) -> Result<TopUpId, Problem> {
+        let text = self.segment("top_up").await?;
+        text.parse().map_err(|error: crate::decision::reply::ParseTopUpIdError| {
+            Problem::new(Kind::Refused(Reason::TopUpUnknown), error.to_string()).at_field("top_up")
         })
     }
 

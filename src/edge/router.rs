@@ -18,7 +18,7 @@ use crate::edge::kind::Kind;
 use crate::edge::limits::{Limits, duration};
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
-use crate::edge::{Shared, accounts, admissions, audit, body, cluster, datasets, operations, policy};
+use crate::edge::{Shared, accounts, admissions, audit, body, cluster, datasets, operations, policy, topups};
 
 /// What a header takes beyond its name and value: the colon, the space and the end of the line.
 const HEADER_BYTES_AROUND: usize = 4;
@@ -133,6 +133,10 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::GetLedger => datasets::ledger(asked).await,
         Call::GetUsage => datasets::usage(asked).await,
         Call::GetCharges => datasets::charges(asked).await,
+        Call::GetTopUps => topups::list(asked).await,
+        Call::GetTopUp => topups::get(asked).await,
+        Call::ConfirmTopUp => topups::confirm(asked).await,
+        Call::FailTopUp => topups::fail(asked).await,
         Call::GetPolicy => policy::get(asked).await,
         Call::PutPolicy => policy::put(asked).await,
         Call::GetCluster => cluster::get(asked).await,

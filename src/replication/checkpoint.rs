@@ -416,6 +416,7 @@ mod tests {
                 plan: Change::Keep,
                 spending_cap: Change::Keep,
                 state: None,
+                top_up: Change::Keep,
             });
             let stamp = Stamp { at: Millis(1_000), term: 1, index: 1, position: n as u32 };
             state.apply(stamp, &Request { key: None, command });

@@ -103,16 +103,17 @@ impl Frozen {
 mod tests {
     use super::*;
     use crate::decision::State;
-    use crate::decision::command::{Command, PutAccount, Request, Stamp};
+    use crate::decision::command::{Change, Command, PutAccount, Request, Stamp};
 
     fn state(accounts: &[&str]) -> State {
         let mut state = State::new();
         for (place, account) in accounts.iter().enumerate() {
             let put = PutAccount {
                 account,
-                plan: crate::decision::command::Change::Keep,
-                spending_cap: crate::decision::command::Change::Keep,
+                plan: Change::Keep,
+                spending_cap: Change::Keep,
                 state: None,
+                top_up: Change::Keep,
             };
             let stamp = Stamp { index: place as u64 + 1, ..Stamp::default() };
             state.apply(stamp, &Request { key: None, command: Command::PutAccount(put) });

@@ -2,11 +2,11 @@
 
 use crate::decision::State;
 use crate::decision::command::{
-    Admit, Change, Command, PutAccount, PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke,
-    Settle, Source, SpendingCap, Stamp,
+    Admit, Change, Command, ConfirmTopUp, FailTopUp, PutAccount, PutGrant, PutPolicy, REASON_BYTES_MAX,
+    Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use crate::decision::command::{Extend, Period};
-use crate::decision::reply::{AdmissionId, Outcome, Reply};
+use crate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId};
 use crate::replication::record;
 use crate::replication::settings::Limits;
 use crate::units::{Credits, Millis, Span};
@@ -77,12 +77,12 @@ impl Worst {
                 let (reply, ..) = worst.apply(Command::PutGrant(PutGrant {
                     account: &account,
                     id: &id,
-                    source: Source::Adjustment,
+                    source: Source::Promotion,
                     credits: Credits(1_000_000),
                     priority: u32::MAX,
                     effective_at: None,
                     expires_at: Some(Millis(1 << 46)),
-                    reason: None,
+                    reason: Some("an outage"),
                 }));
                 assert!(matches!(reply.outcome, Outcome::GrantPut(_)), "{reply:?}");
             }
@@ -97,6 +97,7 @@ impl Worst {
             plan: Change::Set(&plan),
             spending_cap: Change::Set(SpendingCap { credits: Credits::MAX, period: Period::Year }),
             state: None,
+            top_up: Change::Keep,
         }))
     }
 
@@ -169,6 +170,26 @@ fn no_reply_is_larger_than_what_was_asked_lets_it_be() {
             worst.apply(Command::Reset(Reset { account: &account, limits: None, by, reason: "an outage" }));
         assert!(matches!(reply.outcome, Outcome::Reset(_)), "{reply:?}");
     }
+    let amounts = TopUp {
+        threshold: Credits(Credits::MAX.0 - 1),
+        target: Credits::MAX,
+        monthly_cap: Some(Credits::MAX),
+        bridge: Credits::ZERO,
+    };
+    let (reply, ..) = worst.apply(Command::PutAccount(PutAccount {
+        account: &account,
+        plan: Change::Keep,
+        spending_cap: Change::Keep,
+        state: None,
+        top_up: Change::Set(amounts),
+    }));
+    assert!(matches!(reply.outcome, Outcome::AccountPut(_)), "{reply:?}");
+    let (id, reason) = (TopUpId(1), "r".repeat(REASON_BYTES_MAX));
+    worst.apply(Command::TopUpDelivered(TopUpDelivered { id }));
+    let fail = FailTopUp { id, reason: &reason, retry_after: None };
+    let (reply, ..) = worst.apply(Command::FailTopUp(fail));
+    assert!(matches!(reply.outcome, Outcome::TopUp(_)), "{reply:?}");
+    worst.apply(Command::ConfirmTopUp(ConfirmTopUp { id, credits: None, reason: Some(&reason) }));
     worst.apply(Command::Tick);
 }
 

@@ -44,7 +44,9 @@ fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     assert_eq!(output.status.code(), Some(0), "{told}{}", cluster.nodes.text(&output.stderr));
     let report: serde_json::Value = serde_json::from_str(&told).expect("a report");
     // Not every kind comes up in so short a run, but these do.
-    for kind in ["admit", "batch", "hold", "report", "settle", "purchase", "read_account", "repeat"] {
+    for kind in
+        ["admit", "batch", "hold", "report", "settle", "purchase", "list_top_ups", "read_account", "repeat"]
+    {
         assert!(report["operations"][kind].is_object(), "no {kind} in {told}");
     }
     let unanswered = report["attempts_unanswered"].as_object().expect("counts");

@@ -40,8 +40,11 @@ fn a_key_sent_to_all_nodes_at_once_is_charged_once() {
     assert_eq!(account.credits.spent.to_string(), KEYS.to_string());
     for (id, before) in (1..).zip(before) {
         let log = cluster.nodes.log(id);
-        let troubles =
-            log[before..].lines().filter(|line| line.contains(" WARN ") || line.contains(" ERROR "));
+        // That a machine is too busy for a heartbeat says nothing of the keys.
+        let troubles = log[before..].lines().filter(|line| {
+            line.contains(" ERROR ")
+                || line.contains(" WARN ") && !line.contains("does not answer heartbeats")
+        });
         let troubles: Vec<&str> = troubles.collect();
         assert!(troubles.is_empty(), "node {id} was never in trouble, and says: {troubles:#?}");
     }

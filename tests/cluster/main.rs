@@ -21,3 +21,4 @@ mod quorum;
 mod races;
 mod restarts;
 mod seed;
+mod topups;

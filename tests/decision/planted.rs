@@ -10,14 +10,14 @@ use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::{AccountState, Period, Source, SpendingCap};
 use quorate::decision::facts::{
     AccountPut, Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, NotRenewedWhy, Posting,
-    UsageOutcome, Why,
+    TopUpRaised, TopUpResolved, UsageOutcome, Why,
 };
 use quorate::decision::policy::{Document, Overrun};
-use quorate::decision::reply::Layer;
+use quorate::decision::reply::{Layer, TopUpId};
 use quorate::units::Credits;
 
 use crate::laws::compare;
-use crate::properties::{any_steps, facts_of, granting_policies, lending, run};
+use crate::properties::{any_steps, facts_of, granting_policies, lending, run, topping_up};
 
 type Facts = Vec<(u64, Fact)>;
 
@@ -78,6 +78,8 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
             Fact::Refused(refused) => moved(&mut refused.usage),
             Fact::AccountPut(put) => moved(&mut put.number),
             Fact::NotRenewed(ended) => moved(&mut ended.number),
+            Fact::TopUpRaised(raised) => moved(&mut raised.number),
+            Fact::TopUpResolved(resolved) => moved(&mut resolved.number),
             Fact::Posting(posting) => {
                 moved(&mut posting.number);
                 posting.charge.iter_mut().for_each(moved);
@@ -85,6 +87,38 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
             _ => {}
         }
     }
+}
+
+fn raised(facts: &mut Facts, place: usize) -> Option<&mut TopUpRaised> {
+    match &mut facts[place].1 {
+        Fact::TopUpRaised(raised) => Some(raised),
+        _ => None,
+    }
+}
+
+fn resolved(facts: &mut Facts, place: usize) -> Option<&mut TopUpResolved> {
+    match &mut facts[place].1 {
+        Fact::TopUpResolved(resolved) => Some(resolved),
+        _ => None,
+    }
+}
+
+/// Adds `fact` in an entry of its own, at the moment of the last one.
+fn append(facts: &mut Facts, fact: Fact) -> Option<()> {
+    let (last, _) = *facts.last()?;
+    let latest = |is_it: fn(&Fact) -> bool| facts.iter().rev().find(|(_, fact)| is_it(fact)).cloned();
+    let (_, versions) = latest(|fact| matches!(fact, Fact::Versions(_)))?;
+    let (_, moment) = latest(|fact| matches!(fact, Fact::Moment(_)))?;
+    facts.extend([versions, moment, fact].map(|fact| (last + 1, fact)));
+    Some(())
+}
+
+/// Takes a numbered posting out, and closes the numbers of its entry up.
+fn remove_posting(facts: &mut Facts, place: usize) -> Option<()> {
+    let number = posting(facts, place)?.number;
+    let (index, _) = facts.remove(place);
+    renumber(facts, index, number + 1, false);
+    Some(())
 }
 
 /// The layers at a place, where their usage is an admission or a refusal, and not the end of a hold.
@@ -628,7 +662,7 @@ const ERRORS: &[Error] = &[
             made.source = Source::Purchase;
             Some(())
         },
-        named: |finding| matches!(finding, Finding::NotLent { why: Why::Lent, .. }),
+        named: |finding| matches!(finding, Finding::NotLent { why: Why::Lent | Why::Bridged, .. }),
     },
     Error {
         name: "a reset that was cleared with is put by all the same",
@@ -731,6 +765,132 @@ const ERRORS: &[Error] = &[
         // An account that is made and granted by its plan in the entry is not known without it.
         named: |finding| matches!(finding, Finding::HistoryBroken { .. } | Finding::AccountUnknown { .. }),
     },
+    Error {
+        name: "a top-up is asked for while another one is pending",
+        plant: |facts, place| {
+            let pending = *raised(facts, place)?;
+            let is_resolved =
+                |fact: &Fact| matches!(fact, Fact::TopUpResolved(other) if other.top_up == pending.top_up);
+            if facts.iter().any(|(_, fact)| is_resolved(fact)) {
+                return None;
+            }
+            let all = facts.iter().filter(|(_, fact)| matches!(fact, Fact::TopUpRaised(_))).count() as u64;
+            let second = TopUpRaised { number: 0, top_up: TopUpId(all + 1), ..pending };
+            append(facts, Fact::TopUpRaised(second))
+        },
+        named: |finding| matches!(finding, Finding::TopUpRepeated { .. }),
+    },
+    Error {
+        name: "a top-up asks for more than the gap",
+        plant: |facts, place| {
+            let raised = raised(facts, place)?;
+            raised.amount.0 = raised.amount.0.checked_add(1)?;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::TopUpAmountDiffers { .. }),
+    },
+    Error {
+        name: "a top-up asks for more than the month's cap",
+        plant: |facts, place| {
+            let account = raised(facts, place)?.account;
+            let rule = facts[..place].iter().rev().find_map(|(_, fact)| match fact {
+                Fact::TopUpSet(set) if set.account == account => Some(set.rule),
+                _ => None,
+            });
+            let cap = rule??.monthly_cap?;
+            raised(facts, place)?.amount.0 = cap.0 + 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::TopUpCapExceeded { .. }),
+    },
+    Error {
+        name: "a top-up is asked for though the balance is not below the threshold",
+        plant: |facts, place| {
+            let Fact::TopUpSet(set) = &mut facts[place].1 else { return None };
+            let (account, rule) = (set.account, set.rule.as_mut()?);
+            let before = std::mem::replace(&mut rule.threshold, Credits(i64::MIN));
+            let next = facts[place + 1..].iter().find_map(|(_, fact)| match fact {
+                Fact::TopUpSet(set) if set.account == account => Some(false),
+                Fact::TopUpRaised(raised) if raised.account == account => Some(true),
+                _ => None,
+            });
+            (next == Some(true) && before > Credits::ZERO).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::TopUpDiffers { .. }),
+    },
+    Error {
+        name: "a top-up is confirmed twice",
+        plant: |facts, place| {
+            let again = resolved(facts, place)?.clone();
+            again.credits?;
+            append(facts, Fact::TopUpResolved(TopUpResolved { number: 0, ..again }))
+        },
+        named: |finding| matches!(finding, Finding::TopUpNotPending { .. }),
+    },
+    Error {
+        name: "a top-up grants more than was paid",
+        plant: |facts, place| {
+            let Fact::GrantMade(made) = &mut facts[place].1 else { return None };
+            let is_of_top_up = made.id.starts_with("topup:");
+            made.credits.0 = made.credits.0.checked_add(1)?;
+            is_of_top_up.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::TopUpGrantUnannounced { .. }),
+    },
+    Error {
+        name: "a top-up grants though nobody has confirmed it",
+        plant: |facts, place| {
+            let confirmed = resolved(facts, place)?;
+            confirmed.credits?;
+            let number = confirmed.number;
+            let (index, _) = facts.remove(place);
+            renumber(facts, index, number + 1, false);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::TopUpGrantUnannounced { .. }),
+    },
+    Error {
+        name: "a top-up that was confirmed grants nothing",
+        plant: |facts, place| {
+            let Fact::GrantMade(made) = &facts[place].1 else { return None };
+            if !made.id.starts_with("topup:") {
+                return None;
+            }
+            facts.remove(place);
+            remove_posting(facts, place)
+        },
+        named: |finding| matches!(finding, Finding::TopUpNotGranted { .. }),
+    },
+    Error {
+        name: "what a bridge has paid is owed by nobody",
+        plant: |facts, place| {
+            let out = posting(facts, place)?;
+            if (out.why, out.from) != (Why::Bridged, Bucket::Spent) {
+                return None;
+            }
+            remove_posting(facts, place)?;
+            remove_posting(facts, place)
+        },
+        named: |finding| matches!(finding, Finding::BridgeLeft { .. }),
+    },
+    Error {
+        name: "what a purchase has paid is owed like a bridge",
+        plant: |facts, place| {
+            let out = posting(facts, place)?.clone();
+            if (out.why, out.from) != (Why::Bridged, Bucket::Spent) {
+                return None;
+            }
+            let other = facts[..place].iter().rev().find_map(|(_, fact)| match fact {
+                Fact::GrantMade(made) if made.account == out.account && made.source == Source::Purchase => {
+                    Some(made.grant)
+                }
+                _ => None,
+            })?;
+            posting(facts, place)?.grant = other;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::BridgeNotOwed { .. }),
+    },
 ];
 
 #[test]
@@ -739,6 +899,7 @@ fn every_planted_error_is_found_and_named() {
     let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
     run("every_planted_error", 150, strategy, |(document, steps, places)| {
         let (document, steps) = lending(document, steps);
+        let (document, steps) = topping_up(document, steps);
         let (right, view) = facts_of(&document, steps)?;
         let found = findings(&right, &view);
         if !found.is_empty() {

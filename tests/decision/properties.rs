@@ -9,15 +9,16 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp,
+    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
+    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
+    TopUpDelivered,
 };
 use quorate::decision::facts::{Fact, with_moments};
 use quorate::decision::policy::{
     Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
     Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
 };
-use quorate::decision::reply::{AdmissionId, Outcome, Reply};
+use quorate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId, TopUpStatus};
 use quorate::decision::{Record, State, View};
 use quorate::units::{Credits, Millis, Ppm, Span};
 
@@ -79,6 +80,21 @@ enum Act {
         account: &'static str,
         limits: Option<Vec<&'static str>>,
         by: ResetBy,
+    },
+    TopUp {
+        account: &'static str,
+        rule: Option<TopUp>,
+    },
+    Confirm {
+        id: u64,
+        credits: Option<i64>,
+    },
+    Fail {
+        id: u64,
+        retry_after: Option<Span>,
+    },
+    Delivered {
+        id: u64,
     },
 }
 
@@ -299,6 +315,30 @@ fn resets() -> impl Strategy<Value = Act> {
         .prop_map(|(account, limits, by)| Act::Reset { account, limits, by })
 }
 
+fn top_up_rules() -> impl Strategy<Value = TopUp> {
+    let amount = || prop_oneof![10 => 0_i64..40_000_000, 1 => Just(i64::MAX / 4)];
+    let cap = prop::option::weighted(0.5, 1_i64..90_000_000);
+    let bridge = prop_oneof![1 => Just(0_i64), 2 => 1_i64..40_000_000];
+    (amount(), amount(), cap, bridge).prop_map(|(threshold, more, cap, bridge)| TopUp {
+        threshold: Credits(threshold),
+        target: Credits(threshold + more + 1),
+        monthly_cap: cap.map(Credits),
+        bridge: Credits(bridge.min(threshold + more + 1)),
+    })
+}
+
+/// What is done about top-ups: of the first few that there are.
+fn top_ups() -> impl Strategy<Value = Act> {
+    let credits = prop::option::weighted(0.3, prop_oneof![6 => 1_i64..40_000_000, 1 => Just(0)]);
+    let rule = (select(ACCOUNTS.to_vec()), prop::option::weighted(0.9, top_up_rules()));
+    prop_oneof![
+        4 => rule.prop_map(|(account, rule)| Act::TopUp { account, rule }),
+        4 => (1_u64..8, credits).prop_map(|(id, credits)| Act::Confirm { id, credits }),
+        2 => (1_u64..8, prop::option::of(spans())).prop_map(|(id, retry_after)| Act::Fail { id, retry_after }),
+        1 => (1_u64..8).prop_map(|id| Act::Delivered { id }),
+    ]
+}
+
 fn caps() -> impl Strategy<Value = SpendingCap> {
     (prop_oneof![Just(0), 0_i64..80_000_000, Just(i64::MAX)], periods())
         .prop_map(|(credits, period)| SpendingCap { credits: Credits(credits), period })
@@ -339,6 +379,7 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
         2 => revokes(),
         2 => resets(),
+        3 => top_ups(),
     ];
     steps(act.boxed(), count)
 }
@@ -397,6 +438,7 @@ impl Performer {
                 plan: change(*plan),
                 spending_cap: change(*cap),
                 state: Some(if *open { AccountState::Open } else { AccountState::Closed }),
+                top_up: Change::Keep,
             }),
             Act::Grant { account, id, credits, priority, effective, lasts } => {
                 let effective_at = effective.map(|after| Millis(self.at.0 + after));
@@ -437,6 +479,24 @@ impl Performer {
                 credits: credits.map(Credits),
                 reason: "disputed",
             }),
+            Act::TopUp { account, rule } => Command::PutAccount(PutAccount {
+                account,
+                plan: Change::Keep,
+                spending_cap: Change::Keep,
+                state: None,
+                top_up: rule.map_or(Change::Clear, Change::Set),
+            }),
+            Act::Confirm { id, credits } => Command::ConfirmTopUp(ConfirmTopUp {
+                id: TopUpId(*id),
+                credits: credits.map(Credits),
+                reason: Some("paid"),
+            }),
+            Act::Fail { id, retry_after } => Command::FailTopUp(FailTopUp {
+                id: TopUpId(*id),
+                reason: "declined",
+                retry_after: *retry_after,
+            }),
+            Act::Delivered { id } => Command::TopUpDelivered(TopUpDelivered { id: TopUpId(*id) }),
             Act::Reset { account, limits, by } => {
                 Command::Reset(Reset { account, limits: limits.clone(), by: *by, reason: "an outage" })
             }
@@ -636,6 +696,33 @@ pub fn lending(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<S
     ];
     steps.extend(acts.map(|act| Step { later: 0, key: None, act }));
     (document, steps)
+}
+
+/// The document, and the steps after some in which the account `y` is topped up twice: its first top-up is
+/// confirmed after a part of its bridge was spent, its second is pending.
+pub fn topping_up(document: Document, steps: Vec<Step>) -> (Document, Vec<Step>) {
+    let account = "y";
+    let spend = |tokens| {
+        let usage = vec![("tokens", tokens)];
+        Act::Admit { account, video: false, usage, doubled: false, hold: None, dry_run: false }
+    };
+    let credits = |whole: i64| Credits(whole * 1_000_000);
+    let rule = TopUp {
+        threshold: credits(10),
+        target: credits(50),
+        monthly_cap: Some(credits(200)),
+        bridge: credits(20),
+    };
+    let acts = [
+        Act::Policy { which: 0 },
+        Act::Account { account, plan: Some(None), cap: Some(None), open: true },
+        Act::TopUp { account, rule: Some(rule) },
+        spend(4_000),
+        Act::Confirm { id: 1, credits: None },
+        spend(10_000),
+    ];
+    let first = acts.map(|act| Step { later: 0, key: None, act });
+    (document, first.into_iter().chain(steps).collect())
 }
 
 /// Under the laws, which say that a wallet that owes has nothing to draw, and that the audit finds nothing.
@@ -839,6 +926,8 @@ fn undated(facts: Vec<Fact>) -> Vec<(Millis, Fact)> {
                 (posting.number, posting.previous, posting.charge) = (0, 0, posting.charge.map(|_| 0));
             }
             Fact::Layers(layers) => layers.usage = 0,
+            Fact::TopUpRaised(raised) => (raised.number, raised.previous) = (0, 0),
+            Fact::TopUpResolved(resolved) => (resolved.number, resolved.previous) = (0, 0),
             _ => {}
         }
         (moment.at, fact)
@@ -895,4 +984,87 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         let (left, right) = (without_trail(&at_once), without_trail(&in_steps));
         if left == right { Ok(()) } else { Err(format!("{left:?}\n{right:?}")) }
     });
+}
+
+/// Under the laws, which say that no top-up is missing and that the audit finds nothing.
+#[test]
+fn no_interleaving_raises_a_second_top_up_or_exceeds_the_months_cap() {
+    const CAP: Credits = Credits(90_000_000);
+    let account = || select(vec!["a", "a:b", "z"]);
+    let tokens = |tokens| vec![("tokens", tokens)];
+    let hold = prop::option::weighted(0.5, spans());
+    let admit = (account(), 0_u64..6_000, hold).prop_map(move |(account, asked, hold)| Act::Admit {
+        account,
+        video: false,
+        usage: tokens(asked),
+        doubled: false,
+        hold,
+        dry_run: false,
+    });
+    let settle = (0_u64..4, 0_u64..12_000, prop::bool::weighted(0.7))
+        .prop_map(move |(nth, used, last)| Act::Settle { nth, usage: tokens(used), last });
+    let rule = (account(), top_up_rules()).prop_map(|(account, rule)| {
+        let rule = TopUp { monthly_cap: Some(CAP), ..rule };
+        Act::TopUp { account, rule: Some(rule) }
+    });
+    let resolve = (1_u64..9, any::<bool>(), prop::option::of(spans())).prop_map(|(id, paid, retry_after)| {
+        if paid { Act::Confirm { id, credits: None } } else { Act::Fail { id, retry_after } }
+    });
+    let act = prop_oneof![
+        8 => admit,
+        6 => settle,
+        2 => grants(),
+        1 => revokes(),
+        2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        2 => rule,
+        10 => resolve,
+    ];
+    let raised = std::cell::Cell::new(0_usize);
+    let strategy = (policies(), steps(act.boxed(), 60));
+    run("no_interleaving_raises", 150, strategy, |(mut document, steps)| {
+        for plan in document.plans.values_mut() {
+            plan.limits.clear();
+        }
+        let names = Names::new();
+        let mut performer = Performer::new(&[document]);
+        let mut lawful = Lawful::new();
+        let accounts = ACCOUNTS.map(|account| Act::Account {
+            account,
+            plan: Some(Some(PLANS[0])),
+            cap: Some(None),
+            open: true,
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = lawful.apply(stamp, &plain(command))?;
+            performer.note(&reply);
+            let kept = lawful.state().top_ups(None, None, None, 1_000);
+            for account in ACCOUNTS {
+                let of_account = || kept.iter().filter(|view| *view.account == *account);
+                let pending = of_account().filter(|view| view.status == TopUpStatus::Pending).count();
+                if pending > 1 {
+                    return Err(format!("{account} has {pending} pending top-ups"));
+                }
+                let mut months: BTreeMap<&str, i128> = BTreeMap::new();
+                let texts: Vec<String> = of_account().map(|view| view.created_at.to_string()).collect();
+                for (view, month) in of_account().zip(&texts) {
+                    let asked = match view.status {
+                        TopUpStatus::Pending => view.amount,
+                        TopUpStatus::Confirmed => view.credits.unwrap_or_default(),
+                        TopUpStatus::Failed => Credits::ZERO,
+                    };
+                    *months.entry(&month[..7]).or_default() += i128::from(asked.0);
+                }
+                if let Some((month, asked)) = months.iter().find(|(_, asked)| **asked > i128::from(CAP.0)) {
+                    return Err(format!("{account} is to pay {asked} in {month}"));
+                }
+            }
+            raised.set(raised.get().max(kept.len()));
+        }
+        Ok(())
+    });
+    assert!(raised.get() > 5, "no case has raised more than {} top-ups", raised.get());
 }

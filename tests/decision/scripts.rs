@@ -14,14 +14,15 @@
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
-//! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
+//! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE] [topup=THRESHOLD/TARGET[/MONTHLY_CAP]] [bridge=N]` | `-` clears |
 //! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
 //! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
 //! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
+//! | `confirm ID [credits=] [reason=]`, `fail ID reason=REASON [retry_after=SPAN]`, `delivered ID` | what becomes of a top-up |
 //! | `tick` | moves time on to the stamp |
-//! | `show PATH`, `show ID`, `show policy` | looks |
+//! | `show PATH`, `show ID`, `show policy`, `show topups` | looks |
 //! | `facts` | the facts since they were last shown |
 //!
 //! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
@@ -32,11 +33,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp,
+    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
+    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
+    TopUpDelivered,
 };
 use quorate::decision::reply::{
-    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
+    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled, TopUpId,
+    TopUpView,
 };
 use quorate::units::{Credits, Millis, Span};
 use serde_json::{Map, Value, json};
@@ -271,6 +274,15 @@ impl Scenario {
             let (revision, document) = state.policy();
             let plans: Vec<&str> = document.plans.keys().map(String::as_str).collect();
             writeln!(text, "policy revision {revision}, plans {}", plans.join(", "))?;
+        } else if what == "topups" {
+            for view in state.top_ups(None, None, None, 100) {
+                writeln!(text, "{}", top_up(&view))?;
+            }
+        } else if let Ok(id) = what.parse::<TopUpId>() {
+            match state.top_up(id) {
+                Some(view) => writeln!(text, "{}", top_up(&view))?,
+                None => writeln!(text, "{id} is not to be found")?,
+            }
         } else if let Ok(id) = what.parse::<AdmissionId>() {
             let Some(view) = state.admission(id) else { return Ok(format!("{id} is not to be found\n")) };
             writeln!(text, "{id} {:?} of {} for {}", view.status, view.account, view.feature)?;
@@ -294,6 +306,11 @@ impl Scenario {
             }
             if view.banked_resets > 0 {
                 writeln!(text, "  resets   {} put by", view.banked_resets)?;
+            }
+            if let Some(rule) = view.top_up {
+                let cap = rule.monthly_cap.map_or_else(String::new, |cap| format!(", at most {cap} a month"));
+                let pending = view.top_up_pending.map_or_else(String::new, |id| format!(", {id} pending"));
+                writeln!(text, "  top-up   below {} to {}{cap}{pending}", rule.threshold, rule.target)?;
             }
             for grant in &view.grants {
                 writeln!(text, "  grant    {} {}", grant.id, books(&grant.credits))?;
@@ -352,7 +369,23 @@ impl goldenscript::Runner for Scenario {
                     }
                 };
                 let state: Option<AccountState> = arguments.named("state").map(word).transpose()?;
-                let put = PutAccount { account: &account, plan, spending_cap, state };
+                let top_up = match arguments.named("topup").as_deref() {
+                    None => Change::Keep,
+                    Some("-") => Change::Clear,
+                    Some(text) => {
+                        let parts = text
+                            .split('/')
+                            .map(str::parse)
+                            .collect::<std::result::Result<Vec<Credits>, _>>()?;
+                        let bridge = arguments.parsed("bridge")?.unwrap_or(Credits::ZERO);
+                        let [threshold, target, cap @ ..] = &parts[..] else {
+                            return Err("expected THRESHOLD/TARGET".into());
+                        };
+                        let (threshold, target) = (*threshold, *target);
+                        Change::Set(TopUp { threshold, target, monthly_cap: cap.first().copied(), bridge })
+                    }
+                };
+                let put = PutAccount { account: &account, plan, spending_cap, state, top_up };
                 self.apply(Command::PutAccount(put), key)?
             }
             "grant" => {
@@ -433,6 +466,22 @@ impl goldenscript::Runner for Scenario {
             "release" => {
                 let admission = arguments.next("an admission")?.parse()?;
                 self.apply(Command::Release(Release { admission }), key)?
+            }
+            "confirm" => {
+                let id = arguments.next("a top-up")?.parse()?;
+                let (credits, reason) = (arguments.parsed("credits")?, arguments.named("reason"));
+                let confirm = ConfirmTopUp { id, credits, reason: reason.as_deref() };
+                self.apply(Command::ConfirmTopUp(confirm), key)?
+            }
+            "fail" => {
+                let id = arguments.next("a top-up")?.parse()?;
+                let reason = arguments.named("reason").ok_or("expected a reason")?;
+                let retry_after = arguments.parsed("retry_after")?;
+                self.apply(Command::FailTopUp(FailTopUp { id, reason: &reason, retry_after }), key)?
+            }
+            "delivered" => {
+                let id = arguments.next("a top-up")?.parse()?;
+                self.apply(Command::TopUpDelivered(TopUpDelivered { id }), key)?
             }
             "facts" => {
                 let facts = self.lawful.facts();
@@ -523,6 +572,7 @@ fn told(reply: &Reply) -> String {
             line(&mut text, format!("account {} cleared: {cleared}{replayed}", done.account));
             line(&mut text, format!("  resets   {} put by", done.banked_resets));
         }
+        Outcome::TopUp(view) => line(&mut text, format!("{}{replayed}", top_up(view))),
         Outcome::Released(settled) => tell_settled(&mut text, "released", settled, replayed),
         Outcome::Refused(refusal) => {
             let reason = serde_json::to_value(refusal.reason).expect("a reason is a word");
@@ -550,6 +600,17 @@ fn told(reply: &Reply) -> String {
 fn line(text: &mut String, line: String) {
     text.push_str(&line);
     text.push('\n');
+}
+
+fn top_up(view: &TopUpView) -> String {
+    let status = format!("{:?}", view.status).to_lowercase();
+    let credits = view.credits.map_or_else(String::new, |credits| format!(" with {credits}"));
+    let bridge = if view.bridge.is_zero() { String::new() } else { format!(", {} ahead", view.bridge) };
+    let retry = view.retry_at.map_or_else(String::new, |at| format!(", again from {at}"));
+    let reason = view.reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
+    let delivered = if view.delivered_at.is_some() { ", delivered" } else { "" };
+    let (id, amount, account) = (view.id, view.amount, &view.account);
+    format!("{id} of {amount} for {account} {status}{credits}{bridge}{retry}{delivered}{reason}")
 }
 
 fn tell_settled(text: &mut String, how: &str, settled: &Settled, replayed: &str) {

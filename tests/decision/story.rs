@@ -70,6 +70,35 @@ fn line(index: u64, fact: &Fact, policy: &Policy, feature: &str) -> String {
             let start: String = kept.key[..4].iter().map(|byte| format!("{byte:02x}")).collect();
             format!("  kept under the key {start}..")
         }
+        Fact::TopUpSet(set) => match set.rule {
+            None => format!("  account {} is not topped up", set.account),
+            Some(rule) => {
+                let cap =
+                    rule.monthly_cap.map_or_else(|| "no cap".to_owned(), |cap| format!("{cap} a month"));
+                let (account, threshold, target) = (set.account, rule.threshold, rule.target);
+                format!(
+                    "  account {account} is topped up below {threshold} to {target}, {cap}, {} ahead",
+                    rule.bridge
+                )
+            }
+        },
+        Fact::TopUpRaised(raised) => format!(
+            "  #{} top-up  {} of {} for account {}, {} ahead, after entry {}",
+            raised.number, raised.top_up, raised.amount, raised.account, raised.bridge, raised.previous
+        ),
+        Fact::TopUpResolved(resolved) => {
+            let how = match (resolved.credits, resolved.retry_at) {
+                (Some(credits), _) => format!("confirmed with {credits}"),
+                (None, Some(at)) => format!("failed, again from {at}"),
+                (None, None) => "failed".to_owned(),
+            };
+            let reason = resolved.reason.as_deref().map_or_else(String::new, |reason| format!(" ({reason})"));
+            let (number, top_up, account) = (resolved.number, resolved.top_up, resolved.account);
+            format!(
+                "  #{number} top-up  {top_up} of account {account} {how}{reason}, after entry {}",
+                resolved.previous
+            )
+        }
     }
 }
 

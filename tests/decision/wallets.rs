@@ -3,10 +3,11 @@
 use quorate::decision::State;
 use quorate::decision::audit::Audit;
 use quorate::decision::command::{
-    Admit, Change, Command, Period, PutAccount, PutGrant, PutPolicy, Revoke, Source, SpendingCap, Stamp,
+    Admit, Change, Command, ConfirmTopUp, Period, PutAccount, PutGrant, PutPolicy, Revoke, Source,
+    SpendingCap, Stamp, TopUp,
 };
 use quorate::decision::facts::{Fact, Why, with_moments};
-use quorate::decision::reply::{Balances, GrantView, Outcome, Reason, Reply};
+use quorate::decision::reply::{Balances, GrantView, Outcome, Reason, Reply, TopUpId};
 use quorate::units::{Credits, MICROS, Millis, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -62,6 +63,7 @@ fn account<'a>(account: &'a str, plan: Option<&'a str>, cap: Option<Credits>) ->
         plan: plan.map_or(Change::Keep, Change::Set),
         spending_cap: cap.map_or(Change::Keep, Change::Set),
         state: None,
+        top_up: Change::Keep,
     })
 }
 
@@ -337,4 +339,50 @@ fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits
         audit.take(*index, fact);
     }
     assert_eq!((audit.finish(), audit.findings()), (0, &[][..]));
+}
+
+/// Accounts whose top-ups wait for the next month, more of them than one entry looks at.
+#[test]
+fn a_month_that_turns_for_all_who_wait_for_a_top_up_is_carried_out_in_bounded_steps() {
+    const ACCOUNTS: usize = 2 * State::DUE_PER_ENTRY_MAX + 1;
+    let mut state = State::new();
+    state.keep_facts(true);
+    let mut audit = Audit::new();
+    let mut index = 0;
+    let mut apply = |state: &mut State, at: Millis, command: Command<'_>| {
+        index += 1;
+        let reply = state.apply(Stamp { at, term: 1, index, position: 0 }, &plain(command));
+        let facts = state.take_facts();
+        facts.iter().for_each(|fact| audit.take(index, fact));
+        facts.iter().filter(|fact| matches!(fact, Fact::TopUpRaised(_))).count()
+            + usize::from(refused(&reply).is_some()) * ACCOUNTS
+    };
+    // One micro is paid, and with it the cap of the month is used up.
+    let rule = TopUp {
+        threshold: Credits(5),
+        target: Credits(10),
+        monthly_cap: Some(Credits(1)),
+        bridge: Credits::ZERO,
+    };
+    for number in 0..ACCOUNTS {
+        let path = format!("a{number}");
+        let put = PutAccount {
+            account: &path,
+            plan: Change::Keep,
+            spending_cap: Change::Keep,
+            state: None,
+            top_up: Change::Set(rule),
+        };
+        assert_eq!(apply(&mut state, start(), Command::PutAccount(put)), 1);
+        let (id, credits) = (TopUpId(number as u64 + 1), None);
+        let confirm = ConfirmTopUp { id, credits, reason: None };
+        assert_eq!(apply(&mut state, start(), Command::ConfirmTopUp(confirm)), 0);
+    }
+    let turned = "2027-02-01T00:00:00Z".parse().expect("a time");
+    let raised: Vec<usize> = (0..4).map(|_| apply(&mut state, turned, Command::Tick)).collect();
+    assert_eq!(raised, [State::DUE_PER_ENTRY_MAX, State::DUE_PER_ENTRY_MAX, 1, 0]);
+    assert!(!state.is_overdue());
+    state.check().expect("what must hold");
+    assert_eq!(audit.finish(), 0, "{:?}", audit.findings());
+    assert_eq!(records(&restore(records(&state)).expect("a state")), records(&state));
 }

@@ -467,3 +467,63 @@ async fn the_description_is_served_and_whole() {
     }
     node.stop().await;
 }
+
+/// What a `$ref` of the description leads to, or what is given when it is none.
+fn resolved<'a>(document: &'a Value, part: &'a Value) -> &'a Value {
+    match part["$ref"].as_str() {
+        Some(to) => document.pointer(to.trim_start_matches('#')).unwrap_or_else(|| panic!("{to} is nowhere")),
+        None => part,
+    }
+}
+
+/// The fields that a schema names, those of its alternatives and parts included.
+fn named_fields(document: &Value, schema: &Value, fields: &mut Vec<String>) {
+    let schema = resolved(document, schema);
+    fields.extend(schema["properties"].as_object().into_iter().flatten().map(|(name, _)| name.clone()));
+    for of in ["allOf", "anyOf", "oneOf"] {
+        for part in schema[of].as_array().into_iter().flatten() {
+            named_fields(document, part, fields);
+        }
+    }
+}
+
+#[tokio::test]
+async fn refusals_have_the_fields_and_headers_that_the_description_names() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let document = client.get("/openapi.json").await.expect(200);
+    let admissions = "/v1/admissions";
+    let seconds = |seconds: &str| ADMISSION.replace("20}", &format!("{seconds}}}"));
+    for (path, template, body, status) in [
+        (admissions, admissions, seconds("1000"), 402),
+        (admissions, admissions, seconds("9223372036854775807"), 422),
+        (admissions, admissions, ADMISSION.replace("video_seconds", "pages"), 422),
+        (admissions, admissions, ADMISSION.replace("acme", "nobody"), 404),
+        ("/v1/admissions/adm_7/release", "/v1/admissions/{admission}/release", String::new(), 404),
+        ("/v1/accounts/nobody/resets", "/v1/accounts/{account}/resets", r#"{"reason":"x"}"#.to_owned(), 404),
+    ] {
+        let answer = client.post(path, &body).await;
+        let refusal = answer.expect(status);
+        assert_eq!(refusal["decision"], "refused", "{path} {body}");
+        let described =
+            resolved(&document, &document["paths"][template]["post"]["responses"][status.to_string()]);
+        let mut fields = Vec::new();
+        let schema = &described["content"]["application/problem+json"]["schema"];
+        named_fields(&document, schema, &mut fields);
+        for field in refusal.as_object().expect("an object").keys() {
+            assert!(fields.contains(field), "{template} {status} does not name the field {field}");
+        }
+        let headers: Vec<_> = described["headers"]
+            .as_object()
+            .into_iter()
+            .flatten()
+            .map(|(name, _)| name.to_lowercase())
+            .collect();
+        let usual = ["content-type", "content-length", "date"];
+        for (header, _) in &answer.headers {
+            let known = usual.contains(&header.as_str()) || headers.contains(header);
+            assert!(known, "{template} {status} does not name the header {header}");
+        }
+    }
+    node.stop().await;
+}

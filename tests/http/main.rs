@@ -10,3 +10,4 @@ mod lifecycle;
 mod node;
 mod once;
 mod tls;
+mod topups;

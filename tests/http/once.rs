@@ -64,6 +64,17 @@ async fn every_call_that_changes_something_happens_once_under_its_key() {
     let reset = [r#"{"reason":"x"}"#, r#"{"reason":"y"}"#];
     let path = ("POST", "/v1/accounts/acme/resets");
     happens_once(client, path, ("idempotency-key", "reset"), reset).await;
+
+    for account in ["buyer", "debtor"] {
+        let rule = r#"{"top_up":{"threshold":"10","target":"50"}}"#;
+        client.json("PUT", &format!("/v1/accounts/{account}"), rule).await.expect(200);
+    }
+    let confirm = [r#"{"credits":"50","reason":"paid"}"#, r#"{"credits":"50"}"#];
+    let path = ("POST", "/v1/topups/top_1/confirm");
+    happens_once(client, path, ("idempotency-key", "confirm"), confirm).await;
+    let fail = [r#"{"reason":"declined"}"#, r#"{"reason":"stolen"}"#];
+    let path = ("POST", "/v1/topups/top_2/fail");
+    happens_once(client, path, ("idempotency-key", "fail"), fail).await;
     let admit = [HELD.to_owned(), HELD.replace(":2}", ":3}")];
     let path = ("POST", "/v1/admissions");
     happens_once(client, path, ("idempotency-key", "admit"), [&admit[0], &admit[1]]).await;

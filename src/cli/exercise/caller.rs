@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use crate::cli::chance::Chance;
 use crate::client::{Attempt, Attempted};
 
-use super::checks::{Place, Violation, adds_up, books, page, violated};
+use super::checks::{Place, Violation, adds_up, books, page, top_ups, violated};
 use super::history;
 use super::operations::{Belongings, Given, Kind, Operation, below, chance_of, one};
 use super::report::Tally;
@@ -314,6 +314,7 @@ impl Caller {
                 page(value, account)
             }
             Kind::ReadUsage | Kind::ReadCharges => page(value, None),
+            Kind::ListTopUps => top_ups(value),
             Kind::Admit | Kind::Hold if value.get("admission").is_none() => {
                 violated!("an admission has no id")
             }
@@ -408,6 +409,20 @@ impl Caller {
                 // The first credits of the pools have names of their own.
                 if known.value["id"] == name {
                     remember(&mut self.has.grants, Given { account, id: name.to_owned() });
+                }
+            }
+            (Kind::ListTopUps, true) => {
+                let items = known.value["items"].as_array().map_or(&[][..], Vec::as_slice);
+                let pending = items.iter().filter(|item| item["status"] == "pending");
+                self.has.top_ups = pending.filter_map(|item| Some(item["id"].as_str()?.to_owned())).collect();
+            }
+            (Kind::ConfirmTopUp, true) => {
+                // A payment may be disputed like any other.
+                if let (Some(top_up), Some(account)) =
+                    (known.value["id"].as_str(), known.value["account"].as_str())
+                {
+                    let (account, id) = (account.to_owned(), format!("topup:{top_up}"));
+                    remember(&mut self.has.grants, Given { account, id });
                 }
             }
             _ => {}

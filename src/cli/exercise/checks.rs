@@ -4,7 +4,8 @@
 //! - No place in the log and no admission belongs to two requests.
 //! - Who is named to have paid has paid the price, to the millionth.
 //! - The books of every account that is read balance; nothing in them is negative; who owes has nothing to draw, and
-//!   owes no more than a plan lends.
+//!   owes no more than a plan lends and a bridge has paid.
+//! - No account has two pending top-ups.
 //! - A page is in order and repeats nothing.
 //!
 //! What a violation says is what was seen: the check does not guess why.
@@ -15,10 +16,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::client::{AccountView, BalancesView, Receipt};
+use crate::client::{AccountView, BalancesView, Receipt, TopUpView};
 use crate::units::{Credits, Millis};
 
-use super::operations::OVERDRAFT_MICROS_MAX;
+use super::operations::OWED_MICROS_MAX;
 
 /// How many decisions are remembered, to find two that are the same; beyond it, the run ends.
 pub(super) const DECISIONS_MAX: usize = 8_000_000;
@@ -182,7 +183,7 @@ pub(super) fn books(answer: &Value) -> Result<(), Violation> {
             violated!("the grants of {} do not add up to its wallet: {answer}", account.account);
         }
     }
-    if account.owed.0 < 0 || account.owed.0 > OVERDRAFT_MICROS_MAX {
+    if account.owed.0 < 0 || account.owed.0 > OWED_MICROS_MAX {
         violated!("{} owes {}, which nobody lends: {answer}", account.account, account.owed);
     }
     Ok(())
@@ -211,6 +212,31 @@ pub(super) fn page(answer: &Value, ledger_of: Option<&str>) -> Result<(), Violat
         }
     }
     Ok(())
+}
+
+/// A list of top-ups is youngest first, has one pending of an account at most, and none that was paid with more than
+/// was asked for.
+pub(super) fn top_ups(answer: &Value) -> Result<(), Violation> {
+    let items = answer.get("items").map(Vec::<TopUpView>::deserialize);
+    let Some(Ok(items)) = items else { violated!("a list of top-ups cannot be read: {answer}") };
+    if !items.is_sorted_by(|one, next| number(&one.id) > number(&next.id)) {
+        violated!("a list of top-ups is not youngest first: {answer}");
+    }
+    let mut waiting = BTreeSet::new();
+    for item in &items {
+        if item.status == "pending" && !waiting.insert(&item.account) {
+            violated!("two top-ups of {} are pending: {answer}", item.account);
+        }
+        if item.credits.is_some_and(|paid| paid > item.amount) {
+            violated!("{} is paid with more than it asks for: {answer}", item.id);
+        }
+    }
+    Ok(())
+}
+
+/// The number in the id of a top-up.
+fn number(id: &str) -> Option<u64> {
+    u64::from_str_radix(id.strip_prefix("top_")?, 16).ok()
 }
 
 #[cfg(test)]
@@ -270,11 +296,32 @@ mod tests {
         books(&wallet("5", "1", "0")).expect("in order");
         assert!(books(&wallet("5", "2", "0")).is_err(), "more than was granted");
         assert!(books(&wallet("7", "-1", "0")).is_err(), "less than nothing");
-        assert!(books(&wallet("6", "0", "51")).is_err(), "more than any plan lends");
+        assert!(books(&wallet("6", "0", "81")).is_err(), "more than any plan lends and any bridge pays");
         let mut other = wallet("5", "1", "0");
         other["grants"] = json!([]);
         other["grants_total"] = json!(0);
         assert!(books(&other).is_err(), "the grants do not add up");
+    }
+
+    #[test]
+    fn two_pending_top_ups_of_one_account_are_seen() {
+        let list = |of: &[(&str, &str, &str)]| {
+            let item = |(id, account, status): &(&str, &str, &str)| {
+                json!({"id": id, "account": account, "status": status, "amount": "5", "bridge": "0",
+                       "created_at": "2026-11-22T15:00:00Z"})
+            };
+            json!({"items": of.iter().map(item).collect::<Vec<_>>()})
+        };
+        let mut good =
+            list(&[("top_10", "a", "pending"), ("top_f", "b", "pending"), ("top_2", "a", "failed")]);
+        top_ups(&good).expect("in order");
+        good["items"][2]["credits"] = json!("6");
+        assert!(top_ups(&good).is_err(), "paid with more than was asked for");
+        assert!(top_ups(&list(&[("top_10", "a", "pending"), ("top_f", "a", "pending")])).is_err());
+        assert!(
+            top_ups(&list(&[("top_f", "a", "pending"), ("top_10", "b", "pending")])).is_err(),
+            "oldest first"
+        );
     }
 
     #[test]

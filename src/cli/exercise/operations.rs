@@ -7,12 +7,14 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::cli::chance::Chance;
-use crate::units::{Millis, Span};
+use crate::units::{MICROS, Millis, Span};
 
 /// The policy that all operations are about.
 pub(super) const POLICY: &str = include_str!("policy.toml");
-/// The most that any plan of the policy lends, in millionths.
-pub(super) const OVERDRAFT_MICROS_MAX: i64 = 50_000_000;
+/// The most that anybody owes, in millionths: what any plan of the policy lends, and what one bridge has paid.
+pub(super) const OWED_MICROS_MAX: i64 = 50_000_000 + BRIDGE_MAX as i64 * MICROS;
+/// The most that is granted ahead of a top-up.
+const BRIDGE_MAX: u64 = 30;
 
 const PLANS: [&str; 3] = ["small", "middle", "large"];
 const RESOLUTIONS: [&str; 3] = ["720p", "1080p", "4k"];
@@ -40,7 +42,6 @@ macro_rules! kinds {
     };
 }
 
-// Top-ups belong here too, once there are any: a threshold, an intent, its confirmation.
 kinds! {
     Admit "admit" 240;
     Batch "batch" 40;
@@ -55,6 +56,10 @@ kinds! {
     Promotion "promotion" 12;
     Adjustment "adjustment" 8;
     Revoke "revoke" 20;
+    TopUpRule "top_up_rule" 8;
+    ListTopUps "list_top_ups" 20;
+    ConfirmTopUp "confirm_top_up" 20;
+    FailTopUp "fail_top_up" 8;
     Plan "plan" 12;
     Cap "cap" 8;
     Close "close" 3;
@@ -164,6 +169,8 @@ pub(super) struct Given {
 pub(super) struct Belongings {
     pub holds: Vec<Held>,
     pub grants: Vec<Given>,
+    /// The top-ups that were pending when they were last listed.
+    pub top_ups: Vec<String>,
     /// The latest that were admitted.
     pub admissions: Vec<String>,
     /// The agreed time, as of the last answer.
@@ -316,6 +323,30 @@ impl World {
                     body,
                 )
             }
+            Kind::TopUpRule => {
+                let account = self.anyone(chance);
+                let rule = match below(chance, 6) {
+                    0 => Value::Null,
+                    _ => self.top_up_rule(chance),
+                };
+                Operation::put(kind, format!("/v1/accounts/{account}"), json!({ "top_up": rule }))
+            }
+            Kind::ListTopUps => match below(chance, 3) {
+                0 => Operation::get(kind, format!("/v1/topups?account={}", self.anyone(chance))),
+                _ => Operation::get(kind, "/v1/topups?status=pending&limit=50".into()),
+            },
+            // Others may have heard of it too: the first wins.
+            Kind::ConfirmTopUp => {
+                let body = match below(chance, 3) {
+                    0 => json!({"credits": "0.5", "reason": "paid in part"}),
+                    _ => json!({}),
+                };
+                Operation::post(kind, format!("/v1/topups/{}/confirm", one(chance, &has.top_ups)?), body)
+            }
+            Kind::FailTopUp => {
+                let body = json!({"reason": "a declined card", "retry_after_ms": below(chance, 10_000)});
+                Operation::post(kind, format!("/v1/topups/{}/fail", one(chance, &has.top_ups)?), body)
+            }
             Kind::Plan => {
                 let plan = match below(chance, 8) {
                     0 => Value::Null,
@@ -376,6 +407,19 @@ impl World {
             Kind::Extreme => self.extreme(name, chance)?,
             Kind::Abandon | Kind::Repeat | Kind::Mismatch => return None,
         })
+    }
+
+    fn top_up_rule(&self, chance: &mut Chance) -> Value {
+        let threshold = below(chance, 40);
+        let target = threshold + 1 + below(chance, 80);
+        let mut rule = json!({"threshold": threshold.to_string(), "target": target.to_string()});
+        if below(chance, 2) == 0 {
+            rule["monthly_cap"] = json!((1 + below(chance, 400)).to_string());
+        }
+        if below(chance, 2) == 0 {
+            rule["bridge"] = json!((1 + below(chance, target.min(BRIDGE_MAX))).to_string());
+        }
+        rule
     }
 
     fn admission(&self, chance: &mut Chance) -> Value {

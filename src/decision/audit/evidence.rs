@@ -134,16 +134,22 @@ impl Audit {
     }
 
     fn wallet_of(&self, number: u32, at: Millis) -> WalletSaid {
-        let account = &self.accounts[number as usize];
-        let live = account.drawable.iter().filter_map(|(.., grant)| self.grants.get(&(number, *grant)));
+        let (drawable, owed) = self.drawable_and_owed(number, at);
+        let amount = |sum: i128| u64::try_from(sum.max(0)).unwrap_or(u64::MAX);
+        let held = self.accounts[number as usize].books.of(Bucket::Held);
+        WalletSaid { available: amount(drawable - owed), held: amount(held) }
+    }
+
+    /// What the grants in an account's wallet can give at `at` by the postings so far, and what it owes.
+    pub(super) fn drawable_and_owed(&self, number: u32, at: Millis) -> (i128, i128) {
+        let live = self.accounts.get(number as usize).into_iter().flat_map(|account| &account.drawable);
+        let live = live.filter_map(|(.., grant)| self.grants.get(&(number, *grant)));
         let drawable = live.filter(|grant| {
             grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| at < expires_at)
         });
-        let drawable: i128 = drawable.map(|grant| grant.books.of(Bucket::Available)).sum();
         let loan = self.loans.get(&number).and_then(|loan| self.grants.get(&(number, *loan)));
         let owed = loan.map_or(0, |loan| loan.books.of(Bucket::Spent));
-        let amount = |sum: i128| u64::try_from(sum.max(0)).unwrap_or(u64::MAX);
-        WalletSaid { available: amount(drawable - owed), held: amount(account.books.of(Bucket::Held)) }
+        (drawable.map(|grant| grant.books.of(Bucket::Available)).sum(), owed)
     }
 
     /// Checks what was looked at for the usage under way.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::decision::facts::{Bucket, FactId, Why};
-use crate::decision::reply::{AdmissionId, Balances};
+use crate::decision::reply::{AdmissionId, Balances, TopUpId};
 use crate::units::{Credits, Millis};
 
 /// What a change was to be: from one amount to another, which may be the same.
@@ -188,6 +188,25 @@ pub enum Finding {
     RefusedForNothing { id: FactId, layer: Arc<str> },
     #[error("{id}: {admission} is held until {known}; {what}")]
     HoldTimeDiffers { id: FactId, admission: AdmissionId, known: Millis, what: &'static str },
+    // Top-ups.
+    #[error("entry {index}: {account} gets {top_up} while another top-up of it is pending")]
+    TopUpRepeated { index: u64, account: Arc<str>, top_up: TopUpId },
+    #[error("entry {index}: {top_up} is of {amount} credits for {account}; {gap} are missing to the target")]
+    TopUpAmountDiffers { index: u64, account: Arc<str>, top_up: TopUpId, amount: Credits, gap: Credits },
+    #[error("entry {index}: with {top_up}, {account} is to pay {asked} credits in a month; its cap is {cap}")]
+    TopUpCapExceeded { index: u64, account: Arc<str>, top_up: TopUpId, asked: Credits, cap: Credits },
+    #[error("entry {index}: {top_up} of {account} does not fit: {what}")]
+    TopUpDiffers { index: u64, account: Arc<str>, top_up: TopUpId, what: &'static str },
+    #[error("entry {index}: {top_up} of {account} is resolved, and is not pending")]
+    TopUpNotPending { index: u64, account: Arc<str>, top_up: TopUpId },
+    #[error("entry {index}: {said} credits of {grant} were to be granted to {account}, and are not")]
+    TopUpNotGranted { index: u64, account: Arc<str>, grant: Arc<str>, said: Credits },
+    #[error("entry {index}: {account} is granted {granted} credits of {grant}, and no top-up says so")]
+    TopUpGrantUnannounced { index: u64, account: Arc<str>, grant: Arc<str>, granted: Credits },
+    #[error("the posting {id} has {account} owe for {grant}, which is no bridge of a resolved top-up")]
+    BridgeNotOwed { id: FactId, account: Arc<str>, grant: Arc<str> },
+    #[error("at entry {index}, {left} credits of the bridge {grant} of {account} outlive its top-up")]
+    BridgeLeft { index: u64, account: Arc<str>, grant: Arc<str>, left: Credits },
 
     // The state.
     #[error("{what}: the facts give {replayed}, and the state shows {shown}")]

@@ -13,6 +13,7 @@ mod pricing;
 mod renewals;
 mod shown;
 mod terms;
+mod topup;
 
 pub use finding::{Expected, Finding, WalletSaid};
 pub use shown::{ShownAccount, ShownGrant, ShownHold, ShownState};
@@ -25,6 +26,7 @@ use crate::decision::audit::keys::LivingKeys;
 use crate::decision::audit::renewals::{Begins, Recurrence};
 use crate::decision::audit::shown::Seen;
 use crate::decision::audit::terms::Terms;
+use crate::decision::audit::topup::TopUps;
 use crate::decision::command::{AccountState, Source, SpendingCap};
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
@@ -50,6 +52,7 @@ pub struct Audit {
     grant_ids: BTreeSet<(u32, Arc<str>)>,
     /// By account: the number of the grant that holds what is lent to it.
     loans: BTreeMap<u32, u64>,
+    top_ups: TopUps,
     /// What the limits and caps were left with last.
     latest: Latest,
     versions: Versions,
@@ -185,6 +188,7 @@ impl Audit {
             next_grant: 0,
             grant_ids: BTreeSet::new(),
             loans: BTreeMap::new(),
+            top_ups: TopUps::new(),
             latest: Latest::default(),
             versions: Versions::default(),
             policy_index: 0,
@@ -239,6 +243,9 @@ impl Audit {
             Fact::AccountPut(put) => self.take_account_put(put),
             Fact::NotRenewed(ended) => self.take_not_renewed(ended),
             Fact::KeyKept(kept) => self.take_key(kept),
+            Fact::TopUpSet(set) => self.take_top_up_rule(*set),
+            Fact::TopUpRaised(raised) => self.take_top_up_raised(raised),
+            Fact::TopUpResolved(resolved) => self.take_top_up_resolved(resolved),
         }
     }
 
@@ -262,6 +269,7 @@ impl Audit {
         for account in 1..self.accounts.len() as u32 {
             self.check_renewals(account, Millis(at.0.saturating_add(1)).min(since));
         }
+        self.find_unpaid_bridges();
         self.findings_total
     }
 
@@ -297,6 +305,7 @@ impl Audit {
         self.miss_due();
         self.miss_rollover();
         self.miss_begins();
+        self.miss_top_up_grant();
     }
 
     /// Finds what was to be posted and is not.
@@ -434,6 +443,7 @@ impl Audit {
             }
             return;
         }
+        self.check_top_up_grant(made);
         let (account, why, credits) = (made.account, Why::Granted, made.credits);
         self.entry.due.push_back(Due { account, grant: found, why, credits });
     }
@@ -609,13 +619,18 @@ impl Audit {
     fn check_loan(&mut self, id: FactId, posting: &Posting) {
         let Posting { account, grant, amount: credits, from, why, .. } = *posting;
         let loan = self.loans.get(&account).copied();
-        let is_of_loan = why == Why::Lent || (why == Why::Repaid && from == Bucket::Spent);
+        let is_of_loan = why == Why::Lent
+            || (why == Why::Repaid && from == Bucket::Spent)
+            || (why == Why::Bridged && from == Bucket::Outside);
         if is_of_loan != (loan == Some(grant)) {
             let (account, grant) = (self.path(account), self.grant_name(account, grant));
             self.find(Finding::NotLent { id, account, grant, why });
         }
-        // What one grant pays back leaves the loan next.
-        if why == Why::Repaid && !is_of_loan {
+        if why == Why::Bridged && !is_of_loan {
+            self.check_bridged(id, posting);
+        }
+        // What one grant pays back leaves the loan next, and what a bridge has paid comes to it.
+        if matches!(why, Why::Repaid | Why::Bridged) && !is_of_loan {
             let grant = loan.unwrap_or(grant);
             self.entry.due.push_back(Due { account, grant, why, credits });
         }
@@ -680,7 +695,8 @@ impl Audit {
     fn check_due(&mut self, id: FactId, posting: &Posting) {
         let due = self.entry.due.pop_front();
         let announced = matches!(posting.why, Why::Granted | Why::Revoked | Why::RolledOver)
-            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent);
+            || (posting.why, posting.from) == (Why::Repaid, Bucket::Spent)
+            || (posting.why, posting.from) == (Why::Bridged, Bucket::Outside);
         match due {
             Some(due) if !due.is(posting) => self.find(due.missing(id.index)),
             Some(due) if due.credits != posting.amount => {

@@ -1,5 +1,5 @@
 //! The calls about the three datasets: usage, charges, and an account's ledger: the postings of its wallet,
-//! and among them the resets of its limits and the recurring grants that were not renewed.
+//! and among them the resets of its limits, its top-ups, and the recurring grants that were not renewed.
 //!
 //! Newest first, in pages. A cursor is a place in the log: what is before it never changes, so that no page
 //! repeats or skips anything that was there when the first was read. The first page is a linearizable read:
@@ -29,7 +29,7 @@ use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::request::Asked;
 use crate::edge::wire::dataset::{
-    ChargeItem, LedgerItem, NotRenewedItem, Page, PostingItem, ResetItem, UsageItem,
+    ChargeItem, LedgerItem, NotRenewedItem, Page, PostingItem, ResetItem, TopUpItem, UsageItem,
 };
 use crate::edge::wire::json::{Derived, WriteJson};
 use crate::units::Millis;
@@ -310,6 +310,14 @@ fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
             Fact::NotRenewed(ended) if is_its(ended.account) => {
                 let item = NotRenewedItem::new(entry.index, moment, ended, names);
                 (ended.number, LedgerItem::NotRenewed(item))
+            }
+            Fact::TopUpRaised(raised) if is_its(raised.account) => {
+                let item = TopUpItem::raised(entry.index, moment, raised, names);
+                (raised.number, LedgerItem::TopUp(item))
+            }
+            Fact::TopUpResolved(resolved) if is_its(resolved.account) => {
+                let item = TopUpItem::resolved(entry.index, moment, resolved, names);
+                (resolved.number, LedgerItem::TopUp(item))
             }
             _ => continue,
         };

@@ -177,6 +177,7 @@ mod tests {
             plan: Change::Set("plus"),
             spending_cap: Change::Keep,
             state: None,
+            top_up: Change::Keep,
         };
         let commands = [
             Command::PutPolicy(PutPolicy { document, if_revision: None }),

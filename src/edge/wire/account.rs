@@ -4,6 +4,7 @@ use serde::{Deserialize, Deserializer};
 
 use crate::decision::command::{
     AccountState, Change, Command, Period, PutAccount, PutGrant, Reset, ResetBy, Revoke, Source, SpendingCap,
+    TopUp,
 };
 use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView, LimitReset, ResetDone};
 use crate::edge::body::Object;
@@ -38,6 +39,24 @@ struct SpendingCapBody {
     period: Period,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TopUpBody {
+    threshold: Credits,
+    target: Credits,
+    #[serde(default)]
+    monthly_cap: Option<Credits>,
+    #[serde(default)]
+    bridge: Credits,
+}
+
+impl TopUpBody {
+    fn rule(&self) -> TopUp {
+        let TopUpBody { threshold, target, monthly_cap, bridge } = *self;
+        TopUp { threshold, target, monthly_cap, bridge }
+    }
+}
+
 /// `PUT /v1/accounts/{account}`: what is absent stays as it is, null clears.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +67,8 @@ pub(crate) struct AccountBody<'a> {
     spending_cap: Option<Option<Object<SpendingCapBody>>>,
     #[serde(default)]
     state: Option<AccountState>,
+    #[serde(default, deserialize_with = "present")]
+    top_up: Option<Option<Object<TopUpBody>>>,
 }
 
 impl AccountBody<'_> {
@@ -61,6 +82,7 @@ impl AccountBody<'_> {
             plan: change(self.plan.as_ref().map(|plan| plan.as_ref().map(Text::as_str))),
             spending_cap: change(spending_cap),
             state: self.state,
+            top_up: change(self.top_up.as_ref().map(|said| said.as_ref().map(|body| body.0.rule()))),
         })
     }
 }
@@ -183,6 +205,8 @@ impl WriteJson for AccountAnswer<'_> {
             "holds_total": view.holds_total,
             "owed": AsText(view.owed),
             "banked_resets": view.banked_resets,
+            "top_up": view.top_up,
+            "top_up_pending": view.top_up_pending,
             "receipt"?: self.receipt,
         });
     }
@@ -191,6 +215,17 @@ impl WriteJson for AccountAnswer<'_> {
 impl WriteJson for SpendingCap {
     fn write(&self, out: &mut Vec<u8>) {
         write_object!(out, { "credits": AsText(self.credits), "period": Derived(&self.period), });
+    }
+}
+
+impl WriteJson for TopUp {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "threshold": AsText(self.threshold),
+            "target": AsText(self.target),
+            "monthly_cap": self.monthly_cap.map(AsText),
+            "bridge": AsText(self.bridge),
+        });
     }
 }
 

@@ -9,11 +9,11 @@ use serde::Serialize;
 use crate::decision::command::Period;
 use crate::decision::facts::{
     Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
-    Usage, UsageOutcome, Versions, Why,
+    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
-use crate::decision::reply::{AdmissionId, LimitReset, Reason, RefusalId};
+use crate::decision::reply::{AdmissionId, LimitReset, Reason, RefusalId, TopUpId};
 use crate::edge::datasets::Names;
 use crate::edge::wire::evidence::Amount;
 use crate::units::{Credits, Millis, Ppm};
@@ -330,6 +330,7 @@ pub(crate) enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
     NotRenewed(NotRenewedItem),
+    TopUp(TopUpItem),
 }
 
 /// A recurring grant of a plan was not renewed. No credits move.
@@ -391,6 +392,51 @@ impl ResetItem {
             limits: reset.limits.iter().map(cleared).collect(),
             banked_resets: reset.banked_after,
             reason: reset.reason.clone(),
+        }
+    }
+}
+
+/// A top-up was asked for, confirmed, or has failed. What moves for it is in postings.
+#[derive(Serialize)]
+pub(crate) struct TopUpItem {
+    #[serde(flatten)]
+    origin: Origin,
+    account: Option<Arc<str>>,
+    why: &'static str,
+    top_up: TopUpId,
+    /// What is asked for, or was paid; none where it has failed.
+    amount: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bridge: Option<Credits>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_at: Option<Millis>,
+    reason: Option<Arc<str>>,
+}
+
+impl TopUpItem {
+    pub(crate) fn raised(index: u64, moment: Moment, raised: &TopUpRaised, names: &Names) -> TopUpItem {
+        TopUpItem {
+            origin: Origin::new(index, moment, raised.number),
+            account: names.account(raised.account).cloned(),
+            why: "top_up_raised",
+            top_up: raised.top_up,
+            amount: Some(raised.amount),
+            bridge: Some(raised.bridge),
+            retry_at: None,
+            reason: None,
+        }
+    }
+
+    pub(crate) fn resolved(index: u64, moment: Moment, resolved: &TopUpResolved, names: &Names) -> TopUpItem {
+        TopUpItem {
+            origin: Origin::new(index, moment, resolved.number),
+            account: names.account(resolved.account).cloned(),
+            why: if resolved.credits.is_some() { "top_up_confirmed" } else { "top_up_failed" },
+            top_up: resolved.top_up,
+            amount: resolved.credits,
+            bridge: None,
+            retry_at: resolved.retry_at,
+            reason: resolved.reason.clone(),
         }
     }
 }

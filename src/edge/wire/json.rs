@@ -6,7 +6,7 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use crate::decision::reply::AdmissionId;
+use crate::decision::reply::{AdmissionId, TopUpId};
 
 /// A value that can write itself.
 pub(crate) trait WriteJson {
@@ -92,6 +92,13 @@ impl<T: WriteJson> WriteJson for Option<T> {
             Some(value) => value.write(out),
             None => out.extend_from_slice(b"null"),
         }
+    }
+}
+
+impl WriteJson for TopUpId {
+    fn write(&self, out: &mut Vec<u8>) {
+        // A buffer in memory takes every byte.
+        let _infallible = write!(out, "\"{self}\"");
     }
 }
 

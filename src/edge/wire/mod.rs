@@ -12,3 +12,4 @@ pub(crate) mod json;
 pub(crate) mod policy;
 pub(crate) mod quantity;
 pub(crate) mod text;
+pub(crate) mod topup;

@@ -11,7 +11,7 @@ use openraft::entry::RaftEntry;
 use openraft::testing::log::{StoreBuilder, Suite};
 use openraft::{EntryPayload, StorageError as RaftStorageError};
 
-use crate::decision::command::{Command as Decide, PutAccount, Request};
+use crate::decision::command::{Change, Command as Decide, PutAccount, Request};
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
 use crate::replication::error::StorageError;
@@ -121,9 +121,10 @@ fn entry(term: u64, index: u64) -> Entry {
     let account = "x".repeat(bytes as usize);
     let command = Decide::PutAccount(PutAccount {
         account: &account,
-        plan: crate::decision::command::Change::Keep,
-        spending_cap: crate::decision::command::Change::Keep,
+        plan: Change::Keep,
+        spending_cap: Change::Keep,
         state: None,
+        top_up: Change::Keep,
     });
     let mut proposal = Proposal::new();
     proposal.push(&Request { key: None, command }).expect("it fits");

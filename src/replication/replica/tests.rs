@@ -52,6 +52,7 @@ fn put_account(account: &str) -> Proposal {
         plan: Change::Keep,
         spending_cap: Change::Keep,
         state: None,
+        top_up: Change::Keep,
     });
     let mut proposal = Proposal::new();
     proposal.push(&Request { key: None, command }).expect("it fits");
