@@ -452,5 +452,10 @@ async fn what_cannot_be_meant_is_refused_by_name() {
     }
     client.get("/v1/accounts/nobody/ledger").await.problem(404, "account_unknown");
     client.get("/v1/balances?index=1").await.problem(404, "mark_unknown");
+    // Neither has a place that no entry is at yet, and it is not waited for.
+    for index in ["4294967296", "18446744073709551615"] {
+        client.get(&format!("/v1/balances?index={index}")).await.problem(404, "mark_unknown");
+        client.get(&format!("/v1/cluster/hash?index={index}")).await.problem(404, "mark_unknown");
+    }
     node.stop().await;
 }

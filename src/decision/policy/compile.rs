@@ -81,8 +81,21 @@ fn check_settings(document: &Document) -> Result<(), PolicyError> {
     if let Some(header) = &settings.dedupe_header {
         let is_header = (1..=DEDUPE_HEADER_BYTES_MAX).contains(&header.len())
             && header.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-        let problem = "expected the name of a header: 1 to 64 of a-z 0-9 -, and not one with a meaning here";
-        let is_free = !matches!(header.as_str(), "idempotency-key" | "authorization" | "if-match");
+        let problem =
+            "expected the name of a header: 1 to 64 of a-z 0-9 -, and not one with a meaning of its own";
+        // Every request has one of these, and many have the same: it names none.
+        let is_of_every_request = matches!(
+            header.as_str(),
+            "accept"
+                | "connection"
+                | "content-length"
+                | "content-type"
+                | "host"
+                | "transfer-encoding"
+                | "user-agent"
+        );
+        let is_free = !is_of_every_request
+            && !matches!(header.as_str(), "idempotency-key" | "authorization" | "if-match");
         require(is_header && is_free, "settings.dedupe_header", problem)?;
     }
     let is_share = (1..=Ppm::ONE.0).contains(&settings.pause_share.0);

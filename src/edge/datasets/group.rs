@@ -3,7 +3,7 @@
 //! An admission is counted where it is over: a hold by its end, so that nothing is counted twice. What is
 //! still held is not in it yet.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -78,6 +78,23 @@ impl Groups {
     /// Adds what `wanted` lets in of the facts of an entry.
     pub(crate) fn take(&mut self, entry: &Entry, wanted: impl Fn(Millis, &Usage) -> bool, names: &Names) {
         let facts = &entry.facts;
+        let costs: HashMap<u32, Credits> = facts
+            .iter()
+            .filter_map(|fact| match fact {
+                Fact::Charge(charge) => Some((charge.usage, charge.amount)),
+                _ => None,
+            })
+            .collect();
+        // Where each stands matters only among changes of plans.
+        let is_put = facts.iter().any(|fact| matches!(fact, Fact::AccountPut(_)));
+        let places: HashMap<u32, usize> = facts
+            .iter()
+            .enumerate()
+            .filter_map(|(place, fact)| match fact {
+                Fact::Usage(usage) if is_put => Some((usage.number, place)),
+                _ => None,
+            })
+            .collect();
         for (moment, fact) in with_moments(facts) {
             let Fact::Usage(usage) = fact else { continue };
             let is_over = !matches!(
@@ -87,24 +104,21 @@ impl Groups {
             if !is_over || !wanted(moment.at, usage) {
                 continue;
             }
-            let cost = facts.iter().find_map(|fact| match fact {
-                Fact::Charge(charge) if charge.usage == usage.number => Some(charge.amount),
-                _ => None,
-            });
-            let group = self.group_of(moment.at, usage, entry, names);
-            self.sums.entry(group).or_default().add(usage, cost.unwrap_or(Credits::ZERO));
+            let place = places.get(&usage.number).copied().unwrap_or(0);
+            let group = self.group_of(moment.at, usage, place, entry, names);
+            let cost = costs.get(&usage.number).copied().unwrap_or(Credits::ZERO);
+            self.sums.entry(group).or_default().add(usage, cost);
         }
     }
 
-    fn group_of(&self, at: Millis, usage: &Usage, entry: &Entry, names: &Names) -> String {
+    /// The group of the usage that stands at a place of an entry.
+    fn group_of(&self, at: Millis, usage: &Usage, place: usize, entry: &Entry, names: &Names) -> String {
         let start = |length: Span| Millis(at.0 - at.0 % length.0).to_string();
         match self.by {
             GroupBy::Account => {
                 usage.account.and_then(|number| names.account(number)).map_or("", |path| path).to_owned()
             }
             GroupBy::Plan => {
-                let is_it = |fact: &Fact| matches!(fact, Fact::Usage(other) if other.number == usage.number);
-                let place = entry.facts.iter().position(is_it).unwrap_or(0);
                 let plan = usage.account.and_then(|number| names.plan_at(number, entry, place));
                 plan.map_or("", |plan| plan).to_owned()
             }

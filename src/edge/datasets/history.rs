@@ -10,8 +10,7 @@ use std::collections::hash_map::Entry as Slot;
 
 use crate::decision::command::Stamp;
 use crate::decision::facts::{
-    Charge, Fact, LayerSeen, Layers, Moment, Posting, Refused, Usage, UsageOutcome, Versions, with_moments,
-    with_versions,
+    Charge, Fact, LayerSeen, Layers, Moment, Posting, Refused, Usage, UsageOutcome, Versions, with_versions,
 };
 use crate::decision::layers::{self, LayerRead};
 use crate::decision::policy::Policy;
@@ -36,8 +35,10 @@ pub(crate) struct History {
     policies: HashMap<u64, Policy>,
 }
 
-/// An entry, and the number in it of a usage of the admission.
+/// A usage of the admission, by its number in its entry.
 struct Event {
+    /// What of its entry belongs to it: by what and when it was decided, the usage, what was looked at, the
+    /// charge and its postings.
     entry: Entry,
     number: u32,
 }
@@ -71,7 +72,7 @@ pub(crate) async fn of_refusal(replica: &Replica, id: RefusalId) -> Result<Optio
     }
     let (_, entries) = reader.page(id.index, id.index + 1).await?;
     for entry in entries {
-        history.take(entry, |moment, usage| {
+        history.take(&entry, |moment, usage| {
             moment.position == id.position && matches!(usage.outcome, UsageOutcome::Refused(_))
         });
     }
@@ -175,7 +176,7 @@ impl History {
             let (_, entries) = reader.page(index, index.saturating_add(1)).await?;
             let mut here = History::default();
             for entry in entries {
-                here.take(entry, |_, usage| usage.admission == id);
+                here.take(&entry, |_, usage| usage.admission == id);
             }
             let first = here.events.first().and_then(Event::usage);
             next = first.and_then(|(.., usage)| usage.earlier).filter(|earlier| *earlier < index);
@@ -195,22 +196,44 @@ impl History {
         while next < reader.replica.facts_end() && !self.is_over() {
             let (covered_end, entries) = reader.page(next, u64::MAX).await?;
             for entry in entries {
-                self.take(entry, |_, usage| usage.admission == id);
+                self.take(&entry, |_, usage| usage.admission == id);
             }
             next = covered_end;
         }
         Ok(())
     }
 
-    /// Takes the usages of an entry that are of this decision.
-    fn take(&mut self, entry: Entry, is_its: impl Fn(Moment, &Usage) -> bool) {
-        let numbers = with_moments(&entry.facts).filter_map(|(moment, fact)| match fact {
-            Fact::Usage(usage) if is_its(moment, usage) => Some(usage.number),
-            _ => None,
-        });
-        for number in numbers.collect::<Vec<u32>>() {
-            let entry = Entry { index: entry.index, facts: entry.facts.clone() };
-            self.events.push(Event { entry, number });
+    /// Takes the usages of an entry that are of this decision, each with its own facts alone: a hold may have
+    /// very many events in an entry that is about very many others.
+    fn take(&mut self, entry: &Entry, is_its: impl Fn(Moment, &Usage) -> bool) {
+        let first = self.events.len();
+        let mut of_usages = HashMap::new();
+        for (versions, moment, fact) in with_versions(&entry.facts) {
+            let Fact::Usage(usage) = fact else { continue };
+            if is_its(moment, usage) {
+                of_usages.insert(usage.number, self.events.len());
+                let facts = vec![Fact::Versions(versions), Fact::Moment(moment), fact.clone()];
+                let entry = Entry { index: entry.index, facts };
+                self.events.push(Event { entry, number: usage.number });
+            }
+        }
+        if self.events.len() == first {
+            return;
+        }
+        let charges = charges_of(entry).map(|(_, charge)| charge);
+        let of_charges: HashMap<u32, usize> =
+            charges.filter_map(|charge| Some((charge.number, *of_usages.get(&charge.usage)?))).collect();
+        for fact in &entry.facts {
+            let place = match fact {
+                Fact::Charge(charge) => of_usages.get(&charge.usage),
+                Fact::Posting(posting) => posting.charge.and_then(|charge| of_charges.get(&charge)),
+                Fact::Layers(layers) => of_usages.get(&layers.usage),
+                Fact::Refused(refused) => of_usages.get(&refused.usage),
+                _ => None,
+            };
+            if let Some(place) = place {
+                self.events[*place].entry.facts.push(fact.clone());
+            }
         }
     }
 
@@ -395,5 +418,89 @@ impl Event {
             postings: postings.collect(),
             layers,
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decision::facts::{Bucket, Why};
+    use crate::units::Millis;
+
+    const EVENTS: u32 = 100;
+
+    fn usage(number: u32, admission: AdmissionId) -> Fact {
+        Fact::Usage(Usage {
+            number,
+            previous: 3,
+            admission,
+            account: Some(1),
+            feature: "video.generate".into(),
+            units: Vec::new(),
+            compute_ms: None,
+            duration_ms: None,
+            region: None,
+            endpoint: None,
+            admitted_at: Some(Millis(50)),
+            earlier: Some(3),
+            hold: None,
+            outcome: UsageOutcome::PartlySettled,
+            charged: true,
+        })
+    }
+
+    fn charge(number: u32, usage: u32) -> Fact {
+        Fact::Charge(Charge {
+            number,
+            usage,
+            policy: 1,
+            lines: Vec::new(),
+            multipliers: Vec::new(),
+            amount: Credits(1),
+            covered: Vec::new(),
+            drawn: Credits(1),
+            uncovered: Credits::ZERO,
+        })
+    }
+
+    fn posting(number: u32, charge: u32) -> Fact {
+        Fact::Posting(Posting {
+            number,
+            previous: 3,
+            account: 1,
+            grant: 0,
+            granted_in: 3,
+            amount: Credits(1),
+            from: Bucket::Held,
+            to: Bucket::Spent,
+            why: Why::Settled,
+            charge: Some(charge),
+        })
+    }
+
+    /// An entry that reports on two admissions in turn.
+    fn entry() -> Entry {
+        let events = (0..EVENTS).flat_map(|event| {
+            let first = event * 3;
+            let moment = Fact::Moment(Moment { position: event, at: Millis(100 + u64::from(event)) });
+            let admission = AdmissionId(1 + u64::from(event % 2));
+            [moment, usage(first, admission), charge(first + 1, first), posting(first + 2, first + 1)]
+        });
+        Entry { index: 7, facts: events.collect() }
+    }
+
+    #[test]
+    fn each_event_keeps_its_own_facts_alone() {
+        let mut history = History::default();
+        history.take(&entry(), |_, usage| usage.admission == AdmissionId(2));
+        assert_eq!(history.events.len() as u32, EVENTS / 2);
+        for (event, place) in history.events.iter().zip((1..EVENTS).step_by(2)) {
+            let (_, moment, usage) = event.usage().expect("a usage");
+            assert_eq!((moment.position, usage.number), (place, place * 3));
+            assert_eq!(event.charge().map(|charge| charge.number), Some(place * 3 + 1));
+            assert_eq!(event.postings().map(|posting| posting.number).collect::<Vec<_>>(), [place * 3 + 2]);
+            // The versions, the moment, the usage, the charge and the posting.
+            assert_eq!(event.entry.facts.len(), 5);
+        }
     }
 }

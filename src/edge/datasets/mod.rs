@@ -12,6 +12,8 @@ mod names;
 mod place;
 mod walk;
 
+use std::collections::HashMap;
+
 use axum::http::StatusCode;
 
 use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, UsageOutcome, with_moments};
@@ -194,6 +196,8 @@ async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Res
             found.items.truncate(filter.limit);
             found.place = found.items.last().map(|(at, _)| *at);
         }
+        // Others have their turn: a page may be read out of very many facts.
+        tokio::task::yield_now().await;
     }
     Ok(found)
 }
@@ -253,22 +257,34 @@ fn is_older(entry: &Entry, filter: &Filter) -> bool {
     filter.from.zip(decided).is_some_and(|(from, at)| at < from)
 }
 
+// An entry may be about thousands of requests: what belongs together is found by its number.
+
 fn usage_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<UsageItem>) {
+    let charges: HashMap<u32, &Charge> =
+        charges_of(entry).map(|(_, charge)| (charge.usage, charge)).collect();
     for (moment, fact) in with_moments(&entry.facts) {
         let Fact::Usage(usage) = fact else { continue };
         if filter.has_time(moment.at) && filter.has_usage(usage, names) {
-            let charge = charges_of(entry).find(|(_, charge)| charge.usage == usage.number);
-            let item = UsageItem::new(entry.index, moment, usage, charge.map(|(_, charge)| charge), names);
+            let charge = charges.get(&usage.number).copied();
+            let item = UsageItem::new(entry.index, moment, usage, charge, names);
             found.items.push((Place { index: entry.index, number: usage.number }, item));
         }
     }
 }
 
 fn charge_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<ChargeItem>) {
+    let usages = usages_of(entry);
+    let mut postings: HashMap<u32, Vec<&Posting>> = HashMap::new();
+    for fact in &entry.facts {
+        let Fact::Posting(posting) = fact else { continue };
+        if let Some(charge) = posting.charge {
+            postings.entry(charge).or_default().push(posting);
+        }
+    }
     for (moment, charge) in charges_of(entry) {
-        let Some(usage) = usage_of(entry, charge) else { continue };
+        let Some(usage) = usages.get(&charge.usage).copied() else { continue };
         if filter.has_time(moment.at) && filter.has_usage(usage, names) {
-            let postings = postings_of(entry, charge);
+            let postings = postings.get(&charge.number).into_iter().flatten().copied();
             let item = ChargeItem::new(entry.index, moment, charge, usage, postings, names);
             found.items.push((Place { index: entry.index, number: charge.number }, item));
         }
@@ -277,13 +293,14 @@ fn charge_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found
 
 fn ledger_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<LedgerItem>) {
     let is_its = |account: u32| names.account(account).map(|path| &**path) == filter.account.as_deref();
+    let usages = usages_of(entry);
+    let charges: HashMap<u32, &Charge> =
+        charges_of(entry).map(|(_, charge)| (charge.number, charge)).collect();
     for (moment, fact) in with_moments(&entry.facts).filter(|(moment, _)| filter.has_time(moment.at)) {
         let (number, item) = match fact {
             Fact::Posting(posting) if is_its(posting.account) => {
-                let charge = charges_of(entry)
-                    .map(|(_, charge)| charge)
-                    .find(|charge| Some(charge.number) == posting.charge);
-                let usage = charge.and_then(|charge| usage_of(entry, charge));
+                let charge = posting.charge.and_then(|charge| charges.get(&charge));
+                let usage = charge.and_then(|charge| usages.get(&charge.usage).copied());
                 let item = PostingItem::new(entry.index, moment, posting, usage, names);
                 (posting.number, LedgerItem::Posting(item))
             }
@@ -315,11 +332,13 @@ fn charges_of(entry: &Entry) -> impl Iterator<Item = (Moment, &Charge)> {
     })
 }
 
-fn usage_of<'e>(entry: &'e Entry, charge: &Charge) -> Option<&'e Usage> {
-    entry.facts.iter().find_map(|fact| match fact {
-        Fact::Usage(usage) if usage.number == charge.usage => Some(usage),
+/// The usages of an entry, by their numbers.
+fn usages_of(entry: &Entry) -> HashMap<u32, &Usage> {
+    let usages = entry.facts.iter().filter_map(|fact| match fact {
+        Fact::Usage(usage) => Some((usage.number, usage)),
         _ => None,
-    })
+    });
+    usages.collect()
 }
 
 fn postings_of<'e>(entry: &'e Entry, charge: &'e Charge) -> impl Iterator<Item = &'e Posting> {
