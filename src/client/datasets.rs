@@ -166,8 +166,9 @@ pub struct AllowanceItem {
 pub enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
-    NotRenewed(NotRenewedItem),
+    // By what only it has, before one whose fields others have too.
     TopUp(TopUpItem),
+    NotRenewed(NotRenewedItem),
 }
 
 /// A recurring grant of a plan was not renewed.
