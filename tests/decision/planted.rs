@@ -897,7 +897,7 @@ const ERRORS: &[Error] = &[
 fn every_planted_error_is_found_and_named() {
     let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
     let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
-    run("every_planted_error", 150, strategy, |(document, steps, places)| {
+    run("every_planted_error", 260, strategy, |(document, steps, places)| {
         let (document, steps) = lending(document, steps);
         let (document, steps) = topping_up(document, steps);
         let (right, view) = facts_of(&document, steps)?;

@@ -378,7 +378,7 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
         2 => (0_u64..4, spans()).prop_map(|(nth, ttl)| Act::Extend { nth, ttl }),
         2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
         2 => revokes(),
-        2 => resets(),
+        5 => resets(),
         3 => top_ups(),
     ];
     steps(act.boxed(), count)
