@@ -1025,6 +1025,7 @@ fn no_interleaving_raises_a_second_top_up_or_exceeds_the_months_cap() {
         for plan in document.plans.values_mut() {
             plan.limits.clear();
         }
+        let mut of_case = 0;
         let names = Names::new();
         let mut performer = Performer::new(&[document]);
         let mut lawful = Lawful::new();
@@ -1062,9 +1063,10 @@ fn no_interleaving_raises_a_second_top_up_or_exceeds_the_months_cap() {
                     return Err(format!("{account} is to pay {asked} in {month}"));
                 }
             }
-            raised.set(raised.get().max(kept.len()));
+            of_case = of_case.max(kept.len());
         }
+        raised.set(raised.get() + of_case);
         Ok(())
     });
-    assert!(raised.get() > 5, "no case has raised more than {} top-ups", raised.get());
+    assert!(raised.get() > 100, "all cases together have raised only {} top-ups", raised.get());
 }

@@ -9,6 +9,7 @@ use crate::decision::facts::{
     AccountPut, Bucket, Charge, Covered, FactId, Posting, Usage, UsageOutcome, Why,
 };
 use crate::decision::meter::{Mark, Meter};
+use crate::decision::path::TOP_UP_GRANT_PREFIX;
 use crate::decision::policy::{Measure, Overrun, Plan, Policy, Then};
 use crate::units::{Credits, Millis};
 
@@ -185,6 +186,10 @@ impl Audit {
             let (account, asker) = (self.path(account), self.path(asker.unwrap_or(0)));
             return self.find(Finding::WalletOfAnother { id, account, asker });
         }
+        // What is paid for a top-up pays back before all else what its bridge had paid.
+        if why == Why::Repaid && self.is_new_top_up(account, posting.grant) {
+            return;
+        }
         if why == Why::Lent {
             let lowest = levels.iter().find(|level| self.accounts[**level as usize].has_wallet);
             if lowest.is_some_and(|lowest| *lowest != account) {
@@ -202,6 +207,14 @@ impl Audit {
             self.debit_caps(id, &levels, amount);
             self.check_overrun(id, posting);
         }
+    }
+
+    /// Whether a grant was made in this entry, by a top-up that was confirmed.
+    fn is_new_top_up(&self, account: u32, grant: u64) -> bool {
+        let grant = self.grants.get(&(account, grant));
+        grant.is_some_and(|grant| {
+            grant.made_in == self.entry.index && grant.id.starts_with(TOP_UP_GRANT_PREFIX)
+        })
     }
 
     /// The grant whose turn it is: of the lowest wallet, the first in draw order that can pay now.
