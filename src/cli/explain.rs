@@ -33,7 +33,7 @@ async fn admission(client: &Client, account: &str, id: &str, global: &Global) ->
     let answer = client.admission(id).await?;
     let view = &answer.value;
     check_owner(id, account, &view.account)?;
-    let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id.into() }) };
+    let Some(first) = view.events.last() else { return Err(CliError::NoEvents { admission: id.into() }) };
     let now = ask_now(client, &first.usage, &attributes(first)).await?;
     if global.json {
         return Ok(Done::ok(json(&answer.body, &now)));
@@ -72,10 +72,10 @@ fn check_owner(id: &str, account: &str, owner: &str) -> Result<(), CliError> {
     }
 }
 
-/// Everything that became of an admission.
+/// Everything that became of an admission, as it came about.
 pub(super) fn history(view: &AdmissionView) -> String {
     let mut text = String::new();
-    for (place, event) in view.events.iter().enumerate() {
+    for (place, event) in view.events.iter().rev().enumerate() {
         tell(&mut text, &view.admission, event, place == 0);
     }
     text

@@ -262,7 +262,7 @@ pub struct AdmissionView {
     pub resolved_at: Option<Millis>,
     #[serde(default)]
     pub receipt: Option<Receipt>,
-    /// Everything that became of it, oldest first.
+    /// Everything that became of it, newest first.
     #[serde(default)]
     pub events: Vec<AdmissionEvent>,
 }

@@ -45,8 +45,12 @@ pub(crate) const FACTS_DIGEST_BYTES: usize = 4 * 1024 * 1024;
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The same for the history of one admission.
-pub(crate) const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Facts that are read to find where an old admission was decided, in bytes. Halving the log takes a small part of it,
+/// unless very much is in a row that decides nothing.
+pub(crate) const DECISION_READ_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What the events on one page of a receipt may consist of, in all: postings and layers, and the events themselves.
+pub(crate) const RECEIPT_PARTS_PER_PAGE_MAX: usize = 10_000;
 
 /// How many changes of an account are gone back through to find the plan that it had.
 pub(crate) const PLAN_CHANGES_READ_MAX: usize = 256;

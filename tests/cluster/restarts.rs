@@ -192,7 +192,7 @@ fn a_receipt_is_the_same_from_every_node_and_after_a_restart() {
     };
     let first = receipts(&cluster, 1);
     assert_eq!(first[0]["receipt"], held.body["receipt"]);
-    assert_eq!(first[0]["events"][1]["receipt"]["term"], settled.body["receipt"]["term"]);
+    assert_eq!(first[0]["events"][0]["receipt"]["term"], settled.body["receipt"]["term"]);
     assert_eq!(first[1]["receipt"]["term"], refused.body["receipt"]["term"]);
     let wallet =
         &first[1]["events"][0]["layers"].as_array().expect("layers").last().expect("a wallet").clone();

@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::decision::facts::Fact;
+use crate::decision::facts::{Fact, Versions, with_versions};
+use crate::decision::policy::Policy;
 use crate::edge::datasets::walk::{Entry, Walk};
 use crate::edge::kind::Kind;
 use crate::edge::limits::PLAN_CHANGES_READ_MAX;
@@ -16,6 +17,8 @@ pub(crate) struct Names {
     grants: HashMap<(u32, u64), Arc<str>>,
     /// By account.
     plans: HashMap<u32, Puts>,
+    /// By revision.
+    policies: HashMap<u64, Policy>,
 }
 
 /// When an account was put, newest first: the entry, and the plan that it had from then on.
@@ -106,6 +109,34 @@ impl Names {
             }
         }
         Ok(())
+    }
+
+    /// Reads the policies that name what the decisions of an entry looked at, from the entries that put them.
+    pub(crate) async fn learn_policies(&mut self, walk: &mut Walk<'_>, entry: &Entry) -> Result<(), Problem> {
+        for (versions, _, fact) in with_versions(&entry.facts) {
+            let Versions { policy: revision, policy_index, .. } = versions;
+            if !matches!(fact, Fact::Layers(_)) || self.policies.contains_key(&revision) {
+                continue;
+            }
+            let put = walk.entry(policy_index).await?;
+            let document = put.facts.iter().find_map(|fact| match fact {
+                Fact::PolicyPut(put) if put.revision == revision => Some(&put.document),
+                _ => None,
+            });
+            let compiled = document
+                .and_then(|document| serde_json::from_str(document).ok())
+                .and_then(|document| Policy::compile(&document).ok());
+            let policy = compiled.ok_or_else(|| {
+                let detail = format!("the policy {revision} cannot be read from entry {policy_index}");
+                Problem::new(Kind::NodeFailing, detail)
+            })?;
+            self.policies.insert(revision, policy);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn policy(&self, revision: u64) -> Option<&Policy> {
+        self.policies.get(&revision)
     }
 
     pub(crate) fn account(&self, number: u32) -> Option<&Arc<str>> {

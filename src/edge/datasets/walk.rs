@@ -78,9 +78,14 @@ impl<'a> Walk<'a> {
         let after = self.page.entries.partition_point(|(index, _)| *index < range.end);
         let found = self.page.entries[..after].last().filter(|(index, _)| range.contains(index));
         let Some((index, bytes)) = found else { return Ok(None) };
-        let facts = decode_facts(bytes).map_err(|error| {
-            Problem::new(Kind::NodeFailing, format!("the facts of entry {index} cannot be read: {error}"))
-        })?;
-        Ok(Some(Entry { index: *index, facts }))
+        decode(*index, bytes).map(Some)
     }
+}
+
+/// The facts of an entry, from their bytes.
+pub(crate) fn decode(index: u64, bytes: &[u8]) -> Result<Entry, Problem> {
+    let facts = decode_facts(bytes).map_err(|error| {
+        Problem::new(Kind::NodeFailing, format!("the facts of entry {index} cannot be read: {error}"))
+    })?;
+    Ok(Entry { index, facts })
 }

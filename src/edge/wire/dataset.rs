@@ -234,6 +234,13 @@ pub(crate) struct EventItem {
     pub(crate) layers: Option<Vec<LayerItem>>,
 }
 
+impl EventItem {
+    /// What it consists of: itself, its postings and its layers.
+    pub(crate) fn parts(&self) -> usize {
+        1 + self.postings.len() + self.layers.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// Where in the log something was decided, when, and by what.
 #[derive(Serialize)]
 pub(crate) struct ReceiptItem {
