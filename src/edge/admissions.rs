@@ -116,6 +116,10 @@ async fn admission(asked: &Asked, id: AdmissionId, query: &ReceiptQuery) -> Resu
     if !(1..=latest).contains(&id.0) {
         return Err(unknown(id));
     }
+    let _read = match query.reads_facts(known.is_some()) {
+        true => Some(asked.fact_read().await?),
+        false => None,
+    };
     let receipt = history::of(asked.replica(), id, known, query).await?.ok_or_else(|| unknown(id))?;
     let history::Receipt { view, events, cursor } = receipt;
     let cursor = cursor.map(|cursor| cursor.to_string());
@@ -126,6 +130,7 @@ async fn admission(asked: &Asked, id: AdmissionId, query: &ReceiptQuery) -> Resu
 async fn refusal(asked: &Asked, id: RefusalId) -> Result<Answer, Problem> {
     // As fresh as this call, like every read.
     asked.replica().read(|_| ()).await?;
+    let _read = asked.fact_read().await?;
     let answer = history::of_refusal(asked.replica(), id).await?.ok_or_else(|| unknown(id))?;
     Ok(Answer::json(StatusCode::OK, &Derived(&answer)))
 }

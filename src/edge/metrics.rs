@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 
 use crate::decision::reply::{Outcome, Reason, Reply};
 use crate::edge::calls::Call;
+use crate::edge::fact_reads::FactReads;
 use crate::edge::kind::Kind;
 use crate::replication::{ClusterView, FactsStatus};
 
@@ -129,10 +130,16 @@ impl Metrics {
     }
 
     /// All of it as text, with where the log is and how much of the facts is here.
-    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, top_ups_pending: u64) -> String {
+    pub(crate) fn text(
+        &self,
+        cluster: &ClusterView,
+        facts: &FactsStatus,
+        top_ups_pending: u64,
+        fact_reads: &FactReads,
+    ) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster, facts, top_ups_pending);
+        let _infallible = self.write(&mut text, cluster, facts, top_ups_pending, fact_reads);
         text
     }
 
@@ -142,6 +149,7 @@ impl Metrics {
         cluster: &ClusterView,
         facts: &FactsStatus,
         top_ups_pending: u64,
+        fact_reads: &FactReads,
     ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests) {
@@ -213,6 +221,15 @@ impl Metrics {
             single(text, name, "counter", help, read(counter))?;
         }
 
+        single(text, "quorate_fact_reads", "gauge", "Requests that read facts.", fact_reads.reading())?;
+        single(
+            text,
+            "quorate_fact_reads_refused_total",
+            "counter",
+            "Requests that would have read facts, beyond the limit.",
+            fact_reads.refused(),
+        )?;
+
         single(text, "quorate_raft_term", "gauge", "The term of this node.", cluster.term)?;
         let is_leader = u64::from(cluster.leader == Some(cluster.node));
         single(text, "quorate_raft_is_leader", "gauge", "Whether this node leads.", is_leader)?;
@@ -267,6 +284,7 @@ fn seconds(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::limits::Limits;
 
     #[test]
     fn reasons_stand_at_their_own_index() {
@@ -283,7 +301,7 @@ mod tests {
         }
         let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
         let facts = FactsStatus { bytes: 7, missing_entries: 3, complete_from: 9 };
-        let text = metrics.text(&cluster, &facts, 2);
+        let text = metrics.text(&cluster, &facts, 2, &FactReads::new(&Limits::default()));
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",

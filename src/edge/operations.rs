@@ -46,7 +46,12 @@ pub(crate) async fn readyz(asked: Asked) -> Result<Answer, Problem> {
 pub(crate) async fn metrics(asked: Asked) -> Result<Answer, Problem> {
     let replica = asked.replica();
     let pending = replica.read_local(|state| state.counts().top_ups_pending);
-    let text = asked.metrics().text(&replica.cluster(), &replica.facts_status(), pending);
+    let text = asked.metrics().text(
+        &replica.cluster(),
+        &replica.facts_status(),
+        pending,
+        &asked.shared().fact_reads,
+    );
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4");
     Ok(Answer::with_type(StatusCode::OK, content_type, text.into_bytes()))
 }

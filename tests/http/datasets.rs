@@ -554,6 +554,74 @@ async fn a_refusal_has_a_receipt_too_and_a_dry_run_has_none() {
     node.stop().await;
 }
 
+/// The value of a metric without labels.
+async fn metric(client: &mut Connection, name: &str) -> u64 {
+    let text = String::from_utf8(client.get("/metrics").await.body).expect("text");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_of_facts_beyond_the_bound_are_told_so_and_admissions_go_on() {
+    const READERS: usize = 24;
+    let limits = "[limits]\nfact_reads_max = 1\nfact_reads_waiting_max = 1\n";
+    let node = Node::start(limits).await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    client.request("PUT", "/v1/policy", &toml, crate::node::POLICY.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    let one: Value = serde_json::from_str(&admission("acme", 0)).expect("an object");
+    let admitted = client.post("/v1/admissions", &one.to_string()).await.expect(200);
+    client.post("/v1/admissions/batch", &json!({"admissions": vec![one; 500]}).to_string()).await.expect(200);
+    let receipt = format!("/v1/admissions/{}", admitted["admission"].as_str().expect("an id"));
+    let paths = [
+        "/v1/usage?limit=1000",
+        "/v1/usage?group_by=plan&from=2020-01-01T00:00:00Z",
+        "/v1/charges",
+        "/v1/accounts/acme/ledger",
+        "/v1/facts",
+        "/v1/facts/digest",
+        &receipt,
+    ];
+    // Each path is read alone, and by many at once until some were answered and some were told to come again.
+    let (mut answered, mut told) = (0, 0);
+    while answered == 0 || told == 0 {
+        let readers = (0..READERS).map(|reader| {
+            let node = &node;
+            async move {
+                let mut client = node.connect().await;
+                let answer = client.get(paths[reader % paths.len()]).await;
+                match answer.status {
+                    200 => (1, 0),
+                    _ => {
+                        answer.problem(503, "overloaded");
+                        assert_eq!(answer.header("retry-after"), Some("1"));
+                        (0, 1)
+                    }
+                }
+            }
+        });
+        let admissions = async {
+            let mut client = node.connect().await;
+            for _ in 0..20 {
+                client.post("/v1/admissions", &admission("acme", 0)).await.expect(200);
+                assert!(metric(&mut client, "quorate_fact_reads").await <= 1);
+            }
+            let without = format!("{receipt}?events=false");
+            client.get(&without).await.expect(200);
+        };
+        let (outcomes, ()) = tokio::join!(futures_util::future::join_all(readers), admissions);
+        answered += outcomes.iter().map(|(answered, _)| answered).sum::<u64>();
+        told += outcomes.iter().map(|(_, told)| told).sum::<u64>();
+    }
+    assert_eq!(metric(&mut client, "quorate_fact_reads_refused_total").await, told);
+    assert_eq!(metric(&mut client, "quorate_fact_reads").await, 0);
+    for path in paths {
+        client.get(path).await.expect(200);
+    }
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn what_cannot_be_meant_is_refused_by_name() {
     let node = Node::furnished().await;

@@ -18,8 +18,9 @@ use crate::decision::layers;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, AdmissionView, Layer, Payer, Payment, RefusalId};
 use crate::edge::datasets::names::Names;
 use crate::edge::datasets::place::{NotAPlace, Place};
-use crate::edge::datasets::walk::{Entry, Walk, decode};
+use crate::edge::datasets::walk::{Entry, Walk, decode_all};
 use crate::edge::datasets::{Filter, Found, Way, charges_of, find_from};
+use crate::edge::fact_reads::aside;
 use crate::edge::kind::Kind;
 use crate::edge::limits::{
     DECISION_READ_BYTES_MAX, FACTS_PAGE_COST_BYTES, FACTS_PER_PAGE_BYTES_MAX, FACTS_READ_BYTES,
@@ -75,6 +76,11 @@ impl ReceiptQuery {
             }
             _ => Ok(asked),
         }
+    }
+
+    /// Whether facts are read for it: not where the state knows how the admission stands, and no more is asked.
+    pub(crate) fn reads_facts(&self, is_known: bool) -> bool {
+        self.events || !is_known
     }
 
     /// Whether it is a page of its own, with more before it.
@@ -224,8 +230,8 @@ impl<'a> Reader<'a> {
     async fn page(&mut self, from: u64, to: u64) -> Result<(u64, Vec<Entry>), Problem> {
         let page = self.replica.facts(from..to, FACTS_READ_BYTES).await?;
         self.read_bytes += page.bytes() + FACTS_PAGE_COST_BYTES;
-        let entries = page.entries.iter().map(|(index, bytes)| decode(*index, bytes));
-        Ok((page.covered.end, entries.collect::<Result<_, Problem>>()?))
+        let covered_end = page.covered.end;
+        Ok((covered_end, aside(move || decode_all(&page)).await??))
     }
 
     /// The entry in which `id` was decided.

@@ -22,7 +22,8 @@ use crate::edge::answer::Answer;
 use crate::edge::datasets::group::{GroupBy, Groups};
 pub(crate) use crate::edge::datasets::names::Names;
 use crate::edge::datasets::place::Place;
-use crate::edge::datasets::walk::{Entry, Walk};
+use crate::edge::datasets::walk::Walk;
+pub(crate) use crate::edge::datasets::walk::{Entry, decode_all};
 use crate::edge::kind::Kind;
 use crate::edge::limits::{ITEMS_PER_PAGE_MAX, ITEMS_PER_PAGE_USUAL};
 use crate::edge::problem::Problem;
@@ -165,6 +166,7 @@ async fn page<I: serde::Serialize>(
 
 async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Result<Found<I>, Problem> {
     let (way, latest) = begin(asked, filter).await?;
+    let _read = asked.fact_read().await?;
     let place = filter.cursor.unwrap_or(Place::behind(latest));
     find_from(asked.replica(), filter, &way, place, take).await
 }
