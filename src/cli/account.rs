@@ -339,9 +339,13 @@ fn view(account: &AccountView) -> String {
 }
 
 fn balances(credits: &BalancesView) -> String {
-    let BalancesView { granted, available, held, spent, expired, revoked } = credits;
+    let BalancesView { granted, available, scheduled, held, spent, expired, revoked } = credits;
+    let scheduled = match scheduled.is_zero() {
+        true => String::new(),
+        false => format!(" + {scheduled} scheduled"),
+    };
     format!(
-        "{granted} granted = {available} available + {held} held + {spent} spent + {expired} expired + {revoked} revoked"
+        "{granted} granted = {available} available{scheduled} + {held} held + {spent} spent + {expired} expired + {revoked} revoked"
     )
 }
 
@@ -362,11 +366,12 @@ fn grants(grants: &[GrantView], indent: usize) -> String {
         ]);
     }
     let mut text = table.lines(indent);
-    // Until then its credits are among the available ones and pay for nothing.
-    for later in grants.iter().filter(|grant| grant.effective_at > grant.created_at) {
+    for later in grants.iter().filter(|grant| !grant.credits.scheduled.is_zero()) {
+        let GrantView { id, effective_at, credits, .. } = later;
+        let scheduled = credits.scheduled;
         put(
             &mut text,
-            format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at),
+            format_args!("{:indent$}{id}: {scheduled} scheduled, to be drawn from {effective_at} on\n", ""),
         );
     }
     text

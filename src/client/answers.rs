@@ -297,7 +297,11 @@ pub struct RefusalView {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct BalancesView {
     pub granted: Credits,
+    /// What can be drawn now.
     pub available: Credits,
+    /// What can be drawn from a later moment on.
+    #[serde(default)]
+    pub scheduled: Credits,
     pub held: Credits,
     pub spent: Credits,
     pub expired: Credits,
@@ -307,7 +311,7 @@ pub struct BalancesView {
 impl BalancesView {
     /// Whether what was granted is all somewhere.
     pub fn balance(&self) -> bool {
-        let parts = [self.available, self.held, self.spent, self.expired, self.revoked];
+        let parts = [self.available, self.scheduled, self.held, self.spent, self.expired, self.revoked];
         i128::from(self.granted.0) == parts.iter().map(|part| i128::from(part.0)).sum()
     }
 }

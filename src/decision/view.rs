@@ -7,11 +7,11 @@ use crate::decision::account::{Account, AccountPlace};
 use crate::decision::hold::Hold;
 use crate::decision::policy::{Document, Limit, Measure};
 use crate::decision::reply::{
-    AccountView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
+    AccountView, AdmissionId, AdmissionStatus, AdmissionView, BalancesView, HoldView, LimitStatus,
 };
 use crate::decision::state::State;
 use crate::decision::topup::TopUps;
-use crate::decision::wallet::{Grant, Wallet};
+use crate::decision::wallet::Wallet;
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
 
@@ -125,11 +125,11 @@ impl State {
             state: account.state,
             spending_cap: account.spending_cap,
             limits: self.limits_on(place),
-            credits: wallet.map_or_else(Balances::default, Wallet::books),
+            credits: wallet.map_or_else(BalancesView::default, |wallet| wallet.view(self.now)),
             grants: wallet
                 .into_iter()
                 .flat_map(|wallet| wallet.latest(grants_max))
-                .map(Grant::view)
+                .map(|grant| grant.view(self.now))
                 .collect(),
             grants_total: wallet.map_or(0, |wallet| wallet.grants().count() as u64),
             holds: self.holds_of(place).take(holds_max).map(|hold| self.hold_view(hold)).collect(),
