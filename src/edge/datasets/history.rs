@@ -514,59 +514,10 @@ fn event_items(entry: &Entry, _: &Filter, names: &Names, found: &mut Found<Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::facts::{Bucket, Why};
+    use crate::edge::datasets::sample;
     use crate::units::Millis;
 
     const EVENTS: u32 = 100;
-
-    fn usage(number: u32, admission: AdmissionId) -> Fact {
-        Fact::Usage(Usage {
-            number,
-            previous: 3,
-            admission,
-            account: Some(1),
-            feature: "video.generate".into(),
-            units: Vec::new(),
-            compute_ms: None,
-            duration_ms: None,
-            region: None,
-            endpoint: None,
-            admitted_at: Some(Millis(50)),
-            earlier: Some(3),
-            hold: None,
-            outcome: UsageOutcome::PartlySettled,
-            charged: true,
-        })
-    }
-
-    fn charge(number: u32, usage: u32) -> Fact {
-        Fact::Charge(Charge {
-            number,
-            usage,
-            policy: 1,
-            lines: Vec::new(),
-            multipliers: Vec::new(),
-            amount: Credits(1),
-            covered: Vec::new(),
-            drawn: Credits(1),
-            uncovered: Credits::ZERO,
-        })
-    }
-
-    fn posting(number: u32, charge: u32) -> Fact {
-        Fact::Posting(Posting {
-            number,
-            previous: 3,
-            account: 1,
-            grant: 0,
-            granted_in: 3,
-            amount: Credits(1),
-            from: Bucket::Held,
-            to: Bucket::Spent,
-            why: Why::Settled,
-            charge: Some(charge),
-        })
-    }
 
     /// An entry that reports on two admissions in turn.
     fn entry() -> Entry {
@@ -574,7 +525,10 @@ mod tests {
             let first = event * 3;
             let moment = Fact::Moment(Moment { position: event, at: Millis(100 + u64::from(event)) });
             let admission = AdmissionId(1 + u64::from(event % 2));
-            [moment, usage(first, admission), charge(first + 1, first), posting(first + 2, first + 1)]
+            let usage = Usage { admission, outcome: UsageOutcome::PartlySettled, ..sample::usage(first) };
+            let charge = sample::charge(first + 1, first);
+            let posting = sample::posting(first + 2, Some(first + 1));
+            [moment, Fact::Usage(usage), Fact::Charge(charge), Fact::Posting(posting)]
         });
         Entry { index: 7, facts: events.collect() }
     }

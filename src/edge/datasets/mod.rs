@@ -10,6 +10,8 @@ mod group;
 pub(crate) mod history;
 mod names;
 mod place;
+#[cfg(test)]
+mod sample;
 mod walk;
 
 use std::collections::HashMap;
@@ -388,8 +390,7 @@ impl<I: serde::Serialize> WriteJson for Page<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::facts::{Bucket, UsageOutcome, Why};
-    use crate::units::Credits;
+    use crate::decision::facts::{Bucket, Why};
 
     fn from(from: u64) -> Filter {
         Filter { from: Some(Millis(from)), limit: 10, ..Filter::default() }
@@ -402,35 +403,9 @@ mod tests {
 
     #[test]
     fn only_a_decision_tells_that_all_before_it_is_older() {
-        let expired = Fact::Posting(Posting {
-            number: 0,
-            previous: 3,
-            account: 1,
-            grant: 0,
-            granted_in: 3,
-            amount: Credits(1),
-            from: Bucket::Available,
-            to: Bucket::Expired,
-            why: Why::Expired,
-            charge: None,
-        });
-        let decided = Fact::Usage(Usage {
-            number: 0,
-            previous: 3,
-            admission: AdmissionId(1),
-            account: Some(1),
-            feature: "video.generate".into(),
-            units: Vec::new(),
-            compute_ms: None,
-            duration_ms: None,
-            region: None,
-            endpoint: None,
-            admitted_at: None,
-            earlier: None,
-            hold: None,
-            outcome: UsageOutcome::Settled,
-            charged: false,
-        });
+        let expired = Posting { to: Bucket::Expired, why: Why::Expired, ..sample::posting(0, None) };
+        let expired = Fact::Posting(expired);
+        let decided = Fact::Usage(sample::usage(0));
         // Carried out late, and told at its own moment: newer facts may stand before it.
         assert!(!is_older(&entry(100, expired), &from(200)));
         assert!(is_older(&entry(100, decided.clone()), &from(200)));
