@@ -49,7 +49,9 @@ fn one_request_is_paid_by_an_allowance_and_two_grants_and_the_next_is_refused() 
     assert!(refusal["would_pass_at"].is_string());
 
     let (_, account) = nodes.json(&["account", "show", ACCOUNT]);
-    let books = json!({"granted": "140", "available": "88", "held": "0", "spent": "52", "expired": "0", "revoked": "0"});
+    let books = json!({
+        "granted": "140", "available": "88", "scheduled": "0", "held": "0", "spent": "52", "expired": "0", "revoked": "0",
+    });
     assert_eq!(account["credits"], books);
 }
 
