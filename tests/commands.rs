@@ -106,7 +106,7 @@ fn a_hold_is_settled_below_what_it_reserved_and_once() {
 /// The words of the line that begins with `first`.
 fn cells<'t>(shown: &'t str, first: &str) -> Vec<&'t str> {
     let lines = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    lines.filter(|cells| cells.first() == Some(&first)).last().expect("a line")
+    lines.filter(|cells| cells.first() == Some(&first)).next_back().expect("a line")
 }
 
 #[test]
