@@ -70,6 +70,8 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     // What is refused is decided anew, as ever, and changes nothing.
     let nothing_new =
         replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
+    // An entry may be known by its own key, where the batch has none or another.
+    let known = known || replies.iter().any(|reply| reply.replayed);
     Ok(replies::batch(&replies, known && nothing_new).await)
 }
 

@@ -258,6 +258,8 @@ async fn a_reset_clears_limits_and_resets_are_put_by() {
     let resets = ledger["items"].as_array().expect("a list").iter().filter(|item| item["why"] == "reset");
     let resets: Vec<_> = resets.map(|item| (&item["limits"], &item["banked_resets"])).collect();
     assert_eq!(resets.len(), 3, "{ledger}");
+    let of_kind = ledger["items"].as_array().expect("a list").iter().filter(|item| item["kind"] == "reset");
+    assert_eq!(of_kind.count(), resets.len(), "{ledger}");
     assert_eq!(resets[1], (&json!([]), &json!(2)));
     assert_eq!(resets[2], (&reset["limits"], &json!(0)));
     client.post(path, r#"{"banked":true,"bank":1,"reason":"x"}"#).await.problem(422, "invalid");

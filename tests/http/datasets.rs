@@ -47,6 +47,7 @@ async fn a_posting_leads_to_its_charge_and_that_to_its_usage() {
     let postings = ledger["items"].as_array().expect("items");
     assert_eq!(postings.len(), 2, "{ledger}");
     let (drawn, granted) = (&postings[0], &postings[1]);
+    assert_eq!((&granted["kind"], &drawn["kind"]), (&json!("posting"), &json!("posting")));
     assert_eq!((&granted["why"], &granted["amount"]), (&json!("granted"), &json!("100")));
     assert_eq!((&granted["from"], &granted["to"]), (&json!("outside"), &json!("available")));
     assert_eq!((&drawn["why"], &drawn["amount"]), (&json!("drawn"), &json!("20")));

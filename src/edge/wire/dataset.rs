@@ -332,7 +332,7 @@ impl LayerItem {
 
 /// A line of an account's ledger.
 #[derive(Serialize)]
-#[serde(untagged)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
