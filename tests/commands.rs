@@ -107,8 +107,8 @@ fn a_hold_is_settled_below_what_it_reserved_and_once() {
 
 /// The words of the line that begins with `first`.
 fn cells<'t>(shown: &'t str, first: &str) -> Vec<&'t str> {
-    let lines = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
-    lines.filter(|cells| cells.first() == Some(&first)).next_back().expect("a line")
+    let mut lines = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.rfind(|cells| cells.first() == Some(&first)).expect("a line")
 }
 
 #[test]
