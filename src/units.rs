@@ -232,10 +232,10 @@ fn why_no_instant(text: &str) -> ParseQuantityError {
     if year.len() > 4 && year.len() < text.len() && year.bytes().all(|byte| byte.is_ascii_digit()) {
         return ParseQuantityError::TimeOutOfRange;
     }
-    match text.parse::<jiff::civil::DateTime>() {
-        Ok(_) => ParseQuantityError::TimeWithoutOffset,
-        // What is within the years of four digits by the clock can be beyond them in UTC.
-        Err(_) if text.starts_with("9999-12-3") => ParseQuantityError::TimeOutOfRange,
+    match jiff::fmt::temporal::Pieces::parse(text) {
+        Ok(pieces) if pieces.offset().is_none() => ParseQuantityError::TimeWithoutOffset,
+        // The clock's years have four digits, and in UTC it can be beyond them.
+        Ok(_) => ParseQuantityError::TimeOutOfRange,
         Err(_) => ParseQuantityError::Time,
     }
 }

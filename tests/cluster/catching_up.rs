@@ -22,7 +22,7 @@ fn a_follower_far_behind_catches_up_by_checkpoint() {
     let behind = if leader == 1 { 2 } else { 1 };
     let others: Vec<usize> = [1, 2, 3].into_iter().filter(|id| *id != behind).collect();
     assert_eq!(cluster.nodes.stop_node(behind).code(), Some(0));
-    let plan = Plan { clients: 3, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(3, &seed);
     let load = Load::start(&cluster, &others, plan);
     // One checkpoint allows the log to be cut; when the next one is there, that has been done.
     let checkpoints = |nodes: &Nodes| {

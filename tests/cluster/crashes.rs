@@ -51,7 +51,7 @@ fn a_leader_that_was_frozen_is_replaced_and_tells_nothing_old_when_it_wakes() {
     cluster.open_account("acme", "wallet", PLENTY);
     let leader = cluster.leader(&[1, 2, 3]);
     let others: Vec<usize> = [1, 2, 3].into_iter().filter(|id| *id != leader).collect();
-    let plan = Plan { clients: 8, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(8, &seed);
     let load = Load::start(&cluster, &others, plan);
     load.wait_for(&cluster, 100);
     let frozen = Instant::now();

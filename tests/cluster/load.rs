@@ -13,6 +13,7 @@ use quorate::client::{Admission, ClientError};
 use quorate::units::Credits;
 
 use crate::cluster::Cluster;
+use crate::seed::Seed;
 
 /// One request of the feature that the tests buy.
 pub fn admission(account: &str) -> Admission<'_> {
@@ -92,6 +93,13 @@ pub struct Plan {
     pub name: String,
     /// A client stops after so many refusals.
     pub refusals_max: usize,
+}
+
+impl Plan {
+    /// So many clients ask for one account, and stop at the first refusal.
+    pub fn of_acme(clients: usize, seed: &Seed) -> Plan {
+        Plan { clients, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 }
+    }
 }
 
 struct Asking {

@@ -28,7 +28,7 @@ fn a_node_joins_leads_and_a_founder_leaves_under_load() {
     let seed = Seed::new();
     let mut cluster = Cluster::start("");
     cluster.open_account("acme", "wallet", PLENTY);
-    let plan = Plan { clients: 8, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(8, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan);
     load.wait_for(&cluster, 100);
     let begun = Instant::now();
@@ -79,7 +79,7 @@ fn a_node_that_lost_its_disk_is_kept_out_and_harms_nobody() {
     let seed = Seed::new();
     let mut cluster = Cluster::start("");
     cluster.open_account("acme", "wallet", PLENTY);
-    let plan = Plan { clients: 4, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(4, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan);
     load.wait_for(&cluster, 100);
     let leader = cluster.leader(&[1, 2, 3]);

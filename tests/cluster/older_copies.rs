@@ -14,7 +14,7 @@ fn start() -> (Cluster, Load) {
     let seed = Seed::new();
     let cluster = Cluster::start("");
     cluster.open_account("acme", "wallet", PLENTY);
-    let plan = Plan { clients: 4, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(4, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan);
     load.wait_for(&cluster, 100);
     (cluster, load)

@@ -28,7 +28,7 @@ fn a_node_that_is_told_to_end_under_load_logs_no_error() {
     let seed = Seed::new();
     let mut cluster = Cluster::start("");
     cluster.open_account("acme", "wallet", PLENTY);
-    let plan = Plan { clients: 8, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(8, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan);
     for id in 1..=3 {
         load.wait_for(&cluster, 50);
@@ -52,7 +52,7 @@ fn restarted_nodes_remember_keys_and_holds_and_let_holds_expire() {
     let mut cluster = Cluster::start("");
     cluster.open_account("acme", "wallet", PLENTY);
     cluster.open_account("holder", "wallet", 100);
-    let plan = Plan { clients: 8, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(8, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan.clone());
     load.wait_for(&cluster, 300);
     let mut acknowledged = load.end().acknowledged;
@@ -109,7 +109,7 @@ fn a_leader_told_to_end_answers_what_is_under_way_and_hands_over() {
     for account in ["acme", "unkeyed"] {
         cluster.open_account(account, "wallet", PLENTY);
     }
-    let plan = Plan { clients: 8, accounts: vec!["acme".to_owned()], name: seed.name(), refusals_max: 1 };
+    let plan = Plan::of_acme(8, &seed);
     let load = Load::start(&cluster, &[1, 2, 3], plan);
     let leader = cluster.leader(&[1, 2, 3]);
     // These ask the leader alone, without keys and without ever asking again: what they were not

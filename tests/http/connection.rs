@@ -139,6 +139,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         self.json("POST", path, body).await
     }
 
+    /// Puts a policy, as TOML.
+    pub async fn put_policy(&mut self, policy: &str) -> Answer {
+        let toml = [("content-type", "application/toml")];
+        self.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await
+    }
+
     pub async fn post_keyed(&mut self, path: &str, key: &str, body: &str) -> Answer {
         let headers = [("content-type", "application/json"), ("idempotency-key", key)];
         self.request("POST", path, &headers, body.as_bytes()).await

@@ -263,9 +263,8 @@ async fn facts_have_one_digest_and_a_mark_shows_what_an_audit_compares() {
 async fn any_admission_is_found_however_old() {
     let node = Node::start("").await.ready().await;
     let mut client = node.connect().await;
-    let toml = [("content-type", "application/toml")];
     let policy = format!("{}\n[settings]\nadmissions_kept = 3\n", crate::node::POLICY);
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
     grant(&mut client, "acme", "purchase-81", "100000").await;
     let held = r#"{"account":"acme","feature":"video.generate","usage":{"requests":1,"video_seconds":50},"hold":{"ttl_ms":600000}}"#;
@@ -319,9 +318,8 @@ fn layer<'v>(event: &'v Value, name: &str) -> &'v Value {
 async fn a_receipt_shows_every_layer_before_and_after_and_stays_the_same() {
     let node = Node::start("").await.ready().await;
     let mut client = node.connect().await;
-    let toml = [("content-type", "application/toml")];
     let policy = format!("{}\n[settings]\nadmissions_kept = 3\n", crate::node::POLICY);
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     let capped = r#"{"plan":"plus","spending_cap":{"credits":"50","period":"day"}}"#;
     client.json("PUT", "/v1/accounts/acme", capped).await.expect(200);
     grant(&mut client, "acme", "purchase-81", "100").await;
@@ -376,7 +374,7 @@ async fn a_receipt_shows_every_layer_before_and_after_and_stays_the_same() {
 
     // Many decisions later, under another policy that names its limits otherwise, it says the same.
     let other = policy.replace("five_hours", "five_hours_of_work");
-    client.request("PUT", "/v1/policy", &toml, other.as_bytes()).await.expect(200);
+    client.put_policy(&other).await.expect(200);
     for _ in 0..40 {
         client.post("/v1/admissions", &admission("acme", 0)).await.expect(200);
     }
@@ -476,9 +474,8 @@ async fn the_end_of_an_old_hold_is_found_however_much_was_written_while_it_laste
     // A busy machine may take long over as much as a page reads.
     let node = Node::start("[limits]\nrequest_timeout = \"1m\"\n").await.ready().await;
     let mut client = node.connect().await;
-    let toml = [("content-type", "application/toml")];
     let policy = format!("{}\n[settings]\nadmissions_kept = 1\n", crate::node::POLICY);
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
     let path = hold(&mut client, 30).await;
     // More than one page reads: what is refused for an attribute leaves what it said of itself.
@@ -569,8 +566,7 @@ async fn reads_of_facts_beyond_the_bound_are_told_so_and_admissions_go_on() {
     let limits = "[limits]\nfact_reads_max = 1\nfact_reads_waiting_max = 1\n";
     let node = Node::start(limits).await.ready().await;
     let mut client = node.connect().await;
-    let toml = [("content-type", "application/toml")];
-    client.request("PUT", "/v1/policy", &toml, crate::node::POLICY.as_bytes()).await.expect(200);
+    client.put_policy(crate::node::POLICY).await.expect(200);
     client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
     let one: Value = serde_json::from_str(&admission("acme", 0)).expect("an object");
     let admitted = client.post("/v1/admissions", &one.to_string()).await.expect(200);

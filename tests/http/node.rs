@@ -124,8 +124,7 @@ client_address = "127.0.0.1:{client_port}"
     pub async fn furnished() -> Node {
         let node = Node::start("").await.ready().await;
         let mut client = node.connect().await;
-        let toml = [("content-type", "application/toml")];
-        client.request("PUT", "/v1/policy", &toml, POLICY.as_bytes()).await.expect(200);
+        client.put_policy(POLICY).await.expect(200);
         client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
         client.json("PUT", "/v1/accounts/narrow", r#"{"plan":"narrow"}"#).await.expect(200);
         node

@@ -138,8 +138,7 @@ async fn a_header_that_the_policy_names_is_the_key_of_those_who_send_none() {
         answer.expect(200);
     }
     let policy = format!("[settings]\ndedupe_header = \"x-request-id\"\n{POLICY}");
-    let toml = [("content-type", "application/toml")];
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     let other = ADMITTED.replace(":2}", ":3}");
     happens_once(client, admit, same, [ADMITTED, &other]).await;
 
@@ -165,7 +164,7 @@ async fn a_header_that_the_policy_names_is_the_key_of_those_who_send_none() {
     // Nor is a header that means something else, or that many requests have alike.
     for header in ["idempotency-key", "host", "content-length", "user-agent"] {
         let wrong = policy.replace("x-request-id", header);
-        let answer = client.request("PUT", "/v1/policy", &toml, wrong.as_bytes()).await;
+        let answer = client.put_policy(&wrong).await;
         assert_eq!(answer.problem(422, "policy_invalid")["field"], "settings.dedupe_header", "{header}");
     }
     node.stop().await;
@@ -261,8 +260,7 @@ async fn a_batch_that_would_push_out_its_own_keys_is_refused() {
     let mut client = node.connect().await;
     let client = &mut client;
     let policy = format!("[settings]\nidempotency_keys_max = 3\n{POLICY}");
-    let toml = [("content-type", "application/toml")];
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     let call = ("POST", "/v1/admissions/batch");
     let key = |name| ("idempotency-key", name);
     // One key for each entry, and one for the whole.
@@ -288,8 +286,7 @@ async fn a_header_that_the_policy_names_is_a_key_for_each_entry_of_a_batch() {
     let mut client = node.connect().await;
     let client = &mut client;
     let policy = format!("[settings]\ndedupe_header = \"x-request-id\"\n{POLICY}");
-    let toml = [("content-type", "application/toml")];
-    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.put_policy(&policy).await.expect(200);
     client.json("PUT", "/v1/accounts/beta", r#"{"plan":"plus"}"#).await.expect(200);
     let call = ("POST", "/v1/admissions/batch");
     let same = ("x-request-id", "r-1");

@@ -92,7 +92,7 @@ pub(crate) fn decode_all(page: &FactsPage) -> Result<Vec<Entry>, Problem> {
 }
 
 /// The facts of an entry, from their bytes.
-pub(crate) fn decode(index: u64, bytes: &[u8]) -> Result<Entry, Problem> {
+fn decode(index: u64, bytes: &[u8]) -> Result<Entry, Problem> {
     let facts = decode_facts(bytes).map_err(|error| {
         Problem::new(Kind::NodeFailing, format!("the facts of entry {index} cannot be read: {error}"))
     })?;
