@@ -46,10 +46,11 @@ impl State {
         }
         self.names = names;
         self.keep_recent(policy.document().settings.admissions_kept);
-        self.policy = Arc::new(policy);
         self.note(|| {
             Fact::PolicyPut(facts::PolicyPut { revision: revision + 1, document: put.document.into() })
         });
+        self.follow_policy(&policy);
+        self.policy = Arc::new(policy);
         Ok(Outcome::PolicyPut { revision: revision + 1 })
     }
 

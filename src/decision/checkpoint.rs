@@ -4,13 +4,15 @@
 //! write the same bytes.
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::hold::Hold;
 use crate::decision::keys::{KeptAnswer, KeysView};
+use crate::decision::load::{FeatureLoad, Load};
 use crate::decision::pages::{Pages, Slab};
-use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::policy::{Document, Feature, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
@@ -24,6 +26,7 @@ pub struct View {
     keys: KeysView,
     recent: Recent,
     trail: Pages<u64>,
+    loads: BTreeMap<Arc<str>, FeatureLoad>,
 }
 
 /// What a wallet's grants have.
@@ -49,6 +52,8 @@ enum Kind {
     Resolved(Box<Resolved>),
     /// A piece of the trail, by the places of the accounts.
     Trail(Vec<u64>),
+    /// The load on a feature.
+    Load(Arc<str>, Box<FeatureLoad>),
 }
 
 /// Accounts whose trail is in one record.
@@ -63,6 +68,8 @@ struct Head {
     revision: u64,
     /// The policy document, as JSON.
     document: String,
+    load_version: u64,
+    next_step_at: Millis,
     accounts: u64,
     holds: u64,
     answers: u64,
@@ -95,6 +102,8 @@ impl State {
                 names: self.names.clone(),
                 revision: self.policy.revision(),
                 document,
+                load_version: self.load.version,
+                next_step_at: self.load.next_step_at,
                 accounts: self.accounts.len() as u64,
                 holds: self.holds.len() as u64,
                 answers: self.keys.len() as u64,
@@ -104,6 +113,7 @@ impl State {
             keys: self.keys.view(),
             recent: self.recent.clone(),
             trail: self.trail.clone(),
+            loads: self.load.features.clone(),
         }
     }
 }
@@ -122,7 +132,8 @@ impl View {
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
-        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
+        let loads = self.loads.iter().map(|(name, load)| Kind::Load(name.clone(), Box::new(load.clone())));
+        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).chain(loads).map(Record)
     }
 
     /// The accounts from number `first` on that have a wallet.
@@ -191,7 +202,7 @@ impl Restore {
     /// # Errors
     /// Records are missing, or contradict each other.
     pub fn finish(self) -> Result<State, RestoreError> {
-        let UnderWay { state, promised, .. } = self.under_way.ok_or(RestoreError::HeadNotFirst)?;
+        let UnderWay { mut state, promised, .. } = self.under_way.ok_or(RestoreError::HeadNotFirst)?;
         let counts = [
             ("accounts", promised.accounts, state.accounts.len()),
             ("holds", promised.holds, state.holds.len()),
@@ -203,6 +214,12 @@ impl Restore {
                 return Err(RestoreError::Incomplete { what, promised, found: found as u64 });
             }
         }
+        let loaded = |feature: &&Feature| feature.load.is_some();
+        let loads = state.policy.features.iter().filter(loaded);
+        if !loads.map(|feature| &feature.name).eq(state.load.features.keys()) {
+            return Err(RestoreError::Inconsistent("the loads are not those of the policy".to_owned()));
+        }
+        state.load.factors = state.load.factors_of(&state.policy);
         state.check().map_err(RestoreError::Inconsistent)?;
         Ok(state)
     }
@@ -225,6 +242,7 @@ impl UnderWay {
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
+            load: Load { version: head.load_version, next_step_at: head.next_step_at, ..Load::default() },
             accounts: Pages::default(),
             trail: Pages::default(),
             ..State::new()
@@ -254,6 +272,7 @@ impl UnderWay {
                 check(resolved.account)?;
                 self.state.recent.keep(*resolved);
             }
+            Kind::Load(name, load) => drop(self.state.load.features.insert(name, *load)),
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);
             }),

@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::decision::reply::AdmissionId;
-use crate::units::{Credits, Millis, Span};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// Where in the agreed order a command stands, and when that is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -55,6 +55,8 @@ pub enum Command<'a> {
     Mark,
     #[serde(borrow)]
     Reset(Reset<'a>),
+    #[serde(borrow)]
+    Signals(Signals<'a>),
 }
 
 /// Replaces the policy, if its revision is still the expected one.
@@ -181,6 +183,44 @@ pub enum Source {
     Adjustment,
     /// Lent by the overrun rule of a plan. Nobody can ask for such a grant.
     Overdraft,
+}
+
+/// How important a request is, most important first: when capacity is short, the last goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Critical,
+    #[default]
+    Standard,
+    Sheddable,
+    Batch,
+}
+
+impl Class {
+    pub const ALL: [Class; 4] = [Class::Critical, Class::Standard, Class::Sheddable, Class::Batch];
+}
+
+/// What backends report of how hard they are pressed: all of it is taken, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signals<'a> {
+    #[serde(borrow)]
+    pub signals: Vec<Signal<'a>>,
+}
+
+/// A report on a feature. It replaces the one before of the same source in the same region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal<'a> {
+    pub feature: &'a str,
+    pub region: &'a str,
+    pub source: &'a str,
+    /// Of what the backend can do: 1 is all of it, and more is asked of it than it can do.
+    pub utilisation: Option<Ppm>,
+    /// How many requests wait.
+    pub queue_depth: Option<u64>,
+    /// At the tail, such as the 99th percentile.
+    pub latency: Option<Span>,
+    /// How long it counts.
+    pub ttl: Span,
 }
 
 /// Asks for an admission.

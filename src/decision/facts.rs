@@ -17,6 +17,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Source;
+use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, LimitReset, Reason};
 use crate::units::{Credits, Millis, Ppm};
@@ -35,6 +36,7 @@ pub enum Fact {
     RolledOver(RolledOver),
     Overdue(Overdue),
     Reset(Reset),
+    LoadMoved(LoadMoved),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -105,6 +107,18 @@ pub struct RolledOver {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Overdue {
     pub since: Millis,
+}
+
+/// A feature's load moved how much of its capacity may be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadMoved {
+    /// Of the load of the whole cluster: counted from 1, without gaps.
+    pub version: u64,
+    pub feature: Arc<str>,
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    pub moved: LoadMove,
 }
 
 /// One event in the life of an admission.

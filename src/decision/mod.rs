@@ -15,6 +15,7 @@
 //! | `overdraft`, `pace` | what a plan lends, and how it is paid back; when work under way should stop |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due in wallets: recurring grants, and the end of grants |
+//! | `load` | what backends report, and how much of each capacity may be used because of it |
 //! | `resets` | clearing what limits have counted |
 //! | `ledger` | the one way to change a balance; recording |
 //! | `meter`, `calendar`, `price`, `wallet`, `keys`, `recent` | what those are made of |
@@ -38,6 +39,7 @@ mod grants;
 mod hold;
 mod keys;
 mod ledger;
+mod load;
 mod meter;
 mod overdraft;
 mod pace;
@@ -57,6 +59,8 @@ mod weight;
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
 pub const RULES: u16 = 2;
+
+pub use load::LoadMove;
 
 pub use checkpoint::{Record, Restore, RestoreError, View, WalletBooks};
 pub use state::State;

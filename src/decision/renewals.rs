@@ -92,6 +92,7 @@ impl State {
             }
         }
         self.now = target;
+        self.step_load();
         self.tell_overdue();
         self.keys.expire(self.now);
     }
@@ -154,7 +155,7 @@ impl State {
             Command::Settle(settle) => of_hold(settle.admission),
             Command::Extend(extend) => of_hold(extend.admission),
             Command::Release(release) => of_hold(release.admission),
-            Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
+            Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::Signals(_) => None,
         };
         if let Some(account) = account {
             self.bring_wallets_up_to_date(account, self.now);

@@ -20,8 +20,8 @@ const NAME: usize = text(NAME_LEN_MAX);
 const PATH: usize = text(LEVELS_MAX * (SEGMENT_LEN_MAX + 1));
 const BALANCES: usize = 6 * NUMBER;
 
-/// What stands around every outcome: the stamp, the policy, whether it is replayed, which outcome.
-const AROUND: usize = 4 * NUMBER + NUMBER + MARK + NUMBER;
+/// What stands around every outcome: the stamp, the policy, the load, whether it is replayed, which outcome.
+const AROUND: usize = 4 * NUMBER + 2 * NUMBER + MARK + NUMBER;
 
 /// Limits that can count one request: those of a plan at every level, and a feature's capacity.
 const LIMITS_MAX: usize = LEVELS_MAX * Policy::PLAN_LIMITS_MAX + Policy::CAPACITY_LIMITS_MAX;
@@ -74,7 +74,7 @@ impl Command<'_> {
             Command::PutGrant(_) => larger(AROUND + GRANT, REFUSED),
             Command::Reset(_) => larger(RESET, REFUSED),
             Command::Revoke(_) => larger(AROUND + GRANT + 2 * NUMBER, REFUSED),
-            Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
+            Command::PutPolicy(_) | Command::Extend(_) | Command::Signals(_) => REFUSED,
             Command::Tick | Command::Mark => AROUND,
         }
     }

@@ -73,6 +73,6 @@ fn scope(command: &Command<'_>) -> Option<String> {
         Command::Settle(settle) => Some(format!("{}/settle", settle.admission)),
         Command::Extend(extend) => Some(format!("{}/extend", extend.admission)),
         Command::Release(release) => Some(format!("{}/release", release.admission)),
-        Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
+        Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::Signals(_) => None,
     }
 }

@@ -24,7 +24,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 31] = [
+const REASONS: [Reason; 32] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -56,6 +56,7 @@ const REASONS: [Reason; 31] = [
     Reason::LimitUnknown,
     Reason::ResetUnavailable,
     Reason::ResetInvalid,
+    Reason::SignalInvalid,
 ];
 
 #[derive(Default)]

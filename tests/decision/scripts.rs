@@ -12,6 +12,7 @@
 //! | `plan NAME [overrun=RULE]` | a plan; `overdraft/50` lends up to 50 credits |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
+//! | `load FEATURE FIELD=VALUE…`, `shares FEATURE CLASS=SHARE…` | how load moves a feature; what classes can count on |
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
@@ -20,8 +21,9 @@
 //! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
+//! | `signal FEATURE SOURCE [region=] [utilisation=] [queue=] [latency=] [ttl=]` | a backend reports |
 //! | `tick` | moves time on to the stamp |
-//! | `show PATH`, `show ID`, `show policy` | looks |
+//! | `show PATH`, `show ID`, `show policy`, `show feature NAME` | looks |
 //! | `facts` | the facts since they were last shown |
 //!
 //! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
@@ -32,8 +34,8 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy, Release,
-    Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp,
+    AccountState, Admit, Change, Class, Command, Extend, Key, Period, PutAccount, PutGrant, PutPolicy,
+    Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source, SpendingCap, Stamp,
 };
 use quorate::decision::reply::{
     AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
@@ -238,6 +240,18 @@ impl Scenario {
                 let limit = named_limit(name, arguments.fields());
                 put_limit(&mut self.part("features", &feature)?["capacity"], limit);
             }
+            "load" => {
+                let feature = arguments.next("a feature")?;
+                let mut load = arguments.texts();
+                if let Some(depth) = load.get_mut("queue_depth_max") {
+                    *depth = json!(depth.as_str().unwrap_or_default().parse::<u64>()?);
+                }
+                self.part("features", &feature)?["load"] = Value::Object(load);
+            }
+            "shares" => {
+                let feature = arguments.next("a feature")?;
+                self.part("features", &feature)?["shares"] = Value::Object(arguments.texts());
+            }
             "drop" => {
                 let (kind, name) = (arguments.next("plan, feature or limit")?, arguments.next("a name")?);
                 if kind == "limit" || kind == "plan_grant" {
@@ -262,6 +276,22 @@ impl Scenario {
         let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
         let reply = self.lawful.apply(stamp, &Request { key, command })?;
         Ok(told(&reply))
+    }
+
+    fn show_feature(&self, feature: &str) -> Result<String> {
+        let Some(view) = self.lawful.state().feature(feature) else {
+            return Ok(format!("{feature} is not to be found\n"));
+        };
+        let pressure = view.pressure.map_or_else(|| "unknown".to_owned(), |pressure| pressure.to_string());
+        let mut text =
+            format!("load {}: {feature} at {}, pressure {pressure}\n", view.load_version, view.factor);
+        for (class, factor) in Class::ALL.iter().zip(view.by_class) {
+            writeln!(text, "  {class:?} {factor}")?;
+        }
+        for signal in &view.signals {
+            writeln!(text, "  {}/{} until {}", signal.region, signal.source, signal.expires_at)?;
+        }
+        Ok(text)
     }
 
     fn show(&self, what: &str) -> Result<String> {
@@ -413,6 +443,20 @@ impl goldenscript::Runner for Scenario {
                 };
                 self.apply(Command::Admit(admit), key)?
             }
+            "signal" => {
+                let (feature, source) = (arguments.next("a feature")?, arguments.next("a source")?);
+                let region = arguments.named("region").unwrap_or_else(|| "here".to_owned());
+                let signal = Signal {
+                    feature: &feature,
+                    region: &region,
+                    source: &source,
+                    utilisation: arguments.parsed("utilisation")?,
+                    queue_depth: arguments.parsed("queue")?,
+                    latency: arguments.parsed("latency")?,
+                    ttl: arguments.parsed("ttl")?.unwrap_or(Span(5_000)),
+                };
+                self.apply(Command::Signals(Signals { signals: vec![signal] }), key)?
+            }
             "settle" => {
                 let admission = arguments.next("an admission")?.parse()?;
                 let last = !arguments.flag("partial");
@@ -438,7 +482,10 @@ impl goldenscript::Runner for Scenario {
                 let facts = self.lawful.facts();
                 crate::story::told(facts, std::mem::replace(&mut self.shown, facts.len()))
             }
-            "show" => self.show(&arguments.next("what to show")?)?,
+            "show" => match arguments.next("what to show")?.as_str() {
+                "feature" => self.show_feature(&arguments.next("a feature")?)?,
+                what => self.show(what)?,
+            },
             other => return Err(format!("no such command: {other}").into()),
         };
         arguments.done()?;
@@ -464,6 +511,7 @@ fn told(reply: &Reply) -> String {
     let at = reply.stamp.at;
     let replayed = if reply.replayed { ", replayed" } else { "" };
     match &reply.outcome {
+        Outcome::Signalled => line(&mut text, format!("reported at {at}, load {}{replayed}", reply.load)),
         Outcome::Ticked => line(&mut text, format!("time is {at}")),
         Outcome::PolicyPut { revision } => line(&mut text, format!("policy revision {revision}{replayed}")),
         Outcome::AccountPut(view) => line(

@@ -39,6 +39,14 @@ fn line(index: u64, fact: &Fact) -> String {
         Fact::Charge(charge) => self::charge(charge),
         Fact::Posting(posting) => self::posting(posting),
         Fact::Reset(reset) => self::reset(reset),
+        Fact::LoadMoved(moved) => format!(
+            "  load {} of {}: factor {} ({:?}), pressure {}",
+            moved.version,
+            moved.feature,
+            moved.factor,
+            moved.moved,
+            moved.pressure.map_or_else(|| "unknown".to_owned(), |pressure| pressure.to_string())
+        ),
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::decision::facts::{Bucket, FactId, Why};
 use crate::decision::reply::{AdmissionId, Balances};
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Ppm};
 
 /// Something in the facts that does not fit: where, and by how much.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -32,6 +32,9 @@ pub enum Finding {
     RevokedUnknown { index: u64, account: u32, grant: u64 },
     #[error("entry {index}: the policy of revision {revision} cannot be read: {problem}")]
     PolicyUnreadable { index: u64, revision: u64, problem: String },
+
+    #[error("entry {index} moves the load factor of {feature} to {factor}, which the policy does not allow")]
+    LoadOutOfBounds { index: u64, feature: Arc<str>, factor: Ppm },
 
     // Usage and charges.
     #[error("the usage {id} of {admission} has no charge")]

@@ -15,8 +15,8 @@ use std::sync::Arc;
 
 use crate::decision::command::Source;
 use crate::decision::facts::{
-    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
-    PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, LoadMoved, Moment, Multiplier,
+    Overdue, PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
 };
 use crate::decision::path::PLAN_GRANT_PREFIX;
 use crate::decision::policy::{Document, Policy};
@@ -30,6 +30,7 @@ pub struct Audit {
     account_by_path: BTreeMap<Arc<str>, u32>,
     policies: BTreeMap<u64, Policy>,
     revision: u64,
+    load_version: u64,
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
@@ -127,6 +128,7 @@ impl Audit {
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
+            load_version: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
             grant_ids: BTreeSet::new(),
@@ -164,6 +166,7 @@ impl Audit {
             Fact::RolledOver(rolled) => self.take_rollover(rolled),
             Fact::Overdue(Overdue { since }) => self.entry.overdue_since = Some(*since),
             Fact::Reset(reset) => self.take_reset(reset),
+            Fact::LoadMoved(moved) => self.take_load(moved),
         }
     }
 
@@ -343,6 +346,19 @@ impl Audit {
         match compiled {
             Ok(policy) => drop(self.policies.insert(found, policy)),
             Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
+        }
+    }
+
+    fn take_load(&mut self, moved: &LoadMoved) {
+        let (index, expected, found) = (self.entry.index, self.load_version + 1, moved.version);
+        if found != expected {
+            self.find(Finding::OutOfSequence { index, what: "load", expected, found });
+        }
+        self.load_version = found;
+        let policy = self.policies.get(&self.revision);
+        if !policy.is_some_and(|policy| policy.lets_load_be(&moved.feature, moved.factor)) {
+            let (feature, factor) = (moved.feature.clone(), moved.factor);
+            self.find(Finding::LoadOutOfBounds { index, feature, factor });
         }
     }
 
