@@ -44,13 +44,14 @@ impl State {
                 return Err(invalid(&format!("plans.{name}"), detail));
             }
         }
-        self.names = names;
-        self.keep_recent(policy.document().settings.admissions_kept);
         self.note(|| {
             Fact::PolicyPut(facts::PolicyPut { revision: revision + 1, document: put.document.into() })
         });
+        self.names = names;
+        self.keep_recent(policy.document().settings.admissions_kept);
         self.follow_policy(&policy);
         self.policy = Arc::new(policy);
+        self.policy_index = self.entry_index();
         Ok(Outcome::PolicyPut { revision: revision + 1 })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
-use crate::decision::facts::{Bucket, Charge, Covered, Multiplier, Usage, UsageOutcome, Why};
+use crate::decision::facts::{Bucket, Charge, Covered, HoldTime, Multiplier, Usage, UsageOutcome, Why};
 use crate::decision::hold::{Debit, Hold, Line};
 use crate::decision::ledger::{self, ChargeLink, Transfer, push_covered};
 use crate::decision::path;
@@ -14,22 +14,23 @@ use crate::decision::refusal::outcome;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Outcome, Payment, Reason, Refusal};
 use crate::decision::state::State;
 use crate::decision::waterfall::{
-    Cover, Draw, Levels, Priced, Verdict, limit_status, priced, saturating_credits,
+    Cover, Denied, Draw, Levels, Priced, Verdict, limit_status, priced, saturating_credits,
 };
 use crate::units::{Credits, Millis, Ppm, Span};
 
 impl State {
     pub(super) fn admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Outcome {
-        let decided = self.try_admit(stamp, admit);
-        if let Err(refusal) = &decided
-            && !admit.dry_run
-        {
-            self.note_refusal(admit, refusal.reason);
-        }
+        let decided = self.try_admit(stamp, admit).map_err(|mut denied| {
+            if !admit.dry_run {
+                self.note_refusal(admit, &mut denied);
+                denied.refusal.recorded = true;
+            }
+            denied.refusal
+        });
         outcome(decided)
     }
 
-    fn try_admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Result<Outcome, Box<Refusal>> {
+    fn try_admit(&mut self, stamp: Stamp, admit: &Admit<'_>) -> Result<Outcome, Denied> {
         for (text, field) in [(admit.endpoint, "endpoint"), (admit.region, "region")] {
             text.map_or(Ok(()), |text| path::check_text(text, field, ORIGIN_BYTES_MAX))?;
         }
@@ -40,10 +41,7 @@ impl State {
             Refusal::of_field(Reason::FeatureUnknown, "feature", detail)
         })?;
         let priced = priced(feature, &admit.usage, &admit.attributes)?;
-        let hold_expires_at = match admit.hold_ttl {
-            None => None,
-            Some(ttl) => Some(self.hold_end(ttl, "hold.ttl_ms")?),
-        };
+        let hold_expires_at = admit.hold_ttl.map(|ttl| self.hold_end(ttl, "hold.ttl_ms")).transpose()?;
         let levels = self.levels(account);
         let feature_at = (feature_place, feature);
         let verdict = self.verdict(&policy, &levels, feature_at, &priced, admit.list_limits)?;
@@ -56,9 +54,22 @@ impl State {
         let id = AdmissionId(self.next_admission);
         self.next_admission += 1;
         let hold = hold_expires_at.is_some();
-        let asked = Asked { id, account, feature, admit, priced: &priced, cover: &verdict.cover };
-        let charge = self.note_admission(&asked);
+        let funds = self.funds(&levels);
+        let mut seen = Vec::new();
+        if self.keeps_facts() {
+            seen = self.seen(&policy, &levels, &verdict.looks, &verdict.caps, &funds);
+            verdict.complete(&mut seen, &priced, hold);
+        }
+        let cover = &verdict.cover;
+        let asked = Asked { id, account, feature, admit, priced: &priced, cover, hold_expires_at };
+        let (usage, charge) = self.note_admission(&asked);
         let debits = self.debit(&verdict, &priced, hold, charge);
+        self.note_layers(usage, seen);
+        let drawn = i128::from(verdict.cover.drawn().0);
+        let (available, held) = funds.sums();
+        let available = saturating_credits(available - drawn);
+        let held = saturating_credits(held + if hold { drawn } else { 0 });
+        debug_assert_eq!((available, held), (self.drawable(&levels, self.now), self.held(&levels)));
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| self.status(look)).collect();
         match hold_expires_at {
@@ -109,8 +120,8 @@ impl State {
             cost: priced.cost,
             paid_by,
             limits,
-            available: self.drawable(&levels, self.now),
-            held: self.held(&levels),
+            available,
+            held,
             hold_expires_at,
         })))
     }
@@ -126,7 +137,7 @@ impl State {
     }
 
     /// Records an admission and its price, before it is debited.
-    fn note_admission(&mut self, asked: &Asked<'_>) -> ChargeLink {
+    fn note_admission(&mut self, asked: &Asked<'_>) -> (Option<u32>, ChargeLink) {
         let (now, policy, cost) = (self.now, self.policy.revision, asked.priced.cost);
         let Asked { feature, admit, priced, cover, .. } = asked;
         let usage = self.note_usage(asked.account, || Usage {
@@ -141,10 +152,11 @@ impl State {
             region: admit.region.map(Arc::from),
             endpoint: admit.endpoint.map(Arc::from),
             admitted_at: now,
+            hold: asked.hold_expires_at.map(|until| HoldTime { before: None, until }),
             outcome: if admit.hold_ttl.is_some() { UsageOutcome::Held } else { UsageOutcome::Settled },
             charged: cost > Credits::ZERO,
         });
-        self.note_charge(usage, || Charge {
+        let charge = self.note_charge(usage, || Charge {
             number: 0,
             usage: 0,
             policy,
@@ -154,7 +166,8 @@ impl State {
             covered: covered(cover),
             drawn: cover.drawn(),
             uncovered: Credits::ZERO,
-        })
+        });
+        (usage, charge)
     }
 
     /// Debits everything that the verdict says. Nothing here can fail.
@@ -250,6 +263,7 @@ struct Asked<'a> {
     admit: &'a Admit<'a>,
     priced: &'a Priced,
     cover: &'a Cover,
+    hold_expires_at: Option<Millis>,
 }
 
 impl Draw {

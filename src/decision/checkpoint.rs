@@ -66,6 +66,7 @@ struct Head {
     next_grant: u64,
     names: Names,
     revision: u64,
+    policy_index: u64,
     /// The policy document, as JSON.
     document: String,
     load_version: u64,
@@ -101,6 +102,7 @@ impl State {
                 next_grant: self.next_grant,
                 names: self.names.clone(),
                 revision: self.policy.revision(),
+                policy_index: self.policy_index,
                 document,
                 load_version: self.load.version,
                 next_step_at: self.load.next_step_at,
@@ -243,6 +245,7 @@ impl UnderWay {
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
             load: Load { version: head.load_version, next_step_at: head.next_step_at, ..Load::default() },
+            policy_index: head.policy_index,
             accounts: Pages::default(),
             trail: Pages::default(),
             ..State::new()

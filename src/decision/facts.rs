@@ -1,8 +1,10 @@
 //! Facts: what each log entry leaves for the record, beyond the state.
 //!
 //! Three datasets, linked by numbers: [`Usage`] says what happened, [`Charge`] what it costs,
-//! [`Posting`] what changed on a balance and why. The other facts are what an auditor needs to read
-//! them: names, rate cards, what was granted, what was revoked and what was reset.
+//! [`Posting`] what changed on a balance and why. [`Layers`] are the evidence for a usage: what every limit,
+//! spending cap and wallet on the way had before the decision, and after it; [`Refused`] says why there is
+//! no more than that. The other facts are what an auditor needs to read them: names, rate cards, what was
+//! granted, what was revoked and what was reset.
 //!
 //! Facts follow from the log alone, so that replaying an entry leaves the same facts again. Within an
 //! entry they stand in the order in which they came about. Whatever names an account or a grant does
@@ -16,11 +18,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::Source;
+use crate::decision::command::{Source, SpendingCap};
 use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
-use crate::decision::reply::{AdmissionId, LimitReset, Reason};
-use crate::units::{Credits, Millis, Ppm};
+use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// One fact of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +38,9 @@ pub enum Fact {
     RolledOver(RolledOver),
     Overdue(Overdue),
     Reset(Reset),
+    Versions(Versions),
+    Layers(Layers),
+    Refused(Refused),
     LoadMoved(LoadMoved),
 }
 
@@ -46,6 +51,21 @@ pub struct Moment {
     /// The place of the command within its entry, from 0.
     pub position: u32,
     pub at: Millis,
+}
+
+/// By what that which follows was decided, up to the next of its kind. The first fact of each entry that leaves
+/// any: said once for all that is decided together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Versions {
+    /// Of the leader that proposed the entry.
+    pub term: u64,
+    /// The [`crate::decision::RULES`].
+    pub rules: u16,
+    /// The revision of the policy, and the index of the entry that put it; 0 before there is any.
+    pub policy: u64,
+    pub policy_index: u64,
+    /// Of the load: see [`LoadMoved`].
+    pub load: u64,
 }
 
 /// An account exists from here on. The cluster itself has number 0 and is never told.
@@ -144,9 +164,19 @@ pub struct Usage {
     pub endpoint: Option<Arc<str>>,
     /// When the request was decided.
     pub admitted_at: Millis,
+    /// Until when the hold is kept, where the event says so: when it begins, and when it is extended.
+    pub hold: Option<HoldTime>,
     pub outcome: UsageOutcome,
     /// Whether there is a price of more than nothing for it.
     pub charged: bool,
+}
+
+/// How long a hold is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoldTime {
+    /// Until when it was kept before it was extended.
+    pub before: Option<Millis>,
+    pub until: Millis,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +200,89 @@ pub enum UsageOutcome {
     /// The hold's time was over: what had been reported was used.
     Expired,
     Refused(Reason),
+    /// The hold is kept for longer.
+    Extended,
+}
+
+/// What a decision looked at, as it found it and as it left it: behind the usage that it is the evidence for,
+/// that usage's charge and its postings. A companion and not a part of the usage, because what is left is
+/// known only when all has been debited, and because who adds up usage need not read it.
+///
+/// Names are left to the policy of the entry's [`Versions`]: see [`crate::decision::layers`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// The number of the usage, in the same entry.
+    pub usage: u32,
+    /// From the cluster down to the account that asks: for each of them [`LayerSeen::Level`], and behind it
+    /// what was looked at there.
+    pub seen: Vec<LayerSeen>,
+}
+
+/// One layer of the waterfall, as a decision found it and left it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LayerSeen {
+    /// The next level begins: 0, the cluster, is the first. Which plan its account has, by the place among
+    /// the policy's plans in the order of their names.
+    Level { plan: Option<u32> },
+    /// The next limit of the plan, or of the feature's capacity, that counts the feature: in the policy's
+    /// order. What it had used; credits are in millionths.
+    Limit {
+        used: Change,
+        /// The quota that applied, where it was not the policy's own.
+        quota: Option<u64>,
+    },
+    /// The account's spending cap, and what wallets had paid in its period.
+    SpendingCap { cap: SpendingCap, spent: Change },
+    /// The account's wallet: what could be drawn, and what holds kept.
+    Wallet { available: Change, held: Change },
+}
+
+/// An amount before a decision, and after it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    pub before: u64,
+    /// What was added, as a number that may be negative; it wraps around, so that every pair has one.
+    by: i64,
+}
+
+impl Change {
+    pub fn new(before: u64, after: u64) -> Change {
+        Change { before, by: after.wrapping_sub(before).cast_signed() }
+    }
+
+    pub fn none(before: u64) -> Change {
+        Change { before, by: 0 }
+    }
+
+    pub fn after(self) -> u64 {
+        self.before.wrapping_add_signed(self.by)
+    }
+
+    /// What was added.
+    pub fn added(self) -> i128 {
+        i128::from(self.after()) - i128::from(self.before)
+    }
+}
+
+/// Why a request was refused: behind its usage. What was looked at, if anything, follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refused {
+    /// The number of the usage, in the same entry.
+    pub usage: u32,
+    /// Which layer refused.
+    pub by: Layer,
+    /// The field of the request that is at fault, where one is.
+    pub field: Option<Arc<str>>,
+    /// The first characters of what the request said of itself: at most [`Refused::ATTRIBUTES_MAX`].
+    pub attributes: Vec<(Arc<str>, Arc<str>)>,
+    /// How long it would have had to wait to pass, if nothing else happened.
+    pub would_pass_in: Option<Span>,
+    /// The price, where it was made.
+    pub cost: Option<Credits>,
+}
+
+impl Refused {
+    pub const ATTRIBUTES_MAX: usize = 8;
 }
 
 /// What something costs, and who carries it: `amount = covered + drawn + uncovered`.
@@ -373,14 +486,21 @@ impl Fact {
     }
 }
 
-/// The facts of an entry with their moments, which are left out themselves.
+/// The facts of an entry with their moments, which are left out themselves, and so are versions.
 pub fn with_moments(facts: &[Fact]) -> impl Iterator<Item = (Moment, &Fact)> {
+    with_versions(facts).map(|(_, moment, fact)| (moment, fact))
+}
+
+/// The facts of an entry with their versions and moments, which are left out themselves.
+pub fn with_versions(facts: &[Fact]) -> impl Iterator<Item = (Versions, Moment, &Fact)> {
+    let mut versions = Versions::default();
     let mut moment = Moment { position: 0, at: Millis(0) };
-    facts.iter().filter_map(move |fact| match fact {
-        Fact::Moment(next) => {
-            moment = *next;
-            None
+    facts.iter().filter_map(move |fact| {
+        match fact {
+            Fact::Versions(next) => versions = *next,
+            Fact::Moment(next) => moment = *next,
+            other => return Some((versions, moment, other)),
         }
-        other => Some((moment, other)),
+        None
     })
 }

@@ -11,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Extend, Release, Settle, Stamp};
-use crate::decision::facts::{Bucket, Charge, Covered, Multiplier, Usage, UsageOutcome, Why};
+use crate::decision::facts::{
+    Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
+};
 use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
@@ -26,7 +28,7 @@ use crate::decision::wallet::Wallet;
 use crate::decision::waterfall::{
     ByUnit, Draw, Levels, Look, amount_too_large, cost, least_room, limit_payer, push_payment, quantities,
 };
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Span};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hold {
@@ -275,6 +277,7 @@ impl State {
         self.unindex_hold(extend.admission);
         self.hold_mut(extend.admission).expires_at = expires_at;
         self.index_hold(extend.admission);
+        self.note_extension(extend.admission, HoldTime { before: Some(before), until: expires_at });
         Ok(Outcome::Extended { expires_at })
     }
 
@@ -298,7 +301,14 @@ impl State {
         let levels = self.levels(hold.account);
         let mut paid = hold.pay(&actual);
         let returned = hold.returned(&paid);
-        let charge = self.note_end(&hold, &actual, status);
+        let policy = Arc::clone(&self.policy);
+        let found = self.keeps_facts().then(|| {
+            let looks = self.looks(&policy, &levels, policy.feature(&hold.feature));
+            let caps = self.cap_looks(&levels);
+            let seen = self.seen(&policy, &levels, &looks, &caps, &self.funds(&levels));
+            (seen, looks, caps)
+        });
+        let (usage, charge) = self.note_end(&hold, &actual, status);
         for debit in &hold.debits {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
@@ -320,6 +330,10 @@ impl State {
         }
         self.overrun(&hold, &levels, &actual, &mut paid, charge);
         self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
+        if let Some((mut seen, looks, caps)) = found {
+            self.see_again(&mut seen, &levels, &looks, &caps);
+            self.note_layers(usage, seen);
+        }
         self.recent.keep(Resolved {
             id,
             account: hold.account,
@@ -356,6 +370,9 @@ impl State {
         paid: &mut FromHold,
         charge: ChargeLink,
     ) {
+        if !hold.is_overrun_by(actual) && paid.rest.is_zero() {
+            return;
+        }
         let policy = Arc::clone(&self.policy);
         let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
         let mut units = [0; Policy::FEATURE_UNITS_MAX];
@@ -455,8 +472,32 @@ impl State {
         }
     }
 
+    /// Records that a hold is kept for longer.
+    fn note_extension(&mut self, id: AdmissionId, time: HoldTime) {
+        let account = self.hold(id).expect("only a hold that was found is extended").account;
+        let previous = self.trace(account);
+        if self.keeps_facts() {
+            let hold = self.hold(id).expect("only a hold that was found is extended");
+            let units = hold.lines.iter().map(|line| &line.unit);
+            let units = match &hold.reported {
+                Some(reported) => ledger::units(units, reported),
+                None => {
+                    let reserved: Vec<u64> = hold.lines.iter().map(|line| line.quantity).collect();
+                    ledger::units(units, &reserved)
+                }
+            };
+            let usage = hold.event(units, UsageOutcome::Extended);
+            self.push_usage(Usage { previous, hold: Some(time), ..usage });
+        }
+    }
+
     /// Records the end of a hold and its price. Who carries it is completed later.
-    fn note_end(&mut self, hold: &Hold, actual: &Actual, status: AdmissionStatus) -> ChargeLink {
+    fn note_end(
+        &mut self,
+        hold: &Hold,
+        actual: &Actual,
+        status: AdmissionStatus,
+    ) -> (Option<u32>, ChargeLink) {
         let outcome = match status {
             AdmissionStatus::Held => UsageOutcome::Held,
             AdmissionStatus::Settled => UsageOutcome::Settled,
@@ -464,7 +505,7 @@ impl State {
             AdmissionStatus::Expired => UsageOutcome::Expired,
         };
         let usage = self.note_usage(hold.account, || hold.usage(actual, outcome));
-        self.note_charge(usage, || Charge {
+        let charge = self.note_charge(usage, || Charge {
             number: 0,
             usage: 0,
             policy: hold.policy,
@@ -474,7 +515,8 @@ impl State {
             covered: Vec::new(),
             drawn: Credits::ZERO,
             uncovered: Credits::ZERO,
-        })
+        });
+        (usage, charge)
     }
 
     /// Has the holds at or below an account give nothing back to the limits of its own at `keys`, which
@@ -580,7 +622,8 @@ impl State {
             .take(HOLDS_LOOKED_AT_MAX)
             .filter(takes_slot)
             .nth(usize::try_from(ends_needed - 1).ok()?)
-            .map(|hold| hold.expires_at)
+            // One that is to end now waits for the next entry.
+            .map(|hold| hold.expires_at.max(self.now.saturating_add(Span(1))))
     }
 
     pub(super) fn wallet_mut(&mut self, account: AccountPlace) -> &mut Wallet {
@@ -589,22 +632,35 @@ impl State {
 }
 
 impl Hold {
-    /// An event of this hold, for the record.
+    /// Whether more was used than it reserved.
+    fn is_overrun_by(&self, actual: &Actual) -> bool {
+        let mut lines = self.lines.iter().zip(&actual.quantities);
+        actual.cost > self.cost || lines.any(|(line, quantity)| *quantity > line.quantity)
+    }
+
+    /// Use of this hold, for the record.
     fn usage(&self, actual: &Actual, outcome: UsageOutcome) -> Usage {
+        let units = ledger::units(self.lines.iter().map(|line| &line.unit), &actual.quantities);
+        Usage { charged: actual.cost > Credits::ZERO, ..self.event(units, outcome) }
+    }
+
+    /// An event of this hold, for the record.
+    fn event(&self, units: Vec<UnitUsed>, outcome: UsageOutcome) -> Usage {
         Usage {
             number: 0,
             previous: 0,
             admission: self.id,
             account: Some(self.account.0),
             feature: self.feature.clone(),
-            units: ledger::units(self.lines.iter().map(|line| &line.unit), &actual.quantities),
+            units,
             compute_ms: self.compute_ms,
             duration_ms: self.duration_ms,
             region: self.region.clone(),
             endpoint: self.endpoint.clone(),
             admitted_at: self.stamp.at,
+            hold: None,
             outcome,
-            charged: actual.cost > Credits::ZERO,
+            charged: false,
         }
     }
 

@@ -7,16 +7,17 @@
 
 use std::sync::Arc;
 
+use crate::decision::RULES;
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
-    Bucket, Charge, ChargeLine, Covered, Fact, Moment, Posting, Rate, Reset, UnitUsed, Usage, UsageOutcome,
-    Why,
+    Bucket, Charge, ChargeLine, Covered, Fact, LayerSeen, Layers, Moment, Posting, Rate, Refused, Reset,
+    UnitUsed, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::policy::Policy;
-use crate::decision::reply::{AdmissionId, Reason};
+use crate::decision::reply::AdmissionId;
 use crate::decision::state::State;
-use crate::decision::waterfall::quantities;
+use crate::decision::waterfall::{Denied, quantities};
 use crate::units::{Credits, Millis};
 
 /// The facts of the entry under way, where they are kept.
@@ -25,8 +26,10 @@ pub(super) struct Recorder {
     keep: bool,
     facts: Vec<Fact>,
     index: u64,
+    term: u64,
     position: u32,
-    /// What the facts so far last said of when they came about.
+    /// What the facts so far last said of by what and when they came about.
+    versions: Option<Versions>,
     moment: Option<Moment>,
     /// The number that the next usage, charge or posting of the entry gets.
     next_number: u32,
@@ -59,8 +62,9 @@ impl Recorder {
         if self.index != stamp.index {
             self.index = stamp.index;
             self.next_number = 0;
-            self.moment = None;
+            self.forget_context();
         }
+        self.term = stamp.term;
         self.position = stamp.position;
     }
 
@@ -70,7 +74,16 @@ impl Recorder {
         number
     }
 
-    fn push(&mut self, at: Millis, fact: Fact) {
+    /// Says by what and when the next fact came about, whatever was said before.
+    fn forget_context(&mut self) {
+        (self.versions, self.moment) = (None, None);
+    }
+
+    fn push(&mut self, versions: Versions, at: Millis, fact: Fact) {
+        if self.versions != Some(versions) {
+            self.versions = Some(versions);
+            self.facts.push(Fact::Versions(versions));
+        }
         let moment = Moment { position: self.position, at };
         if self.moment != Some(moment) {
             self.moment = Some(moment);
@@ -94,16 +107,32 @@ impl State {
     /// Drops the facts and keeps their memory for those of the next entry.
     pub fn clear_facts(&mut self) {
         self.recorder.facts.clear();
-        self.recorder.moment = None;
+        self.recorder.forget_context();
     }
 
     pub fn take_facts(&mut self) -> Vec<Fact> {
-        self.recorder.moment = None;
+        self.recorder.forget_context();
         std::mem::take(&mut self.recorder.facts)
     }
 
     pub(super) fn keeps_facts(&self) -> bool {
         self.recorder.keep
+    }
+
+    /// The index of the entry under way.
+    pub(super) fn entry_index(&self) -> u64 {
+        self.recorder.index
+    }
+
+    fn push_fact(&mut self, fact: Fact) {
+        let versions = Versions {
+            term: self.recorder.term,
+            rules: RULES,
+            policy: self.policy.revision,
+            policy_index: self.policy_index,
+            load: self.load.version,
+        };
+        self.recorder.push(versions, self.now, fact);
     }
 
     /// Moves credits between two buckets of a grant, and records it. Nothing is no posting.
@@ -119,14 +148,14 @@ impl State {
             let (number, account) = (self.recorder.number(), account.0);
             let charge = charge.0;
             let posting = Posting { number, previous, account, grant, amount, from, to, why, charge };
-            self.recorder.push(self.now, Fact::Posting(posting));
+            self.push_fact(Fact::Posting(posting));
         }
     }
 
     /// Records what an auditor needs to read the rest.
     pub(super) fn note(&mut self, fact: impl FnOnce() -> Fact) {
         if self.recorder.keep {
-            self.recorder.push(self.now, fact());
+            self.push_fact(fact());
         }
     }
 
@@ -135,7 +164,7 @@ impl State {
         let previous = self.trace(account);
         if self.recorder.keep {
             let number = self.recorder.number();
-            self.recorder.push(self.now, Fact::Reset(Reset { number, previous, ..reset() }));
+            self.push_fact(Fact::Reset(Reset { number, previous, ..reset() }));
         }
     }
 
@@ -148,7 +177,7 @@ impl State {
     /// Records a usage whose account, if it has one, was traced.
     pub(super) fn push_usage(&mut self, usage: Usage) -> u32 {
         let number = self.recorder.number();
-        self.recorder.push(self.now, Fact::Usage(Usage { number, ..usage }));
+        self.push_fact(Fact::Usage(Usage { number, ..usage }));
         number
     }
 
@@ -156,7 +185,7 @@ impl State {
     pub(super) fn note_charge(&mut self, usage: Option<u32>, charge: impl FnOnce() -> Charge) -> ChargeLink {
         ChargeLink(usage.map(|usage| {
             let number = self.recorder.number();
-            self.recorder.push(self.now, Fact::Charge(Charge { number, usage, ..charge() }));
+            self.push_fact(Fact::Charge(Charge { number, usage, ..charge() }));
             number
         }))
     }
@@ -174,8 +203,15 @@ impl State {
         (charge.covered, charge.uncovered) = (covered, uncovered);
     }
 
+    /// Records what was looked at for a usage, if it was recorded.
+    pub(super) fn note_layers(&mut self, usage: Option<u32>, seen: Vec<LayerSeen>) {
+        if let Some(usage) = usage {
+            self.push_fact(Fact::Layers(Layers { usage, seen }));
+        }
+    }
+
     /// Records a request that was refused, whatever of it can be understood.
-    pub(super) fn note_refusal(&mut self, admit: &Admit<'_>, reason: Reason) {
+    pub(super) fn note_refusal(&mut self, admit: &Admit<'_>, denied: &mut Denied) {
         let account = self.account_by_path.get(admit.account).copied();
         let previous = account.map_or(0, |account| self.trace(account));
         if !self.recorder.keep {
@@ -190,7 +226,8 @@ impl State {
                 (feature.name.clone(), units(feature.units.iter().map(|unit| &unit.name), &asked))
             }
         };
-        self.push_usage(Usage {
+        let refusal = &denied.refusal;
+        let usage = self.push_usage(Usage {
             number: 0,
             previous,
             admission: AdmissionId(0),
@@ -202,9 +239,22 @@ impl State {
             region: admit.region.map(start_of),
             endpoint: admit.endpoint.map(start_of),
             admitted_at: self.now,
-            outcome: UsageOutcome::Refused(reason),
+            hold: None,
+            outcome: UsageOutcome::Refused(refusal.reason),
             charged: false,
         });
+        let attributes = admit.attributes.iter().take(Refused::ATTRIBUTES_MAX);
+        self.push_fact(Fact::Refused(Refused {
+            usage,
+            by: refusal.layer.clone(),
+            field: refusal.field.as_deref().map(start_of),
+            attributes: attributes.map(|(name, value)| (start_of(name), start_of(value))).collect(),
+            would_pass_in: refusal.would_pass_at.map(|at| at.since(self.now)),
+            cost: denied.cost,
+        }));
+        if !denied.seen.is_empty() {
+            self.note_layers(Some(usage), std::mem::take(&mut denied.seen));
+        }
     }
 
     /// Begins the trail of an account that was just made.

@@ -8,13 +8,14 @@
 //! |---|---|
 //! | [`command`], [`reply`] | what can be asked, and what is answered |
 //! | [`facts`], [`audit`] | what is recorded of it, and proving the books from that alone |
+//! | [`layers`] | reading what a decision looked at, by the names of its policy |
 //! | [`policy`] | what people write, and what it compiles into |
 //! | `state` | the state, time and deadlines |
 //! | `waterfall` | looking: what everything says of a request, and who would pay |
 //! | `admission`, `hold` | debiting: what the look found; reserving, settling, giving back |
 //! | `overdraft`, `pace` | what a plan lends, and how it is paid back; when work under way should stop |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
-//! | `renewals` | what falls due in wallets: recurring grants, and the end of grants |
+//! | `renewals` | what falls due: the end of holds, recurring grants, and the end of grants |
 //! | `load` | what backends report, and how much of each capacity may be used because of it |
 //! | `resets` | clearing what limits have counted |
 //! | `ledger` | the one way to change a balance; recording |
@@ -26,6 +27,7 @@
 pub mod audit;
 pub mod command;
 pub mod facts;
+pub mod layers;
 pub mod path;
 pub mod policy;
 pub mod reply;
@@ -58,7 +60,7 @@ mod weight;
 /// The version of the rules by which a log is decided. Raise it with any change that makes
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
-pub const RULES: u16 = 2;
+pub const RULES: u16 = 3;
 
 pub use load::LoadMove;
 

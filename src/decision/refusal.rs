@@ -13,6 +13,7 @@ impl Refusal {
             limits: Vec::new(),
             cost: None,
             available: None,
+            recorded: false,
         })
     }
 

@@ -1,9 +1,14 @@
-//! What falls due in wallets: the renewal of recurring plan grants, and the end of grants.
+//! What falls due: the end of holds, the renewal of recurring plan grants, and the end of grants.
 //!
 //! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
 //! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
 //! million months that end at once do not stop the cluster: the rest waits for the next entries. Nothing
 //! is decided on a wallet that waits: [`State::bring_up_to_date`] comes before each command.
+//!
+//! Holds are otherwise: what one gives back, to slots, capacities and wallets of every level, anybody may look
+//! at. So the agreed time itself waits for them. An entry that has ended as many as it may,
+//! [`State::PAID_BACK_PER_ENTRY_MAX`], leaves time at the moment at which the next one ends; the entries behind
+//! it go on from there, and nothing is decided at a later moment before that.
 
 use std::sync::Arc;
 
@@ -38,13 +43,20 @@ pub(super) struct Recurrence {
 pub(super) struct EntryBound {
     index: u64,
     left: usize,
+    /// The same of holds, by those that they pay back to.
+    holds_left: usize,
     /// Whether it was recorded that some are left.
     told: bool,
 }
 
 impl Default for EntryBound {
     fn default() -> Self {
-        EntryBound { index: 0, left: State::DUE_PER_ENTRY_MAX, told: false }
+        EntryBound {
+            index: 0,
+            left: State::DUE_PER_ENTRY_MAX,
+            holds_left: State::PAID_BACK_PER_ENTRY_MAX,
+            told: false,
+        }
     }
 }
 
@@ -60,17 +72,26 @@ impl State {
     /// Renewals and ends of grants that one entry carries out without being asked for their wallets; those of
     /// one wallet at one moment are not divided.
     pub const DUE_PER_ENTRY_MAX: usize = 4_096;
+    /// Holds whose time is over that one entry ends, each counted once and once for each grant that it has
+    /// drawn on; one hold is not divided.
+    pub const PAID_BACK_PER_ENTRY_MAX: usize = 4_096;
     /// Recurring grants that one account can have, with those of plans that it no longer has.
     const RECURRENCES_MAX: usize = 64;
 
     // --- when -------------------------------------------------------------------------------------
 
-    /// Moves time on to `at`, through every deadline on the way, each at its own moment: all of holds, and
-    /// of wallets as many as the entry may carry out.
+    /// Moves time on towards `at`, through every deadline on the way, each at its own moment, as many as the
+    /// entry may carry out. It stops at the first hold that is to wait for the next entry.
     pub(super) fn move_time(&mut self, at: Millis) {
-        let target = self.now.max(at);
+        let mut target = self.now.max(at);
         loop {
-            let hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
+            let mut hold = self.hold_deadlines.first().copied().filter(|(due_at, _)| *due_at <= target);
+            if let Some((due_at, _)) = hold
+                && self.entry_bound.holds_left == 0
+            {
+                target = due_at;
+                hold = None;
+            }
             let bounded = self.entry_bound.left > 0;
             // No further than the next hold: what ends it may lend to a wallet, and so make something due there.
             let until = hold.map_or(target, |(due_at, _)| due_at);
@@ -78,11 +99,13 @@ impl State {
             match (hold, wallet) {
                 (None, None) => break,
                 (Some((due_at, id)), wallet) if wallet.is_none_or(|(other, _)| due_at <= other) => {
-                    let account = self.hold(id).expect("a deadline is of a hold that is there").account;
+                    let hold = self.hold(id).expect("a deadline is of a hold that is there");
+                    let (account, weight) = (hold.account, 1 + hold.draws.len());
                     // What was due before in the wallets that it returns to.
                     self.bring_wallets_up_to_date(account, Millis(due_at.0.saturating_sub(1)));
                     self.now = due_at;
                     self.expire_hold(id);
+                    self.entry_bound.holds_left = self.entry_bound.holds_left.saturating_sub(weight);
                 }
                 (_, None) => unreachable!("a hold without a wallet that is due comes first"),
                 (_, Some((due_at, account))) => {
@@ -99,6 +122,10 @@ impl State {
 
     /// Whether something is due that no command has carried out yet.
     pub fn is_overdue(&self) -> bool {
+        self.is_wallet_overdue() || self.hold_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
+    }
+
+    fn is_wallet_overdue(&self) -> bool {
         self.wallet_deadlines.first().is_some_and(|(due_at, _)| *due_at <= self.now)
     }
 
@@ -141,7 +168,7 @@ impl State {
 
     /// Carries out what is due in the wallets that a command looks at.
     pub(super) fn bring_up_to_date(&mut self, command: &Command<'_>) {
-        if !self.is_overdue() {
+        if !self.is_wallet_overdue() {
             return;
         }
         let of_path = |path: &str| self.account_by_path.get(path).copied();

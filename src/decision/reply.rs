@@ -47,9 +47,28 @@ pub enum Outcome {
     Signalled,
 }
 
+impl Reply {
+    /// By what the refusal that it is can be looked up later.
+    pub fn refusal_id(&self) -> Option<RefusalId> {
+        match &self.outcome {
+            Outcome::Refused(refusal) if refusal.recorded => {
+                Some(RefusalId { index: self.stamp.index, position: self.stamp.position })
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Names an admission: its place in the sequence of all admissions of the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct AdmissionId(pub u64);
+
+/// Names a request that was refused, by its place in the log: nothing is kept for it but the record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RefusalId {
+    pub index: u64,
+    pub position: u32,
+}
 
 /// A request that may go ahead.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -170,6 +189,9 @@ pub struct Refusal {
     /// The price of the request and what the wallets had, where that was the matter.
     pub cost: Option<Credits>,
     pub available: Option<Credits>,
+    /// Whether it is on record, and has an id to be looked up by: of requests for admission, but for those
+    /// that were only tried, or that came under the key of another.
+    pub recorded: bool,
 }
 
 impl Refusal {
@@ -423,12 +445,37 @@ impl FromStr for AdmissionId {
     type Err = ParseAdmissionIdError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let digits = text.strip_prefix("adm_").ok_or(ParseAdmissionIdError)?;
-        let canonical = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
-            && (digits == "0" || !digits.starts_with('0'));
-        if !canonical {
-            return Err(ParseAdmissionIdError);
-        }
-        u64::from_str_radix(digits, 16).map(AdmissionId).map_err(|_| ParseAdmissionIdError)
+        hexadecimal(digits).map(AdmissionId).ok_or(ParseAdmissionIdError)
+    }
+}
+
+/// A number in hexadecimal digits, written in its one way.
+fn hexadecimal(digits: &str) -> Option<u64> {
+    let canonical = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        && (digits == "0" || !digits.starts_with('0'));
+    canonical.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+}
+
+/// The text is not the id of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected the id of a refusal, such as ref_2f_0")]
+pub struct ParseRefusalIdError;
+
+impl fmt::Display for RefusalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ref_{:x}_{:x}", self.index, self.position)
+    }
+}
+
+impl FromStr for RefusalId {
+    type Err = ParseRefusalIdError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let read = || {
+            let (index, position) = text.strip_prefix("ref_")?.split_once('_')?;
+            let position = u32::try_from(hexadecimal(position)?).ok()?;
+            Some(RefusalId { index: hexadecimal(index)?, position })
+        };
+        read().ok_or(ParseRefusalIdError)
     }
 }
 

@@ -33,6 +33,8 @@ pub struct State {
     pub(super) next_grant: u64,
     pub(super) names: Names,
     pub(super) policy: Arc<Policy>,
+    /// The index of the entry that put the policy; 0 before there is any.
+    pub(super) policy_index: u64,
     /// By [`AccountPlace`]. The first one is the cluster itself. Accounts are never removed.
     pub(super) accounts: Pages<Account>,
     pub(super) holds: Slab<Hold>,
@@ -81,6 +83,7 @@ impl State {
             names: Names::default(),
             recent: Recent::new(policy.document.settings.admissions_kept),
             policy,
+            policy_index: 0,
             accounts,
             holds: Slab::default(),
             keys: Keys::default(),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::AccountState;
+use crate::decision::facts::{Change, LayerSeen};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
@@ -91,6 +92,23 @@ pub(super) struct Verdict<'p> {
     pub caps: Vec<CapLook>,
     pub cover: Cover,
 }
+
+/// A refusal, and for the record what it costs and what was looked at, as far as it came to that.
+pub(super) struct Denied {
+    pub refusal: Box<Refusal>,
+    pub cost: Option<Credits>,
+    pub seen: Vec<LayerSeen>,
+}
+
+impl From<Box<Refusal>> for Denied {
+    fn from(refusal: Box<Refusal>) -> Denied {
+        Denied { refusal, cost: None, seen: Vec::new() }
+    }
+}
+
+/// What the wallets of each level have: what can be drawn, and what holds keep.
+#[derive(Clone, Copy)]
+pub(super) struct Funds([Option<(Credits, Credits)>; Levels::MAX]);
 
 impl Levels {
     /// The cluster, and the levels that a path may have.
@@ -217,13 +235,14 @@ impl State {
         feature: (usize, &'p Feature),
         priced: &Priced,
         list_limits: bool,
-    ) -> Result<Verdict<'p>, Box<Refusal>> {
+    ) -> Result<Verdict<'p>, Denied> {
         for place in levels.iter() {
             let account = self.account_at(place);
             if account.state == AccountState::Closed {
                 let detail = format!("the account {} is closed", account.path);
                 let layer = Layer::Account { level: account.level };
-                return Err(Refusal::new(Reason::AccountClosed, layer, detail));
+                let refusal = Refusal::new(Reason::AccountClosed, layer, detail);
+                return Err(Denied { cost: Some(priced.cost), ..refusal.into() });
             }
         }
         let looks = self.looks(policy, levels, Some(feature));
@@ -244,7 +263,12 @@ impl State {
             Some(Objection { refusal, .. }) => {
                 let listed = looks.iter().filter(|_| list_limits);
                 let limits = listed.map(|look| self.status(look)).collect();
-                Err(Box::new(Refusal { would_pass_at, limits, ..*refusal }))
+                let refusal = Box::new(Refusal { would_pass_at, limits, ..*refusal });
+                let seen = match self.keeps_facts() {
+                    true => self.seen(policy, levels, &looks, &caps, &self.funds(levels)),
+                    false => Vec::new(),
+                };
+                Err(Denied { refusal, cost: Some(priced.cost), seen })
             }
         }
     }
@@ -359,6 +383,79 @@ impl State {
 
     pub(super) fn held_sum(&self, levels: &Levels) -> i128 {
         self.wallets(levels).map(|wallet| i128::from(wallet.books().held.0)).sum()
+    }
+
+    /// What each wallet on the way has now.
+    pub(super) fn funds(&self, levels: &Levels) -> Funds {
+        let mut funds = Funds([None; Levels::MAX]);
+        for (funds, place) in funds.0.iter_mut().zip(levels.iter()) {
+            let wallet = self.account_at(place).wallet.as_deref();
+            *funds = wallet.map(|wallet| (wallet.drawable(self.now), wallet.books().held));
+        }
+        funds
+    }
+
+    /// Everything that was looked at, for the record, as it was found and as if nothing had changed.
+    pub(super) fn seen(
+        &self,
+        policy: &Policy,
+        levels: &Levels,
+        looks: &[Look<'_>],
+        caps: &[CapLook],
+        funds: &Funds,
+    ) -> Vec<LayerSeen> {
+        let mut seen = Vec::with_capacity(2 * levels.len + looks.len() + caps.len());
+        let (mut looks, mut caps) = (looks.iter().peekable(), caps.iter().peekable());
+        for (place, funds) in levels.iter().zip(funds.0) {
+            let account = self.account_at(place);
+            let plan = account.plan.and_then(|plan| policy.plan_places.get(plan.place()).copied().flatten());
+            seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32) });
+            while let Some(look) = looks.next_if(|look| look.account == place) {
+                seen.push(LayerSeen::Limit { used: Change::none(look.reading.used), quota: None });
+            }
+            if let (Some(look), Some(cap)) = (caps.next_if(|cap| cap.account == place), account.spending_cap)
+            {
+                seen.push(LayerSeen::SpendingCap { cap, spent: Change::none(look.reading.used) });
+            }
+            if let Some((available, held)) = funds {
+                let amount = |credits: Credits| Change::none(credits.0.unsigned_abs());
+                seen.push(LayerSeen::Wallet { available: amount(available), held: amount(held) });
+            }
+        }
+        seen
+    }
+
+    /// Completes what was seen before a change by how things stand after it.
+    pub(super) fn see_again(
+        &self,
+        seen: &mut [LayerSeen],
+        levels: &Levels,
+        looks: &[Look<'_>],
+        caps: &[CapLook],
+    ) {
+        let funds = self.funds(levels);
+        let (mut looks, mut caps, mut funds) = (looks.iter(), caps.iter(), funds.0.iter());
+        let mut funds_here = None;
+        for layer in seen {
+            match layer {
+                LayerSeen::Level { .. } => funds_here = funds.next().copied().flatten(),
+                LayerSeen::Limit { used, .. } => {
+                    let Some(look) = looks.next() else { continue };
+                    let meter = self.account_at(look.account).meter(look.limit.key);
+                    *used = Change::new(used.before, look.limit.rule.read(meter, self.now).used);
+                }
+                LayerSeen::SpendingCap { spent, .. } => {
+                    let Some(cap) = caps.next() else { continue };
+                    let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
+                    *spent = Change::new(spent.before, cap.rule.read(meter, self.now).used);
+                }
+                LayerSeen::Wallet { available, held } => {
+                    let Some((available_now, held_now)) = funds_here else { continue };
+                    *available = Change::new(available.before, available_now.0.unsigned_abs());
+                    *held = Change::new(held.before, held_now.0.unsigned_abs());
+                }
+            }
+        }
     }
 
     fn wallets<'s>(&'s self, levels: &'s Levels) -> impl Iterator<Item = &'s Wallet> {
@@ -534,6 +631,43 @@ impl State {
 /// A sum of amounts that are not negative, or the largest amount there is.
 pub(super) fn saturating_credits(sum: i128) -> Credits {
     Credits(i64::try_from(sum).unwrap_or(i64::MAX))
+}
+
+impl Verdict<'_> {
+    /// Completes what was seen by what the verdict debits: no meter is read twice.
+    pub fn complete(&self, seen: &mut [LayerSeen], priced: &Priced, hold: bool) {
+        let drawn_in_all = self.cover.drawn().0.unsigned_abs();
+        let (mut level, mut looks) = (0, self.looks.iter());
+        for layer in seen {
+            match layer {
+                LayerSeen::Level { .. } => level += 1,
+                LayerSeen::Limit { used, .. } => {
+                    let counted = looks.next().map_or(0, |look| look.counted(priced, &self.cover, hold));
+                    *used = Change::new(used.before, used.before.saturating_add(counted));
+                }
+                LayerSeen::SpendingCap { spent, .. } => {
+                    *spent = Change::new(spent.before, spent.before.saturating_add(drawn_in_all));
+                }
+                LayerSeen::Wallet { available, held } => {
+                    let here = self.cover.draws.iter().filter(|draw| usize::from(draw.level) + 1 == level);
+                    let drawn = here.map(|draw| draw.amount.0.unsigned_abs()).sum();
+                    *available = Change::new(available.before, available.before.saturating_sub(drawn));
+                    if hold {
+                        *held = Change::new(held.before, held.before.saturating_add(drawn));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Funds {
+    /// What can be drawn and what is held, in all: the sums may be more than an amount of credits.
+    pub fn sums(&self) -> (i128, i128) {
+        let funds = || self.0.iter().flatten();
+        let available = funds().map(|(available, _)| i128::from(available.0)).sum();
+        (available, funds().map(|(_, held)| i128::from(held.0)).sum())
+    }
 }
 
 /// The least room among the allowances that count `measure`, and which one has it.

@@ -42,7 +42,8 @@ const REFUSED: usize = AROUND
     + MARK
     + text(Refusal::FIELD_BYTES_MAX)
     + NUMBER
-    + 3 * OPTION;
+    + 3 * OPTION
+    + MARK;
 const ADMITTED: usize = AROUND + 2 * NUMBER + MARK + PAYMENTS + NUMBER + 2 * NUMBER + OPTION;
 const SETTLED: usize = AROUND + 2 * NUMBER + MARK + 2 * PAYMENTS + 3 * NUMBER + OPTION + (2 * MARK + NUMBER);
 const GRANT: usize = text(GRANT_ID_LEN_MAX) + MARK + 3 * NUMBER + OPTION + BALANCES;

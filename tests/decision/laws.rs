@@ -10,8 +10,8 @@
 //! 6. who pays adds up to what it costs;
 //! 7. a request refused until a moment passes its layers at that moment, if nothing else happens, and
 //!    where one guard refused, not a millisecond before;
-//! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and one
-//!    usage for a refused admission;
+//! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and for a
+//!    refused admission one usage with why it was refused and what was looked at;
 //! 9. an audit of all facts so far finds nothing, and gives the balances that the state shows.
 
 use std::collections::BTreeSet;
@@ -186,7 +186,20 @@ fn leaves_at_most_a_refusal(
         }
         _ => false,
     };
+    let recorded = matches!(&reply.outcome, Outcome::Refused(refusal) if refusal.recorded);
+    same("what is on record says so", &recorded, &decided)?;
     if decided {
+        if matches!(facts.last(), Some(Fact::Layers(_))) {
+            facts.pop();
+        }
+        match (facts.pop(), &reply.outcome) {
+            (Some(Fact::Refused(refused)), Outcome::Refused(refusal)) => {
+                same(law, &refused.by, &refusal.layer)?;
+                let waits = refusal.would_pass_at.map(|at| at.since(reply.stamp.at));
+                same(law, &refused.would_pass_in, &waits)?;
+            }
+            (other, _) => return Err(format!("{law}: {other:?}")),
+        }
         match (facts.pop(), &reply.outcome) {
             (Some(Fact::Usage(usage)), Outcome::Refused(refusal)) => {
                 same(law, &usage.outcome, &UsageOutcome::Refused(refusal.reason))?;

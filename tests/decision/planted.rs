@@ -4,7 +4,10 @@ use proptest::prelude::*;
 use proptest::sample::Index;
 use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::Source;
-use quorate::decision::facts::{Bucket, Charge, Fact, GrantMade, Posting, Why};
+use quorate::decision::facts::{
+    Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, Posting, UsageOutcome, Why,
+};
+use quorate::decision::reply::Layer;
 use quorate::units::Credits;
 
 use crate::properties::{any_steps, facts_of, granting_policies, lending, run};
@@ -73,6 +76,8 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
                 moved(&mut charge.usage);
             }
             Fact::Reset(reset) => moved(&mut reset.number),
+            Fact::Layers(layers) => moved(&mut layers.usage),
+            Fact::Refused(refused) => moved(&mut refused.usage),
             Fact::Posting(posting) => {
                 moved(&mut posting.number);
                 posting.charge.iter_mut().for_each(moved);
@@ -82,7 +87,109 @@ fn renumber(facts: &mut Facts, index: u64, from: u32, up: bool) {
     }
 }
 
+/// The layers at a place, where their usage is an admission or a refusal, and not the end of a hold.
+fn first_layers(facts: &mut Facts, place: usize) -> Option<&mut Layers> {
+    let (index, Fact::Layers(Layers { usage, .. })) = &facts[place] else { return None };
+    let is_first = facts[..place].iter().rev().find_map(|(at, fact)| match fact {
+        Fact::Usage(told) if at == index && told.number == *usage => {
+            Some(matches!(told.outcome, UsageOutcome::Held | UsageOutcome::Refused(_)))
+        }
+        _ => None,
+    });
+    match &mut facts[place].1 {
+        Fact::Layers(layers) if is_first == Some(true) => Some(layers),
+        _ => None,
+    }
+}
+
 const ERRORS: &[Error] = &[
+    Error {
+        name: "what a limit was left with is flipped",
+        plant: |facts, place| {
+            let mut seen = first_layers(facts, place)?.seen.iter_mut();
+            let used = seen.find_map(|layer| match layer {
+                LayerSeen::Limit { used, .. } => Some(used),
+                _ => None,
+            })?;
+            *used = Change::new(used.before, used.after().checked_add(1)?);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
+    },
+    Error {
+        name: "more is admitted than a quota lets through",
+        plant: |facts, place| {
+            let mut seen = first_layers(facts, place)?.seen.iter_mut();
+            let used = seen.find_map(|layer| match layer {
+                LayerSeen::Limit { used, .. } if used.added() > 0 => Some(used),
+                _ => None,
+            })?;
+            let before = u64::MAX / 2;
+            *used = Change::new(before, before + u64::try_from(used.added()).ok()?);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::QuotaExceeded { .. }),
+    },
+    Error {
+        name: "what a wallet was left with is flipped",
+        plant: |facts, place| {
+            let Fact::Layers(layers) = &mut facts[place].1 else { return None };
+            let available = layers.seen.iter_mut().find_map(|layer| match layer {
+                LayerSeen::Wallet { available, .. } => Some(available),
+                _ => None,
+            })?;
+            *available = Change::new(available.before, available.after() ^ 1);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::WalletDiffers { when: "after", .. }),
+    },
+    Error {
+        name: "what was looked at is missing",
+        plant: |facts, place| {
+            let Fact::Layers(_) = facts[place].1 else { return None };
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayersMissing { .. }),
+    },
+    Error {
+        name: "why a request was refused is missing",
+        plant: |facts, place| {
+            let Fact::Refused(_) = facts[place].1 else { return None };
+            facts.remove(place);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::RefusalUnexplained { .. }),
+    },
+    Error {
+        name: "a refusal is laid to another layer",
+        plant: |facts, place| {
+            let Fact::Refused(refused) = &mut facts[place].1 else { return None };
+            let Layer::Limit { level, .. } = refused.by else { return None };
+            refused.by = Layer::Limit { level, name: "another".into() };
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::RefusedForNothing { .. }),
+    },
+    Error {
+        name: "a hold is extended from another moment than that to which it was kept",
+        plant: |facts, place| {
+            let Fact::Usage(usage) = &mut facts[place].1 else { return None };
+            let before = usage.hold.as_mut()?.before.as_mut()?;
+            before.0 = before.0.checked_sub(1)?;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::HoldTimeDiffers { .. }),
+    },
+    Error {
+        name: "another policy is said to have decided",
+        plant: |facts, place| {
+            let Fact::Versions(versions) = &mut facts[place].1 else { return None };
+            versions.policy += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::VersionOther { .. }),
+    },
     Error {
         name: "an amount is flipped",
         plant: |facts, place| {

@@ -830,6 +830,7 @@ fn undated(facts: Vec<Fact>) -> Vec<(Millis, Fact)> {
             Fact::Posting(posting) => {
                 (posting.number, posting.previous, posting.charge) = (0, 0, posting.charge.map(|_| 0));
             }
+            Fact::Layers(layers) => layers.usage = 0,
             _ => {}
         }
         (moment.at, fact)

@@ -2,20 +2,42 @@
 
 use std::fmt::Write as _;
 
-use quorate::decision::facts::{Charge, Fact, Posting, Reset, Usage, UsageOutcome};
+use quorate::decision::facts::{
+    Change, Charge, Fact, Layers, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
+};
+use quorate::decision::layers::{self, LayerRead, NamedLayer};
+use quorate::decision::policy::Policy;
+use quorate::units::Credits;
 
 /// The facts behind the first `shown`, a line each, under the entry and the moment that left them.
 pub fn told(facts: &[(u64, Fact)], shown: usize) -> String {
     let mut text = String::new();
-    for (index, fact) in &facts[shown..] {
-        // Writing to a text cannot fail.
-        writeln!(text, "{}", line(*index, fact)).expect("a text");
+    let mut policy = Policy::compile(&Default::default()).expect("an empty policy");
+    let mut feature = "".into();
+    for (place, (index, fact)) in facts.iter().enumerate() {
+        match fact {
+            Fact::PolicyPut(put) => {
+                let document = serde_json::from_str(&put.document).expect("a policy that was put");
+                policy = Policy::compile(&document).expect("a policy that was put");
+            }
+            Fact::Usage(usage) => feature = usage.feature.clone(),
+            _ => {}
+        }
+        if place >= shown {
+            // Writing to a text cannot fail.
+            writeln!(text, "{}", line(*index, fact, &policy, &feature)).expect("a text");
+        }
     }
     text
 }
 
-fn line(index: u64, fact: &Fact) -> String {
+fn line(index: u64, fact: &Fact, policy: &Policy, feature: &str) -> String {
     match fact {
+        Fact::Versions(Versions { term, policy, policy_index, load, .. }) => {
+            format!("by policy {policy} of entry {policy_index}, load {load}, term {term}")
+        }
+        Fact::Layers(layers) => self::layers(layers, policy, feature),
+        Fact::Refused(refused) => self::refused(refused),
         Fact::Moment(moment) => format!("entry {index}.{} at {}", moment.position, moment.at),
         Fact::AccountMade(made) => format!("  account {} is {}", made.account, made.path),
         Fact::PolicyPut(put) => format!("  policy {}", put.revision),
@@ -65,6 +87,12 @@ fn usage(usage: &Usage) -> String {
     for (name, time) in times.into_iter().filter_map(|(name, time)| Some((name, time?))) {
         write!(text, " {name}={time}").expect("a text");
     }
+    if let Some(hold) = usage.hold {
+        if let Some(before) = hold.before {
+            write!(text, " held to {before}").expect("a text");
+        }
+        write!(text, " until {}", hold.until).expect("a text");
+    }
     for (name, place) in [("endpoint", &usage.endpoint), ("region", &usage.region)] {
         if let Some(place) = place {
             write!(text, " {name}={place}").expect("a text");
@@ -72,6 +100,54 @@ fn usage(usage: &Usage) -> String {
     }
     let charged = if usage.charged { "charged" } else { "free" };
     format!("{text}, {charged}, after entry {}", usage.previous)
+}
+
+fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
+    let read = layers::read(policy, feature, layers).expect("layers of this policy");
+    let mut text = format!("  layers  of #{}", layers.usage);
+    for LayerRead { level, layer } in read {
+        let credits = |amount: u64| Credits(amount.cast_signed()).to_string();
+        let change = |change: Change, amount: &dyn Fn(u64) -> String| match change.added() {
+            0 => amount(change.before),
+            _ => format!("{} then {}", amount(change.before), amount(change.after())),
+        };
+        let told = match layer {
+            NamedLayer::Limit(limit) => {
+                let amount = |amount: u64| match &*limit.unit {
+                    "credits" => credits(amount),
+                    _ => amount.to_string(),
+                };
+                let used = change(limit.used, &amount);
+                format!("{}@{level} {used} of {} {}", limit.name, amount(limit.quota), limit.unit)
+            }
+            NamedLayer::SpendingCap { cap, spent } => {
+                format!("cap@{level} {} of {}", change(spent, &credits), cap.credits)
+            }
+            NamedLayer::Wallet { available, held } => {
+                let (available, held) = (change(available, &credits), change(held, &credits));
+                format!("wallet@{level} {available} available, {held} held")
+            }
+        };
+        write!(text, "\n    {told}").expect("a text");
+    }
+    text
+}
+
+fn refused(refused: &Refused) -> String {
+    let mut text = format!("  refused #{} by {:?}", refused.usage, refused.by);
+    if let Some(field) = &refused.field {
+        write!(text, ", at {field}").expect("a text");
+    }
+    for (name, value) in &refused.attributes {
+        write!(text, ", {name}={value}").expect("a text");
+    }
+    if let Some(cost) = refused.cost {
+        write!(text, ", costs {cost}").expect("a text");
+    }
+    if let Some(span) = refused.would_pass_in {
+        write!(text, ", would pass in {span}").expect("a text");
+    }
+    text
 }
 
 fn charge(charge: &Charge) -> String {

@@ -238,3 +238,64 @@ fn a_month_that_ends_for_everyone_at_once_is_carried_out_in_bounded_steps() {
     }
     assert_eq!((audit.finish(), audit.findings()), (0, &[][..]));
 }
+
+#[test]
+fn holds_that_end_for_everyone_at_once_are_ended_in_bounded_steps_and_time_waits_for_them() {
+    const GRANTS: usize = 200;
+    const HOLDS: usize = 100;
+    let policy = r#"{"features": {"code": {"units": ["tokens"], "price": {"tokens": "1"},
+        "capacity": [{"name": "at_once", "algorithm": "slots", "quota": "100"}]}}}"#;
+    let mut state = State::new();
+    state.keep_facts(true);
+    let (mut facts, mut index) = (Vec::new(), 0);
+    let mut apply = |state: &mut State, at: Millis, command: Command<'_>| {
+        index += 1;
+        let reply = state.apply(Stamp { at, term: 1, index, position: 0 }, &plain(command));
+        let new = state.take_facts();
+        facts.extend(new.iter().cloned().map(|fact| (index, fact)));
+        (reply, new)
+    };
+    apply(&mut state, start(), Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
+    fn hold(account: &str, tokens: u64) -> Command<'_> {
+        match admit(account, tokens) {
+            Command::Admit(admit) => Command::Admit(Admit { hold_ttl: Some(Span::HOUR), ..admit }),
+            other => other,
+        }
+    }
+    for number in 0..HOLDS {
+        let path = format!("u{number}");
+        apply(&mut state, start(), account(&path, None, None));
+        for number in 0..GRANTS {
+            apply(&mut state, start(), grant(&path, &format!("g{number}"), whole(1)));
+        }
+        assert_eq!(refused(&apply(&mut state, start(), hold(&path, GRANTS as u64)).0), None);
+    }
+    let end = start().saturating_add(Span::HOUR);
+    let later = end.saturating_add(Span::HOUR);
+    // As many as one entry ends, and no more; the time waits where they end.
+    let per_entry = State::PAID_BACK_PER_ENTRY_MAX.div_ceil(GRANTS + 1);
+    let (_, new) = apply(&mut state, later, Command::Tick);
+    let ended = |facts: &[Fact]| facts.iter().filter(|fact| matches!(fact, Fact::Usage(_))).count();
+    assert_eq!(ended(&new), per_entry);
+    assert!(state.is_overdue());
+    assert_eq!(state.now(), end);
+    // What is decided meanwhile is decided then: with the slots that are free by now.
+    let mut copy = restore(records(&state)).expect("a state");
+    let (reply, new) = apply(&mut state, later, hold("u0", 1));
+    let again = copy.apply(reply.stamp, &plain(hold("u0", 1)));
+    assert_eq!((refused(&reply), reply.stamp.at, &again), (None, end, &reply));
+    assert_eq!(ended(&new), per_entry + 1);
+    let mut entries = 2;
+    while state.is_overdue() {
+        let (_, new) = apply(&mut state, later, Command::Tick);
+        assert!(ended(&new) <= per_entry);
+        entries += 1;
+    }
+    assert_eq!((entries, state.now()), (HOLDS.div_ceil(per_entry), later));
+    assert_eq!((state.check(), state.counts().holds), (Ok(()), 0));
+    let mut audit = Audit::new();
+    for (index, fact) in &facts {
+        audit.take(*index, fact);
+    }
+    assert_eq!((audit.finish(), audit.findings()), (0, &[][..]));
+}

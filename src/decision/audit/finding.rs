@@ -1,10 +1,29 @@
 //! What an audit can find.
 
+use std::fmt;
 use std::sync::Arc;
 
 use crate::decision::facts::{Bucket, FactId, Why};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis, Ppm};
+
+/// What a change was to be: from one amount to another, which may be the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expected(pub i128, pub i128);
+
+impl fmt::Display for Expected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Expected(least, most) = self;
+        if least == most { write!(f, "by {least}") } else { write!(f, "by {least} to {most}") }
+    }
+}
+
+/// What a wallet can give, and what holds keep of it, in millionths of a credit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WalletSaid {
+    pub available: u64,
+    pub held: u64,
+}
 
 /// Something in the facts that does not fit: where, and by how much.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +119,43 @@ pub enum Finding {
     // Resets.
     #[error("{id}: {account} had {expected} resets put by; the reset says {before} before and {after} after")]
     ResetsDiffer { id: FactId, account: Arc<str>, expected: u32, before: u32, after: u32 },
+
+    // By what it was decided, and what was looked at.
+    #[error("entry {index}: {what} is {found} where {expected} was to be")]
+    VersionOther { index: u64, what: &'static str, expected: u64, found: u64 },
+    #[error("of the usage {id} nothing says what was looked at")]
+    LayersMissing { id: FactId },
+    #[error("what was looked at for {id} belongs to no usage, or was told before")]
+    LayersWithoutUsage { id: FactId },
+    #[error("what was looked at for {id} does not fit the policy that decided, or the account")]
+    LayersUnreadable { id: FactId },
+    #[error("{id}: {layer} of {account} changes by {changed}, from {before}; it was to be {expected}")]
+    LayerDiffers {
+        id: FactId,
+        account: Arc<str>,
+        layer: Arc<str>,
+        before: u64,
+        changed: i128,
+        expected: Expected,
+    },
+    #[error("{id}: {layer} of {account} had used {before}, and {latest} after the last that counted there")]
+    LayerGrew { id: FactId, account: Arc<str>, layer: Arc<str>, before: u64, latest: u64 },
+    #[error("{id}: {layer} of {account} is left with {after} of {quota} used")]
+    QuotaExceeded { id: FactId, account: Arc<str>, layer: Arc<str>, quota: u64, after: u64 },
+    #[error("{id}: the wallet of {account} is said to have {said:?} {when} it; by the postings {replayed:?}")]
+    WalletDiffers {
+        id: FactId,
+        account: Arc<str>,
+        when: &'static str,
+        said: WalletSaid,
+        replayed: WalletSaid,
+    },
+    #[error("the usage {id} is said to be refused, and not why")]
+    RefusalUnexplained { id: FactId },
+    #[error("the usage {id} is said to be refused by {layer}, which had room for it")]
+    RefusedForNothing { id: FactId, layer: Arc<str> },
+    #[error("{id}: {admission} is held until {known}; {what}")]
+    HoldTimeDiffers { id: FactId, admission: AdmissionId, known: Millis, what: &'static str },
 
     // The state.
     #[error("the grant {grant} of {account}: postings give {replayed:?}, and the state shows {shown:?}")]

@@ -5,20 +5,22 @@
 //! account's history. What does not fit is a [`Finding`] that names where and by how much. It never
 //! looks at a state; what a state shows is handed to [`Audit::compare`].
 
+mod evidence;
 mod finding;
 mod pricing;
 
-pub use finding::Finding;
+pub use finding::{Expected, Finding, WalletSaid};
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+use crate::decision::audit::evidence::{Latest, Reserved};
 use crate::decision::command::Source;
 use crate::decision::facts::{
     AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, LoadMoved, Moment, Multiplier,
-    Overdue, PolicyPut, Posting, Reset, RolledOver, Usage, UsageOutcome, Why,
+    Overdue, PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
-use crate::decision::path::PLAN_GRANT_PREFIX;
+use crate::decision::path::{self, PLAN_GRANT_PREFIX};
 use crate::decision::policy::{Document, Policy};
 use crate::decision::reply::{AdmissionId, Balances};
 use crate::units::{Credits, Millis};
@@ -38,6 +40,11 @@ pub struct Audit {
     grant_ids: BTreeSet<(u32, Arc<str>)>,
     /// By account: the number of the grant that holds what is lent to it.
     loans: BTreeMap<u32, u64>,
+    /// What the limits and caps were left with last.
+    latest: Latest,
+    versions: Versions,
+    /// The entry that put the policy.
+    policy_index: u64,
     /// Admissions that are held.
     open: BTreeMap<AdmissionId, Open>,
     next_admission: u64,
@@ -59,6 +66,12 @@ struct Account {
     latest_at: Millis,
     /// The resets that it has put by.
     banked_resets: u32,
+    /// The account above it: the cluster for a root, and for itself.
+    parent: u32,
+    /// Its grants that have something available.
+    live: BTreeSet<u64>,
+    /// What holds keep in its wallet.
+    held: i128,
 }
 
 struct Grant {
@@ -79,6 +92,9 @@ struct Open {
     admitted_at: Millis,
     policy: u64,
     multipliers: Vec<Multiplier>,
+    /// Until when it is held.
+    until: Millis,
+    reserved: Reserved,
     /// What wallets keep for it.
     held: ByGrant,
 }
@@ -91,6 +107,12 @@ struct Entry {
     next_number: u32,
     usage: Option<Usage>,
     charge: Option<ChargeUnderWay>,
+    /// What the wallets on the way had before the usage, from the cluster down.
+    wallets_before: Vec<WalletSaid>,
+    /// What was said of the usage under way.
+    refused: Option<Refused>,
+    has_layers: bool,
+    has_versions: bool,
     /// Postings that must come next, in their order.
     due: VecDeque<Due>,
     /// What was due before is done; all that was due, where nothing is said.
@@ -100,8 +122,9 @@ struct Entry {
 struct ChargeUnderWay {
     charge: Charge,
     posted: i128,
-    /// What the hold that ends here still keeps.
+    /// What the hold that ends here still keeps, and what it had reserved.
     held: Option<(AdmissionId, ByGrant)>,
+    reserved: Option<Reserved>,
 }
 
 #[derive(Clone, Copy)]
@@ -124,7 +147,7 @@ impl Audit {
 
     pub fn new() -> Audit {
         Audit {
-            accounts: vec![Account { path: "".into(), latest: 0, latest_at: Millis(0), banked_resets: 0 }],
+            accounts: vec![Account::new("".into(), 0, 0)],
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::new(),
             revision: 0,
@@ -133,6 +156,9 @@ impl Audit {
             next_grant: 0,
             grant_ids: BTreeSet::new(),
             loans: BTreeMap::new(),
+            latest: Latest::default(),
+            versions: Versions::default(),
+            policy_index: 0,
             open: BTreeMap::new(),
             next_admission: 1,
             entry: Entry::default(),
@@ -154,7 +180,15 @@ impl Audit {
         if !is_due {
             self.miss_due();
         }
+        if !self.entry.has_versions && !matches!(fact, Fact::Versions(_)) {
+            self.entry.has_versions = true;
+            let (what, expected, found) = ("the number of versions told", 1, 0);
+            self.find(Finding::VersionOther { index, what, expected, found });
+        }
         match fact {
+            Fact::Versions(versions) => self.take_versions(*versions),
+            Fact::Layers(layers) => self.take_layers(layers),
+            Fact::Refused(refused) => self.take_refused(refused),
             Fact::Moment(moment) => self.take_moment(*moment),
             Fact::AccountMade(made) => self.take_account(made),
             Fact::PolicyPut(put) => self.take_policy(put),
@@ -259,6 +293,7 @@ impl Audit {
     /// Ends what belongs to the usage under way.
     fn end_usage(&mut self) {
         let charge = self.entry.charge.take();
+        self.miss_evidence();
         if let Some(usage) = self.entry.usage.take()
             && charge.is_none()
             && usage.outcome.is_priced()
@@ -266,7 +301,7 @@ impl Audit {
             let id = self.id(usage.number);
             self.find(Finding::UsageWithoutCharge { id, admission: usage.admission });
         }
-        let Some(ChargeUnderWay { charge, posted, held }) = charge else { return };
+        let Some(ChargeUnderWay { charge, posted, held, .. }) = charge else { return };
         let id = self.id(charge.number);
         if posted != i128::from(charge.drawn.0) {
             self.find(Finding::PostingsDiffer { id, drawn: charge.drawn, posted: credits(posted) });
@@ -323,12 +358,9 @@ impl Audit {
             let (what, found) = ("account", made.account.into());
             return self.find(Finding::OutOfSequence { index, what, expected, found });
         }
-        self.accounts.push(Account {
-            path: made.path.clone(),
-            latest: index,
-            latest_at: Millis(0),
-            banked_resets: 0,
-        });
+        let parent = path::parent(&made.path).and_then(|parent| self.account_by_path.get(parent));
+        let parent = parent.copied().unwrap_or_default();
+        self.accounts.push(Account::new(made.path.clone(), index, parent));
         if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
             self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
         }
@@ -340,6 +372,8 @@ impl Audit {
             self.find(Finding::OutOfSequence { index, what: "policy", expected, found });
         }
         self.revision = found;
+        self.policy_index = index;
+        self.latest = Latest::default();
         let document = serde_json::from_str::<Document>(&put.document).map_err(|error| error.to_string());
         let compiled =
             document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
@@ -425,6 +459,9 @@ impl Audit {
             self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
         self.check_life(usage);
+        self.check_hold_time(usage, at);
+        self.entry.wallets_before = self.wallets_of(usage.account, at);
+        (self.entry.refused, self.entry.has_layers) = (None, false);
         self.entry.usage = Some(usage.clone());
     }
 
@@ -461,6 +498,8 @@ impl Audit {
                 admitted_at: usage.admitted_at,
                 policy: 0,
                 multipliers: Vec::new(),
+                until: usage.hold.map_or(Millis(0), |hold| hold.until),
+                reserved: Reserved::default(),
                 held: BTreeMap::new(),
             };
             self.open.insert(admission, open);
@@ -473,7 +512,7 @@ impl Audit {
         let Some(usage) = usage.filter(|usage| usage.number == charge.usage && usage.outcome.is_priced())
         else {
             // Its postings name it all the same.
-            self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held: None });
+            self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), None));
             return self.find(Finding::ChargeWithoutUsage { id, usage: charge.usage });
         };
         if self.entry.charge.is_some() {
@@ -490,18 +529,19 @@ impl Audit {
         if carried != i128::from(charge.amount.0) || negative {
             self.find(Finding::CarriersDiffer { id, amount: charge.amount, carried: credits(carried) });
         }
-        let held = self.check_terms(id, &usage, charge);
+        let open = self.check_terms(id, &usage, charge);
         self.check_price(id, &usage, charge);
-        self.entry.charge = Some(ChargeUnderWay { charge: charge.clone(), posted: 0, held });
+        self.entry.charge = Some(ChargeUnderWay::new(charge.clone(), open));
         self.entry.usage = Some(usage);
     }
 
     /// Checks that the charge is by the right rate card: today's for an admission, the hold's for its end.
-    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, ByGrant)> {
+    fn check_terms(&mut self, id: FactId, usage: &Usage, charge: &Charge) -> Option<(AdmissionId, Open)> {
         let admission = usage.admission;
         let is_first = match self.open.get_mut(&admission) {
             Some(open) if usage.outcome == UsageOutcome::Held => {
                 open.policy = charge.policy;
+                open.reserved = Reserved::of(usage, charge);
                 open.multipliers.clone_from(&charge.multipliers);
                 true
             }
@@ -519,7 +559,7 @@ impl Audit {
         if open.policy != charge.policy || open.multipliers != charge.multipliers {
             self.find(Finding::RateCardOther { id, expected: open.policy, found: charge.policy });
         }
-        Some((admission, open.held))
+        Some((admission, open))
     }
 
     fn take_reset(&mut self, reset: &Reset) {
@@ -576,6 +616,9 @@ impl Audit {
         };
         let out_of_time = known.check_time(posting, at);
         known.books.post(amount, from, to);
+        if let Some(account) = self.accounts.get_mut(account as usize) {
+            account.note_posting(grant, &known.books, posting);
+        }
         if to == Bucket::Revoked && why == Why::Returned {
             known.awaited -= i128::from(amount.0);
         }
@@ -680,7 +723,34 @@ impl Audit {
 impl UsageOutcome {
     /// Whether a price is made of it.
     fn is_priced(self) -> bool {
-        !matches!(self, UsageOutcome::PartlySettled | UsageOutcome::Refused(_))
+        !matches!(self, UsageOutcome::PartlySettled | UsageOutcome::Refused(_) | UsageOutcome::Extended)
+    }
+}
+
+impl Account {
+    fn new(path: Arc<str>, latest: u64, parent: u32) -> Account {
+        let (latest_at, banked_resets) = (Millis(0), 0);
+        Account { path, latest, latest_at, banked_resets, parent, live: BTreeSet::new(), held: 0 }
+    }
+
+    /// Keeps count of what its wallet has, when the books of a grant were posted to.
+    fn note_posting(&mut self, grant: u64, books: &Books, posting: &Posting) {
+        match books.of(Bucket::Available) {
+            0 => self.live.remove(&grant),
+            _ => self.live.insert(grant),
+        };
+        let moved = |bucket| if bucket == Bucket::Held { i128::from(posting.amount.0) } else { 0 };
+        self.held += moved(posting.to) - moved(posting.from);
+    }
+}
+
+impl ChargeUnderWay {
+    fn new(charge: Charge, open: Option<(AdmissionId, Open)>) -> ChargeUnderWay {
+        let (held, reserved) = match open {
+            None => (None, None),
+            Some((admission, open)) => (Some((admission, open.held)), Some(open.reserved)),
+        };
+        ChargeUnderWay { charge, posted: 0, held, reserved }
     }
 }
 

@@ -101,6 +101,7 @@ fn outcome(outcome: UsageOutcome) -> (&'static str, Option<Reason>) {
         UsageOutcome::Released => ("released", None),
         UsageOutcome::Expired => ("expired", None),
         UsageOutcome::Refused(reason) => ("refused", Some(reason)),
+        UsageOutcome::Extended => ("extended", None),
     }
 }
 

@@ -1,0 +1,398 @@
+//! Checking what decisions say that they looked at: that no quota is passed, that every layer changes by what
+//! was used and charged, that wallets have what the postings give them, and that what was refused had to be.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::decision::audit::{Audit, Expected, Finding, WalletSaid};
+use crate::decision::command::SpendingCap;
+use crate::decision::facts::{
+    Bucket, Change, Charge, FactId, LayerSeen, Layers, Refused, UnitUsed, Usage, UsageOutcome, Versions,
+};
+use crate::decision::layers::{self, LayerRead, LimitRead, NamedLayer};
+use crate::decision::policy::{Measure, Then};
+use crate::decision::reply::Layer;
+use crate::units::{Credits, Millis};
+
+/// What limits and spending caps were left with, as long as the same rule counts. Nothing but a decision that
+/// says so adds to them.
+#[derive(Default)]
+pub(super) struct Latest {
+    /// By account and what a limit is counted under there: the plan that had it, and what was used.
+    limits: BTreeMap<(u32, u32), (Option<u32>, u64)>,
+    /// By account: the cap, and what was spent.
+    caps: BTreeMap<u32, (SpendingCap, u64)>,
+}
+
+/// What a hold reserved.
+#[derive(Default)]
+pub(super) struct Reserved {
+    units: Vec<UnitUsed>,
+    amount: Credits,
+    drawn: Credits,
+}
+
+/// What a decision was about, for its layers.
+struct Decided<'a> {
+    id: FactId,
+    usage: &'a Usage,
+    charge: Option<&'a Charge>,
+    /// Of the hold that ends.
+    reserved: Option<&'a Reserved>,
+    read: &'a [LayerRead],
+}
+
+impl Reserved {
+    pub fn of(usage: &Usage, charge: &Charge) -> Reserved {
+        Reserved { units: usage.units.clone(), amount: charge.amount, drawn: charge.drawn }
+    }
+}
+
+impl Audit {
+    pub(super) fn take_versions(&mut self, versions: Versions) {
+        let (index, before) = (self.entry.index, self.versions);
+        let mut check = |what, expected, found, fits: bool| {
+            if !fits {
+                self.find(Finding::VersionOther { index, what, expected, found });
+            }
+        };
+        let Versions { term, rules, .. } = versions;
+        check("the term", before.term, term, term >= before.term);
+        check("the version of the rules", before.rules.into(), rules.into(), rules >= before.rules);
+        let (revision, put_at) = (self.revision, self.policy_index);
+        let mut check = |what, expected, found| {
+            if expected != found {
+                self.find(Finding::VersionOther { index, what, expected, found });
+            }
+        };
+        check("the policy that decides", revision, versions.policy);
+        check("the entry that put the policy", put_at, versions.policy_index);
+        self.versions = versions;
+        self.entry.has_versions = true;
+    }
+
+    pub(super) fn take_refused(&mut self, refused: &Refused) {
+        let id = self.id(refused.usage);
+        let usage = self.entry.usage.as_ref().filter(|usage| usage.number == refused.usage);
+        let fits = usage.is_some_and(|usage| matches!(usage.outcome, UsageOutcome::Refused(_)));
+        if !fits || self.entry.refused.replace(refused.clone()).is_some() {
+            self.find(Finding::RefusalUnexplained { id });
+        }
+    }
+
+    /// Finds what was to be said of the usage under way, and is not.
+    pub(super) fn miss_evidence(&mut self) {
+        let Some(usage) = &self.entry.usage else { return };
+        let (id, by) = (self.id(usage.number), self.entry.refused.as_ref().map(|refused| &refused.by));
+        let is_refusal = matches!(usage.outcome, UsageOutcome::Refused(_));
+        let looked = matches!(by, Some(Layer::Limit { .. } | Layer::SpendingCap { .. } | Layer::Credits));
+        let needs_layers = usage.outcome.is_priced() || looked;
+        if is_refusal && by.is_none() {
+            self.find(Finding::RefusalUnexplained { id });
+        }
+        if needs_layers && !self.entry.has_layers {
+            self.find(Finding::LayersMissing { id });
+        }
+    }
+
+    /// Checks until when an admission says that it is held.
+    pub(super) fn check_hold_time(&mut self, usage: &Usage, at: Millis) {
+        let (id, admission) = (self.id(usage.number), usage.admission);
+        let Some(open) = self.open.get_mut(&admission) else { return };
+        let known = open.until;
+        let what = match (usage.outcome, usage.hold) {
+            (UsageOutcome::Held, Some(hold)) if hold.before.is_none() => None,
+            (UsageOutcome::Held, _) => Some("it does not say until when"),
+            (UsageOutcome::Extended, Some(hold)) => {
+                open.until = hold.until;
+                let fits = hold.before == Some(known) && hold.until >= known;
+                (!fits).then_some("it is extended from another moment, or to an earlier one")
+            }
+            (UsageOutcome::Extended, None) => Some("it is extended, and not said until when"),
+            (UsageOutcome::Expired, _) => (at != known).then_some("it expires at another moment"),
+            _ => (at > known).then_some("it lives longer"),
+        };
+        if let Some(what) = what {
+            self.find(Finding::HoldTimeDiffers { id, admission, known, what });
+        }
+    }
+
+    /// The accounts from the cluster down to this one.
+    fn levels(&self, account: Option<u32>) -> Vec<u32> {
+        let mut levels = Vec::new();
+        let mut next = account.filter(|account| (*account as usize) < self.accounts.len());
+        while let Some(account) = next {
+            levels.push(account);
+            // An account is made after those above it.
+            next = Some(self.accounts[account as usize].parent).filter(|parent| *parent < account);
+        }
+        levels.reverse();
+        levels
+    }
+
+    /// What the wallets on the way to an account have by the postings so far.
+    pub(super) fn wallets_of(&self, account: Option<u32>, at: Millis) -> Vec<WalletSaid> {
+        self.levels(account).into_iter().map(|account| self.wallet_of(account, at)).collect()
+    }
+
+    fn wallet_of(&self, number: u32, at: Millis) -> WalletSaid {
+        let account = &self.accounts[number as usize];
+        let live = account.live.iter().filter_map(|grant| self.grants.get(&(number, *grant)));
+        let drawable = live.filter(|grant| {
+            grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| at < expires_at)
+        });
+        let drawable: i128 = drawable.map(|grant| grant.books.of(Bucket::Available)).sum();
+        let loan = self.loans.get(&number).and_then(|loan| self.grants.get(&(number, *loan)));
+        let owed = loan.map_or(0, |loan| loan.books.of(Bucket::Spent));
+        let amount = |sum: i128| u64::try_from(sum.max(0)).unwrap_or(u64::MAX);
+        WalletSaid { available: amount(drawable - owed), held: amount(account.held) }
+    }
+
+    /// Checks what was looked at for the usage under way.
+    pub(super) fn take_layers(&mut self, layers: &Layers) {
+        let id = self.id(layers.usage);
+        let usage = self.entry.usage.clone().filter(|usage| usage.number == layers.usage);
+        let Some(usage) = usage.filter(|_| !self.entry.has_layers) else {
+            return self.find(Finding::LayersWithoutUsage { id });
+        };
+        self.entry.has_layers = true;
+        let levels = self.levels(usage.account);
+        let told = layers.seen.iter().filter(|layer| matches!(layer, LayerSeen::Level { .. })).count();
+        let policy = self.policies.get(&self.revision);
+        let read = policy.and_then(|policy| layers::read(policy, &usage.feature, layers).ok());
+        let Some(read) = read.filter(|_| told == levels.len()) else {
+            return self.find(Finding::LayersUnreadable { id });
+        };
+        let under_way = self.entry.charge.take();
+        let charge = under_way.as_ref().map(|under_way| &under_way.charge);
+        let reserved = under_way.as_ref().and_then(|under_way| under_way.reserved.as_ref());
+        let decided = Decided { id, usage: &usage, charge, reserved, read: &read };
+        for LayerRead { level, layer } in &read {
+            let account = levels[usize::from(*level)];
+            match layer {
+                NamedLayer::Limit(limit) => self.check_limit(&decided, account, limit),
+                NamedLayer::SpendingCap { cap, spent } => self.check_cap(&decided, account, *cap, *spent),
+                NamedLayer::Wallet { .. } => {}
+            }
+        }
+        self.check_wallets(&decided, &levels);
+        self.check_refusal(&decided);
+        self.entry.charge = under_way;
+    }
+
+    fn check_limit(&mut self, decided: &Decided<'_>, account: u32, limit: &LimitRead) {
+        let bound = (limit.then == Then::Credits || decided.is_first()).then_some(limit.quota);
+        let expected = decided.expected_of(limit);
+        self.check_change(decided.id, account, &limit.name, limit.used, expected, bound);
+        let latest =
+            self.latest.limits.insert((account, limit.key.place()), (limit.plan, limit.used.after()));
+        let latest = latest.filter(|(plan, _)| *plan == limit.plan).map(|(_, used)| used);
+        self.check_growth(decided.id, account, &limit.name, limit.used, latest);
+    }
+
+    fn check_cap(&mut self, decided: &Decided<'_>, account: u32, cap: SpendingCap, spent: Change) {
+        let name: Arc<str> = "spending cap".into();
+        let quota = u64::try_from(cap.credits.0).unwrap_or(0);
+        let expected = decided.expected_of_cap();
+        self.check_change(decided.id, account, &name, spent, expected, Some(quota));
+        let latest = self.latest.caps.insert(account, (cap, spent.after()));
+        let latest = latest.filter(|(known, _)| *known == cap).map(|(_, spent)| spent);
+        self.check_growth(decided.id, account, &name, spent, latest);
+    }
+
+    fn check_change(
+        &mut self,
+        id: FactId,
+        account: u32,
+        layer: &Arc<str>,
+        change: Change,
+        expected: Expected,
+        quota: Option<u64>,
+    ) {
+        let changed = change.added();
+        // What is counted can go no further than the largest number.
+        let most = expected.1.min(i128::from(u64::MAX) - i128::from(change.before));
+        if changed < expected.0.min(most) || changed > most {
+            let (account, layer, before) = (self.path(account), layer.clone(), change.before);
+            self.find(Finding::LayerDiffers { id, account, layer, before, changed, expected });
+        }
+        let after = change.after();
+        if let Some(quota) = quota.filter(|quota| changed > 0 && after > *quota) {
+            let (account, layer) = (self.path(account), layer.clone());
+            self.find(Finding::QuotaExceeded { id, account, layer, quota, after });
+        }
+    }
+
+    /// Checks that nothing was added since this was looked at last.
+    fn check_growth(
+        &mut self,
+        id: FactId,
+        account: u32,
+        layer: &Arc<str>,
+        change: Change,
+        latest: Option<u64>,
+    ) {
+        if let Some(latest) = latest.filter(|latest| change.before > *latest) {
+            let (account, layer, before) = (self.path(account), layer.clone(), change.before);
+            self.find(Finding::LayerGrew { id, account, layer, before, latest });
+        }
+    }
+
+    fn check_wallets(&mut self, decided: &Decided<'_>, levels: &[u32]) {
+        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let after = self.wallets_of(decided.usage.account, at);
+        let before = std::mem::take(&mut self.entry.wallets_before);
+        for (level, account) in levels.iter().enumerate() {
+            let said = decided.read.iter().find_map(|read| match read.layer {
+                NamedLayer::Wallet { available, held } if usize::from(read.level) == level => {
+                    Some((available, held))
+                }
+                _ => None,
+            });
+            let (available, held) = said.unwrap_or_default();
+            let found = WalletSaid { available: available.before, held: held.before };
+            let left = WalletSaid { available: available.after(), held: held.after() };
+            for (when, said, replayed) in
+                [("before", found, before.get(level)), ("after", left, after.get(level))]
+            {
+                let replayed = replayed.copied().unwrap_or_default();
+                if said != replayed {
+                    let (id, account) = (decided.id, self.path(*account));
+                    self.find(Finding::WalletDiffers { id, account, when, said, replayed });
+                }
+            }
+        }
+    }
+
+    /// Checks that the layer that is said to have refused had to. The rates of what was refused are not on record:
+    /// that allowances on units would have covered a part of its price is left out.
+    fn check_refusal(&mut self, decided: &Decided<'_>) {
+        let Some(refused) = &self.entry.refused else { return };
+        let cost = refused.cost.unwrap_or_default();
+        let (_, rest) = decided.covers(cost);
+        let (name, had_to): (Arc<str>, bool) = match &refused.by {
+            Layer::Limit { level, name } => {
+                let limit = decided.limits().find(|(at, limit)| at == level && limit.name == *name);
+                let had_to = limit.is_some_and(|(_, limit)| {
+                    limit.then == Then::Refuse && decided.asked(limit, cost) > limit.room()
+                });
+                (name.clone(), had_to)
+            }
+            Layer::SpendingCap { level } => {
+                let had_to = decided.read.iter().any(|read| match read.layer {
+                    NamedLayer::SpendingCap { cap, spent } if read.level == *level => {
+                        let room = i128::from(cap.credits.0) - i128::from(spent.before);
+                        i128::from(rest.0) > room.max(0)
+                    }
+                    _ => false,
+                });
+                ("the spending cap".into(), had_to)
+            }
+            Layer::Credits => {
+                let available = decided.read.iter().map(|read| match read.layer {
+                    NamedLayer::Wallet { available, .. } => i128::from(available.before),
+                    _ => 0,
+                });
+                ("credits".into(), i128::from(rest.0) > available.sum())
+            }
+            _ => return,
+        };
+        if !had_to {
+            self.find(Finding::RefusedForNothing { id: decided.id, layer: name });
+        }
+    }
+}
+
+impl Decided<'_> {
+    /// Whether it admits, and is not the end of what was held.
+    fn is_first(&self) -> bool {
+        self.reserved.is_none()
+    }
+
+    fn limits(&self) -> impl Iterator<Item = (u8, &LimitRead)> {
+        self.read.iter().filter_map(|read| match &read.layer {
+            NamedLayer::Limit(limit) => Some((read.level, limit)),
+            _ => None,
+        })
+    }
+
+    fn quantity(&self, unit: &str) -> u64 {
+        quantity(&self.usage.units, unit)
+    }
+
+    /// How much of the request a guard counts.
+    fn asked(&self, limit: &LimitRead, cost: Credits) -> u64 {
+        match limit.measure {
+            Measure::Unit(_) => self.quantity(&limit.unit),
+            Measure::Cost => cost.0.unsigned_abs(),
+            Measure::Slot => 1,
+            Measure::Drawn => 0,
+        }
+    }
+
+    /// By how much a limit was to change.
+    fn expected_of(&self, limit: &LimitRead) -> Expected {
+        if matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
+            return Expected(0, 0);
+        }
+        let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);
+        let Some(reserved) = self.reserved else {
+            let exactly = match (limit.then, limit.measure) {
+                (_, Measure::Slot) => u64::from(self.usage.outcome == UsageOutcome::Held),
+                (Then::Refuse, _) => self.asked(limit, amount),
+                (Then::Credits, Measure::Cost) => self.covers(amount).0.0.unsigned_abs(),
+                (Then::Credits, _) => self.covered_quantity(&limit.unit),
+            };
+            return Expected(exactly.into(), exactly.into());
+        };
+        // How much of what was reserved is given back depends on its window: at most all of it.
+        let (held, used) = match limit.measure {
+            Measure::Slot => return Expected(-1, 0),
+            Measure::Cost => (reserved.amount.0.unsigned_abs(), amount.0.unsigned_abs()),
+            _ => (quantity(&reserved.units, &limit.unit), self.quantity(&limit.unit)),
+        };
+        let most = match (limit.then, limit.measure) {
+            // What an allowance on another unit had covered may be left to this one.
+            (Then::Credits, Measure::Cost) => used,
+            _ => used.saturating_sub(held),
+        };
+        Expected(-i128::from(held), most.into())
+    }
+
+    /// By how much a spending cap was to change.
+    fn expected_of_cap(&self) -> Expected {
+        let Some(charge) = self.charge else { return Expected(0, 0) };
+        match self.reserved {
+            None => Expected(charge.drawn.0.into(), charge.drawn.0.into()),
+            Some(reserved) => Expected(-i128::from(reserved.drawn.0), charge.amount.0.into()),
+        }
+    }
+
+    /// How much of a unit allowances on it cover: as much as the one with the least room can.
+    fn covered_quantity(&self, unit: &str) -> u64 {
+        let rooms = self.limits().filter(|(_, limit)| {
+            limit.then == Then::Credits && matches!(limit.measure, Measure::Unit(_)) && &*limit.unit == unit
+        });
+        rooms.map(|(_, limit)| limit.room()).min().map_or(0, |room| room.min(self.quantity(unit)))
+    }
+
+    /// What allowances on the price cover of `amount`, and what is left for wallets.
+    fn covers(&self, amount: Credits) -> (Credits, Credits) {
+        let lines = self.charge.map_or(&[][..], |charge| &charge.lines);
+        let by_units = lines.iter().filter_map(|line| {
+            let unit = &self.usage.units.get(usize::from(line.unit))?.unit;
+            let rest = line.quantity.saturating_sub(self.covered_quantity(unit));
+            Some(line.rate.price(line.quantity).ok()?.0 - line.rate.price(rest).ok()?.0)
+        });
+        let rest = amount.0.saturating_sub(by_units.sum());
+        let on_price =
+            self.limits().filter(|(_, limit)| limit.then == Then::Credits && limit.measure == Measure::Cost);
+        let room = on_price.map(|(_, limit)| limit.room()).min().unwrap_or(0);
+        let covered = rest.min(i64::try_from(room).unwrap_or(i64::MAX));
+        (Credits(covered), Credits(rest.saturating_sub(covered)))
+    }
+}
+
+fn quantity(units: &[UnitUsed], unit: &str) -> u64 {
+    units.iter().find(|used| &*used.unit == unit).map_or(0, |used| used.quantity)
+}

@@ -1,0 +1,110 @@
+//! Layers, read: what a decision looked at, by the names that its policy gives.
+//!
+//! A fact says of a limit only what it had used. Which limit that is follows from the policy that decided:
+//! the limits of a plan, or of a feature's capacity, that count the feature, in the policy's order.
+
+use std::sync::Arc;
+
+use crate::decision::command::SpendingCap;
+use crate::decision::facts::{Change, LayerSeen, Layers};
+use crate::decision::policy::{Applied, Limit, Measure, MeterKey, Policy, Then};
+
+/// A layer with its names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerRead {
+    /// The account level: 0 the cluster, 1 the root.
+    pub level: u8,
+    pub layer: NamedLayer,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NamedLayer {
+    Limit(LimitRead),
+    SpendingCap { cap: SpendingCap, spent: Change },
+    Wallet { available: Change, held: Change },
+}
+
+/// A guard, an allowance, slots, or a capacity at level 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LimitRead {
+    pub name: Arc<str>,
+    /// A unit of the feature, `credits`, or `slots`.
+    pub unit: Arc<str>,
+    pub then: Then,
+    /// The quota that applied.
+    pub quota: u64,
+    /// Credits are in millionths.
+    pub used: Change,
+    pub(super) measure: Measure,
+    /// The place of its plan in the policy; none for a capacity.
+    pub(super) plan: Option<u32>,
+    /// What it is counted under in its account, as this one policy numbers it.
+    pub(super) key: MeterKey,
+}
+
+impl LimitRead {
+    /// How much more it admitted before.
+    pub fn room(&self) -> u64 {
+        self.quota.saturating_sub(self.used.before)
+    }
+}
+
+/// The layers do not fit the policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("what a decision looked at does not fit the policy that decided")]
+pub struct LayersUnreadable;
+
+/// Reads what a decision on `feature` looked at, under the policy that decided.
+///
+/// # Errors
+/// The policy has other limits.
+pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<LayerRead>, LayersUnreadable> {
+    let feature = policy.feature(feature);
+    let mut read = Vec::with_capacity(layers.seen.len());
+    let mut levels: u8 = 0;
+    let mut limits: &[Limit] = &[];
+    let mut plan_here = None;
+    let mut applied: std::slice::Iter<'_, Applied> = [].iter();
+    for layer in &layers.seen {
+        let level = || levels.checked_sub(1).ok_or(LayersUnreadable);
+        let layer = match *layer {
+            LayerSeen::Level { plan: layer_plan } => {
+                if applied.next().is_some() {
+                    return Err(LayersUnreadable);
+                }
+                let plan = layer_plan.map(|plan| policy.plans.get(plan as usize).ok_or(LayersUnreadable));
+                let (all, counting): (&[Limit], &[Applied]) = match (feature, plan.transpose()?) {
+                    (Some((_, feature)), None) if levels == 0 => {
+                        (&feature.capacity_limits, &feature.capacity)
+                    }
+                    (Some((place, _)), Some(plan)) => (&plan.limits, &plan.by_feature[place]),
+                    _ => (&[], &[]),
+                };
+                (limits, applied, plan_here) = (all, counting.iter(), layer_plan);
+                levels = levels.checked_add(1).ok_or(LayersUnreadable)?;
+                continue;
+            }
+            LayerSeen::Limit { used, quota } => {
+                let applied = applied.next().ok_or(LayersUnreadable)?;
+                let limit = &limits[applied.limit];
+                NamedLayer::Limit(LimitRead {
+                    name: limit.name.clone(),
+                    unit: limit.unit.clone(),
+                    then: limit.then,
+                    quota: quota.unwrap_or(limit.rule.quota()),
+                    used,
+                    measure: applied.measure,
+                    key: limit.key,
+                    plan: plan_here,
+                })
+            }
+            LayerSeen::SpendingCap { cap, spent } => NamedLayer::SpendingCap { cap, spent },
+            LayerSeen::Wallet { available, held } => NamedLayer::Wallet { available, held },
+        };
+        read.push(LayerRead { level: level()?, layer });
+    }
+    match applied.next() {
+        None => Ok(read),
+        Some(_) => Err(LayersUnreadable),
+    }
+}
