@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::calendar::Calendar;
 use crate::decision::command::{AccountState, SpendingCap};
+use crate::decision::factor::Carry;
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
@@ -31,13 +32,21 @@ pub(super) struct Account {
     pub state: AccountState,
     pub spending_cap: Option<SpendingCap>,
     /// What limits have counted here.
-    meters: Vec<(MeterKey, Meter)>,
+    meters: Vec<Counted>,
     /// What plans grant here again and again.
     pub recurrences: Vec<Recurrence>,
     /// Absent until the first grant: most accounts below a root never have one.
     pub wallet: Option<Box<Wallet>>,
     /// Resets that were put by.
     pub banked_resets: u32,
+}
+
+/// What one limit has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Counted {
+    key: MeterKey,
+    carry: Carry,
+    meter: Meter,
 }
 
 impl Account {
@@ -60,43 +69,60 @@ impl Account {
     }
 
     pub fn meter(&self, key: MeterKey) -> Option<&Meter> {
-        self.meters.iter().find(|(known, _)| *known == key).map(|(_, meter)| meter)
+        self.meters.iter().find(|counted| counted.key == key).map(|counted| &counted.meter)
+    }
+
+    /// What an amount counted under `key` counts for besides its own.
+    pub fn carry(&self, key: MeterKey) -> Carry {
+        let counted = self.meters.iter().find(|counted| counted.key == key);
+        counted.map_or_else(Carry::default, |counted| counted.carry)
     }
 
     /// Counts `amount` under `key`, by `rule`.
     pub fn take(&mut self, key: MeterKey, rule: &Rule, at: Millis, amount: u64) -> Mark {
-        let place = match self.meters.iter().position(|(known, _)| *known == key) {
+        rule.take(&mut self.counted(key, rule, at).meter, at, amount)
+    }
+
+    /// Counts `amount` under `key`, and leaves the next one to count for `carry` more.
+    pub fn take_with(&mut self, key: MeterKey, rule: &Rule, at: Millis, amount: u64, carry: Carry) -> Mark {
+        let counted = self.counted(key, rule, at);
+        counted.carry = carry;
+        rule.take(&mut counted.meter, at, amount)
+    }
+
+    fn counted(&mut self, key: MeterKey, rule: &Rule, at: Millis) -> &mut Counted {
+        let place = match self.meters.iter().position(|counted| counted.key == key) {
             Some(place) => place,
             None => {
                 if self.meters.len() >= Account::METERS_SOFT_MAX {
-                    self.meters.retain(|(_, meter)| meter.used(at) > 0);
+                    self.meters.retain(|counted| counted.meter.used(at) > 0);
                 }
-                self.meters.push((key, rule.empty_meter()));
+                self.meters.push(Counted { key, carry: Carry::default(), meter: rule.empty_meter() });
                 self.meters.len() - 1
             }
         };
-        rule.take(&mut self.meters[place].1, at, amount)
+        &mut self.meters[place]
     }
 
     /// The meters that count slots, and how many are taken on each.
     pub fn slots_taken(&self) -> impl Iterator<Item = (MeterKey, u64)> + '_ {
-        self.meters.iter().filter_map(|(key, meter)| match meter {
-            Meter::Slots { taken } => Some((*key, *taken)),
+        self.meters.iter().filter_map(|counted| match counted.meter {
+            Meter::Slots { taken } => Some((counted.key, taken)),
             _ => None,
         })
     }
 
     /// Uncounts all that is counted under `key`, and leaves its window as it is.
     pub fn clear(&mut self, key: MeterKey) {
-        if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.clear();
+        if let Some(counted) = self.meters.iter_mut().find(|counted| counted.key == key) {
+            counted.meter.clear();
         }
     }
 
     /// Uncounts what [`Account::take`] counted.
     pub fn give_back(&mut self, key: MeterKey, amount: u64, taken_at: Millis, mark: Mark) {
-        if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.give_back(amount, taken_at, mark);
+        if let Some(counted) = self.meters.iter_mut().find(|counted| counted.key == key) {
+            counted.meter.give_back(amount, taken_at, mark);
         }
     }
 }

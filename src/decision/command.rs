@@ -198,6 +198,16 @@ pub enum Class {
 
 impl Class {
     pub const ALL: [Class; 4] = [Class::Critical, Class::Standard, Class::Sheddable, Class::Batch];
+
+    /// The name, which is part of the interface.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Critical => "critical",
+            Class::Standard => "standard",
+            Class::Sheddable => "sheddable",
+            Class::Batch => "batch",
+        }
+    }
 }
 
 /// What backends report of how hard they are pressed: all of it is taken, or nothing.
@@ -243,6 +253,8 @@ pub struct Admit<'a> {
     /// [`ORIGIN_BYTES_MAX`] bytes.
     pub endpoint: Option<&'a str>,
     pub region: Option<&'a str>,
+    /// How important it is: no more than the plan says, which counts when this is absent.
+    pub class: Option<Class>,
 }
 
 /// Tells what an admission really used, in all since it was admitted.

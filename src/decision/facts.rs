@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Source, SpendingCap};
+use crate::decision::command::{Class, Source, SpendingCap};
 use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason};
@@ -213,6 +213,8 @@ pub enum UsageOutcome {
 pub struct Layers {
     /// The number of the usage, in the same entry.
     pub usage: u32,
+    /// Of the request.
+    pub class: Class,
     /// From the cluster down to the account that asks: for each of them [`LayerSeen::Level`], and behind it
     /// what was looked at there.
     pub seen: Vec<LayerSeen>,
@@ -230,7 +232,12 @@ pub enum LayerSeen {
         used: Change,
         /// The quota that applied, where it was not the policy's own.
         quota: Option<u64>,
+        /// How much of it could be used because of load, where that was not all: an amount counted for as
+        /// much more.
+        factor: Option<Ppm>,
     },
+    /// The share of the request's class in that capacity, and how much of the share could be used.
+    Share { used: Change, factor: Ppm },
     /// The account's spending cap, and what wallets had paid in its period.
     SpendingCap { cap: SpendingCap, spent: Change },
     /// The account's wallet: what could be drawn, and what holds kept.

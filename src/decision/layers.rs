@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::decision::command::SpendingCap;
+use crate::decision::command::{Class, SpendingCap};
 use crate::decision::facts::{Change, LayerSeen, Layers};
 use crate::decision::policy::{Applied, Limit, Measure, MeterKey, Policy, Then};
+use crate::units::Ppm;
 
 /// A layer with its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct LayerRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedLayer {
     Limit(LimitRead),
+    /// The share of the request's class in the capacity before it.
+    Share { class: Class, used: Change, factor: Ppm },
     SpendingCap { cap: SpendingCap, spent: Change },
     Wallet { available: Change, held: Change },
 }
@@ -35,6 +38,8 @@ pub struct LimitRead {
     pub quota: u64,
     /// Credits are in millionths.
     pub used: Change,
+    /// How much of it could be used because of load: an amount counted for as much more.
+    pub factor: Ppm,
     pub(super) measure: Measure,
     /// The place of its plan in the policy; none for a capacity.
     pub(super) plan: Option<u32>,
@@ -84,7 +89,7 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                 levels = levels.checked_add(1).ok_or(LayersUnreadable)?;
                 continue;
             }
-            LayerSeen::Limit { used, quota } => {
+            LayerSeen::Limit { used, quota, factor } => {
                 let applied = applied.next().ok_or(LayersUnreadable)?;
                 let limit = &limits[applied.limit];
                 NamedLayer::Limit(LimitRead {
@@ -93,11 +98,13 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                     then: limit.then,
                     quota: quota.unwrap_or(limit.rule.quota()),
                     used,
+                    factor: factor.unwrap_or(Ppm::ONE),
                     measure: applied.measure,
                     key: limit.key,
                     plan: plan_here,
                 })
             }
+            LayerSeen::Share { used, factor } => NamedLayer::Share { class: layers.class, used, factor },
             LayerSeen::SpendingCap { cap, spent } => NamedLayer::SpendingCap { cap, spent },
             LayerSeen::Wallet { available, held } => NamedLayer::Wallet { available, held },
         };

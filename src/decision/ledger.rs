@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::decision::RULES;
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
+use crate::decision::command::{Admit, Class, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, ChargeLine, Covered, Fact, LayerSeen, Layers, Moment, Posting, Rate, Refused, Reset,
     UnitUsed, Usage, UsageOutcome, Versions, Why,
@@ -204,9 +204,9 @@ impl State {
     }
 
     /// Records what was looked at for a usage, if it was recorded.
-    pub(super) fn note_layers(&mut self, usage: Option<u32>, seen: Vec<LayerSeen>) {
+    pub(super) fn note_layers(&mut self, usage: Option<u32>, class: Class, seen: Vec<LayerSeen>) {
         if let Some(usage) = usage {
-            self.push_fact(Fact::Layers(Layers { usage, seen }));
+            self.push_fact(Fact::Layers(Layers { usage, class, seen }));
         }
     }
 
@@ -253,7 +253,7 @@ impl State {
             cost: denied.cost,
         }));
         if !denied.seen.is_empty() {
-            self.note_layers(Some(usage), std::mem::take(&mut denied.seen));
+            self.note_layers(Some(usage), denied.class, std::mem::take(&mut denied.seen));
         }
     }
 

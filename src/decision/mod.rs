@@ -16,6 +16,8 @@
 //! | `overdraft`, `pace` | what a plan lends, and how it is paid back; when work under way should stop |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due: the end of holds, recurring grants, and the end of grants |
+//! | `capacity` | how the classes share a capacity |
+//! | `factor` | what an amount counts for while less, or more, of a limit may be used |
 //! | `load` | what backends report, and how much of each capacity may be used because of it |
 //! | `resets` | clearing what limits have counted |
 //! | `ledger` | the one way to change a balance; recording |
@@ -36,7 +38,9 @@ mod account;
 mod accounts;
 mod admission;
 mod calendar;
+mod capacity;
 mod checkpoint;
+mod factor;
 mod grants;
 mod hold;
 mod keys;

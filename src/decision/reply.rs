@@ -121,6 +121,8 @@ pub struct LimitStatus {
     pub unit: Arc<str>,
     pub quota: u64,
     pub used: u64,
+    /// The policy's quota, where because of load the one above applies.
+    pub base: Option<u64>,
     /// When it will be whole again if nothing more is used; `None` for slots.
     pub resets_at: Option<Millis>,
     pub window: Option<Span>,

@@ -25,7 +25,7 @@ const AROUND: usize = 4 * NUMBER + 2 * NUMBER + MARK + NUMBER;
 
 /// Limits that can count one request: those of a plan at every level, and a feature's capacity.
 const LIMITS_MAX: usize = LEVELS_MAX * Policy::PLAN_LIMITS_MAX + Policy::CAPACITY_LIMITS_MAX;
-const LIMITS: usize = NUMBER + LIMITS_MAX * (2 * NAME + MARK + 2 * NUMBER + 2 * OPTION);
+const LIMITS: usize = NUMBER + LIMITS_MAX * (2 * NAME + MARK + 2 * NUMBER + 3 * OPTION);
 
 /// Allowances that can pay for one request: one for each unit and one for the price; when a hold is
 /// settled, those of the policy under which it was admitted and those of today's.

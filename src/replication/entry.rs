@@ -391,6 +391,7 @@ mod tests {
                 list_limits: true,
                 endpoint: None,
                 region: None,
+                class: None,
             }),
         }
     }

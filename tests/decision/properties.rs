@@ -421,6 +421,7 @@ impl Performer {
                 list_limits: true,
                 endpoint: Some("render-7"),
                 region: None,
+                class: None,
             }),
             Act::Settle { nth, usage, last } => Command::Settle(Settle {
                 admission: self.held(*nth),

@@ -9,7 +9,7 @@
 //! | `feature NAME units="a,b"` | a feature |
 //! | `price FEATURE UNIT=CREDITS` | a price for each, or `3/1000`: three for each thousand |
 //! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
-//! | `plan NAME [overrun=RULE]` | a plan; `overdraft/50` lends up to 50 credits |
+//! | `plan NAME [overrun=RULE] [class=CLASS]` | a plan; `overdraft/50` lends up to 50 credits |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
 //! | `load FEATURE FIELD=VALUE…`, `shares FEATURE CLASS=SHARE…` | how load moves a feature; what classes can count on |
@@ -18,7 +18,7 @@
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE]` | `-` clears |
 //! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
 //! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
-//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
+//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=] [class=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
 //! | `signal FEATURE SOURCE [region=] [utilisation=] [queue=] [latency=] [ttl=]` | a backend reports |
@@ -202,6 +202,9 @@ impl Scenario {
             "plan" => {
                 let mut plan = json!({ "limits": [], "grants": [] });
                 let name = arguments.next("a plan")?;
+                if let Some(class) = arguments.named("class") {
+                    plan["class"] = json!(class);
+                }
                 if let Some(overrun) = arguments.named("overrun") {
                     plan["overrun"] = match overrun.split_once('/') {
                         Some((rule, credits)) => json!({ rule: { "credits": credits } }),
@@ -425,6 +428,7 @@ impl goldenscript::Runner for Scenario {
                 let dry_run = arguments.flag("dry_run");
                 let hold_ttl: Option<Span> = arguments.parsed("hold")?;
                 let (endpoint, region) = (arguments.named("endpoint"), arguments.named("region"));
+                let class: Option<Class> = arguments.named("class").map(word).transpose()?;
                 let named = std::mem::take(&mut arguments.named);
                 let admit = Admit {
                     account: &account,
@@ -440,6 +444,7 @@ impl goldenscript::Runner for Scenario {
                     list_limits: true,
                     endpoint: endpoint.as_deref(),
                     region: region.as_deref(),
+                    class,
                 };
                 self.apply(Command::Admit(admit), key)?
             }

@@ -118,7 +118,15 @@ fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
                     _ => amount.to_string(),
                 };
                 let used = change(limit.used, &amount);
-                format!("{}@{level} {used} of {} {}", limit.name, amount(limit.quota), limit.unit)
+                let factor = match limit.factor {
+                    Ppm::ONE => String::new(),
+                    factor => format!(", of which {factor} can be used"),
+                };
+                format!("{}@{level} {used} of {} {}{factor}", limit.name, amount(limit.quota), limit.unit)
+            }
+            NamedLayer::Share { class, used, factor } => {
+                let used = change(used, &|amount| amount.to_string());
+                format!("share of {} {used}, of which {factor} can be used", class.name())
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 format!("cap@{level} {} of {}", change(spent, &credits), cap.credits)

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{Class, Signal, Signals};
 use crate::decision::facts::{self, Fact};
+use crate::decision::factor::Factor;
 use crate::decision::path::{self, SEGMENT_LEN_MAX};
 use crate::decision::policy::{Feature, Policy};
 use crate::decision::refusal::outcome;
@@ -220,6 +221,14 @@ impl State {
 }
 
 impl Load {
+    /// How much of a feature's capacity may be used.
+    pub fn factor(&self, feature: &Feature) -> Factor {
+        match feature.load {
+            None => Factor::ONE,
+            Some(_) => Factor(self.features.get(&feature.name).map_or(Ppm::ONE, |load| load.controller.factor)),
+        }
+    }
+
     /// By the place of a feature in `policy`.
     pub fn factors_of(&self, policy: &Policy) -> Vec<ByClass<Ppm>> {
         let factor = |feature: &Feature| {

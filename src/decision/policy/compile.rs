@@ -14,7 +14,7 @@ use crate::decision::policy::document::{
 };
 use crate::decision::policy::names::Names;
 use crate::decision::policy::{
-    Applied, AttributeRule, Feature, Limit, Measure, Plan, PlanGrant, Policy, Unit,
+    Applied, AttributeRule, ClassShare, Feature, Limit, Measure, Plan, PlanGrant, Policy, Unit,
 };
 use crate::decision::price::Rate;
 use crate::decision::state::State;
@@ -118,8 +118,8 @@ fn compile_feature(name: &str, feature: &FeatureDocument, names: &mut Names) -> 
     require(feature.capacity.len() <= Policy::CAPACITY_LIMITS_MAX, &path, "too many limits")?;
     let shares = compile_shares(feature, &path_of_feature)?;
     let load = compile_load(feature, &shares, &path_of_feature)?;
-    let (capacity, capacity_limits) = (Vec::new(), Vec::new());
-    let mut compiled = Feature { name, units, attributes, capacity, capacity_limits, load, shares };
+    let (capacity, capacity_limits, class_shares) = (Vec::new(), Vec::new(), Vec::new());
+    let mut compiled = Feature { name, units, attributes, capacity, capacity_limits, class_shares, load, shares };
     let mut seen = BTreeSet::new();
     for (place, document) in feature.capacity.iter().enumerate() {
         let path = format!("{path}[{place}]");
@@ -134,6 +134,12 @@ fn compile_feature(name: &str, feature: &FeatureDocument, names: &mut Names) -> 
         let Some(measure) = measure(document, &compiled) else {
             return wrong(format!("{path}.unit"), "the feature has no such unit");
         };
+        if let Some(shares) = shares {
+            compiled.class_shares.push(Class::ALL.map(|class| {
+                let key = names.intern_meter(Some(&compiled.name), &limit.name, &limit.unit, Some(class));
+                ClassShare { key, rule: limit.rule.part(shares[class as usize]) }
+            }));
+        }
         compiled.capacity.push(Applied { limit: place, measure });
         compiled.capacity_limits.push(limit);
     }
@@ -431,7 +437,7 @@ fn compile_limit(
     };
     let rule = compile_rule(document, &unit, path)?;
     let name: Arc<str> = document.name.as_str().into();
-    let key = names.intern_meter(capacity_of, &name, &unit);
+    let key = names.intern_meter(capacity_of, &name, &unit, None);
     Ok(Limit { name, key, unit, rule, then: document.then })
 }
 

@@ -45,10 +45,19 @@ pub(super) struct Feature {
     pub attributes: Vec<AttributeRule>,
     pub capacity: Vec<Applied>,
     pub capacity_limits: Vec<Limit>,
+    /// By the place of a limit of the capacity: the share of each class, where classes have shares.
+    pub class_shares: Vec<ByClass<ClassShare>>,
     /// How load moves how much of the capacity may be used.
     pub load: Option<LoadRule>,
     /// Of the capacity, what each class can count on; all share it alike where absent.
     pub shares: Option<ByClass<Ppm>>,
+}
+
+/// What a class can count on of one limit of a capacity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClassShare {
+    pub key: MeterKey,
+    pub rule: Rule,
 }
 
 #[derive(Debug)]
@@ -171,6 +180,11 @@ impl Policy {
 
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// Whether load moves the limits of a feature.
+    pub(super) fn is_moved(&self, feature: &str) -> bool {
+        self.feature(feature).is_some_and(|(_, feature)| feature.load.is_some())
     }
 
     /// Whether `factor` is within the bounds in which load may move a feature.

@@ -343,6 +343,7 @@ mod tests {
             charge: None,
         });
         let decided = Fact::Usage(Usage {
+            hold: None,
             number: 0,
             previous: 3,
             admission: AdmissionId(1),

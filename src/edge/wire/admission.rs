@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-use crate::decision::command::{Admit, Command, Key, Request, Settle};
+use crate::decision::command::{Admit, Class, Command, Key, Request, Settle};
 use crate::decision::reply::{AdmissionId, AdmissionView, Admitted, Layer, Refusal, Settled};
 use crate::edge::body::{Object, Whole};
 use crate::edge::kind::{Kind, Words};
@@ -48,6 +48,9 @@ pub(crate) struct AdmissionBody<'a> {
     endpoint: Option<Text<'a>>,
     #[serde(borrow, default)]
     region: Option<Text<'a>>,
+    /// How important it is; no more than the plan says.
+    #[serde(default)]
+    class: Option<Class>,
     /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
     #[serde(default)]
     limits: Option<bool>,
@@ -72,6 +75,7 @@ impl AdmissionBody<'_> {
             list_limits: self.limits.unwrap_or(list_limits),
             endpoint: self.endpoint.as_ref().map(Text::as_str),
             region: self.region.as_ref().map(Text::as_str),
+            class: self.class,
         })
     }
 

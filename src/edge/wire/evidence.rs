@@ -80,6 +80,7 @@ impl WriteJson for LimitStatus {
             "level": self.level,
             "unit": *self.unit,
             "quota": amount(self.quota),
+            "base_quota"?: self.base.map(amount),
             "used": amount(self.used),
             "remaining": amount(self.remaining()),
             "resets_at"?: self.resets_at.map(AsText),
