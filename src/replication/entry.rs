@@ -397,6 +397,7 @@ mod tests {
                 list_limits: true,
                 endpoint: None,
                 region: None,
+                class: None,
             }),
         }
     }
