@@ -3,7 +3,7 @@
 //! Records come in an order that depends on the state alone, so that two nodes with the same state
 //! write the same bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -15,8 +15,9 @@ use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
 use crate::decision::hold::Hold;
 use crate::decision::keys::{KeptAnswer, KeysView};
 use crate::decision::ledger::fingerprint_of_key;
+use crate::decision::load::{FeatureLoad, Load};
 use crate::decision::pages::{Pages, Slab};
-use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::policy::{Document, Feature, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
@@ -32,6 +33,7 @@ pub struct View {
     keys: KeysView,
     recent: Recent,
     trail: Pages<u64>,
+    loads: BTreeMap<Arc<str>, FeatureLoad>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -49,6 +51,8 @@ enum Kind {
     Resolved(Box<Resolved>),
     /// A piece of the trail, by the places of the accounts.
     Trail(Vec<u64>),
+    /// The load on a feature.
+    Load(Arc<str>, Box<FeatureLoad>),
 }
 
 /// Accounts whose trail is in one record.
@@ -67,6 +71,8 @@ struct Head {
     policy_index: u64,
     /// The policy document, as JSON.
     document: String,
+    load_version: u64,
+    next_step_at: Millis,
     accounts: u64,
     holds: u64,
     answers: u64,
@@ -101,6 +107,8 @@ impl State {
                 revision: self.policy.revision(),
                 policy_index: self.policy_index,
                 document,
+                load_version: self.load.version,
+                next_step_at: self.load.next_step_at,
                 accounts: self.accounts.len() as u64,
                 holds: self.holds.len() as u64,
                 answers: self.keys.len() as u64,
@@ -110,6 +118,7 @@ impl State {
             keys: self.keys.view(),
             recent: self.recent.clone(),
             trail: self.trail.clone(),
+            loads: self.load.features.clone(),
         }
     }
 }
@@ -128,7 +137,8 @@ impl View {
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
-        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
+        let loads = self.loads.iter().map(|(name, load)| Kind::Load(name.clone(), Box::new(load.clone())));
+        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).chain(loads).map(Record)
     }
 
     /// What is counted over the whole state, for an audit.
@@ -270,6 +280,12 @@ impl Restore {
                 return Err(RestoreError::Incomplete { what, promised, found: found as u64 });
             }
         }
+        let loaded = |feature: &&Feature| feature.load.is_some();
+        let loads = state.policy.features.iter().filter(loaded);
+        if !loads.map(|feature| &feature.name).eq(state.load.features.keys()) {
+            return Err(RestoreError::Inconsistent("the loads are not those of the policy".to_owned()));
+        }
+        state.load.factors = state.load.factors_of(&state.policy);
         reserved.compare(&state).and_then(|()| state.check_indexes()).map_err(RestoreError::Inconsistent)?;
         Ok(state)
     }
@@ -296,6 +312,7 @@ impl UnderWay {
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
+            load: Load { version: head.load_version, next_step_at: head.next_step_at, ..Load::default() },
             policy_index: head.policy_index,
             accounts: Pages::default(),
             trail: Pages::default(),
@@ -327,6 +344,7 @@ impl UnderWay {
                 check(resolved.account)?;
                 self.state.recent.keep(*resolved);
             }
+            Kind::Load(name, load) => drop(self.state.load.features.insert(name, *load)),
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);
             }),

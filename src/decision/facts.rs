@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap, TopUp};
+use crate::decision::command::{AccountState, Class, Source, SpendingCap, TopUp};
+use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason, TopUpId};
 use crate::units::{Credits, Millis, Ppm, Span};
@@ -46,6 +47,7 @@ pub enum Fact {
     TopUpSet(TopUpSet),
     TopUpRaised(TopUpRaised),
     TopUpResolved(TopUpResolved),
+    LoadMoved(LoadMoved),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -68,7 +70,7 @@ pub struct Versions {
     /// The revision of the policy, and the index of the entry that put it; 0 before there is any.
     pub policy: u64,
     pub policy_index: u64,
-    /// Of the reports of load that move limits. Nothing moves them yet: 0.
+    /// Of the load: see [`LoadMoved`].
     pub load: u64,
 }
 
@@ -185,6 +187,18 @@ pub struct Overdue {
     pub since: Millis,
 }
 
+/// A feature's load moved how much of its capacity may be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadMoved {
+    /// Of the load of the whole cluster: counted from 1, without gaps.
+    pub version: u64,
+    pub feature: Arc<str>,
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    pub moved: LoadMove,
+}
+
 /// One event in the life of an admission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -259,6 +273,8 @@ pub enum UsageOutcome {
 pub struct Layers {
     /// The number of the usage, in the same entry.
     pub usage: u32,
+    /// Of the request.
+    pub class: Class,
     /// From the cluster down to the account that asks: for each of them [`LayerSeen::Level`], and behind it
     /// what was looked at there.
     pub seen: Vec<LayerSeen>,
@@ -276,7 +292,12 @@ pub enum LayerSeen {
         used: Change,
         /// The quota that applied, where it was not the policy's own.
         quota: Option<u64>,
+        /// How much of it could be used because of load, where that was not all: an amount counted for as
+        /// much more.
+        factor: Option<Ppm>,
     },
+    /// The share of the request's class in that capacity, and how much of the share could be used.
+    Share { used: Change, factor: Ppm },
     /// The account's spending cap, and what wallets had paid in its period.
     SpendingCap { cap: SpendingCap, spent: Change },
     /// The account's wallet: what could be drawn, and what holds kept.

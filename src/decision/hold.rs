@@ -10,7 +10,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{Extend, Release, Settle, Stamp};
+use crate::decision::command::{Class, Extend, Release, Settle, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
 };
@@ -61,6 +61,8 @@ pub(super) struct Hold {
     /// The index of the entry with its latest event.
     pub latest: u64,
     pub overrun: Overrun,
+    /// Of the request.
+    pub class: Class,
 }
 
 /// What a hold reserved of one unit, and at what price.
@@ -81,6 +83,9 @@ pub(super) struct Debit {
     pub key: MeterKey,
     pub measure: Measure,
     pub allowance: bool,
+    /// How much of the request it counts.
+    pub asked: u64,
+    /// What that counted for.
     pub amount: u64,
     pub mark: Mark,
 }
@@ -217,7 +222,10 @@ impl Hold {
             (false, Measure::Cost) => actual.cost.0.unsigned_abs(),
             (_, Measure::Drawn) => paid.draws.iter().map(|draw| draw.0.unsigned_abs()).sum(),
         };
-        used.min(debit.amount)
+        // In proportion, and rounded up: what is given back is never more than was counted for it.
+        let used = u128::from(used.min(debit.asked)) * u128::from(debit.amount);
+        let counted = used.div_ceil(u128::from(debit.asked.max(1)));
+        u64::try_from(counted).unwrap_or(u64::MAX).min(debit.amount)
     }
 }
 
@@ -305,7 +313,7 @@ impl State {
         let returned = hold.returned(&paid);
         let policy = Arc::clone(&self.policy);
         let found = self.keeps_facts().then(|| {
-            let looks = self.looks(&policy, &levels, policy.feature(&hold.feature));
+            let looks = self.looks(&policy, &levels, policy.feature(&hold.feature), hold.class);
             let caps = self.cap_looks(&levels);
             let seen = self.seen(&policy, &levels, &looks, &caps, &self.funds(&levels));
             (seen, looks, caps)
@@ -334,7 +342,7 @@ impl State {
         self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
         if let Some((mut seen, looks, caps)) = found {
             self.see_again(&mut seen, &levels, &looks, &caps);
-            self.note_layers(usage, seen);
+            self.note_layers(usage, hold.class, seen);
         }
         self.recent.keep(Resolved {
             id,
@@ -377,7 +385,7 @@ impl State {
             return;
         }
         let policy = Arc::clone(&self.policy);
-        let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
+        let looks = self.looks(&policy, levels, policy.feature(&hold.feature), hold.class);
         let mut units = [0; Policy::FEATURE_UNITS_MAX];
         let mut credits = Credits::ZERO;
         if hold.overrun != Overrun::Refuse && !paid.rest.is_zero() {
@@ -410,8 +418,7 @@ impl State {
                 }),
             };
             if counted > 0 {
-                let now = self.now;
-                self.account_mut(look.account).take(look.limit.key, &look.limit.rule, now, counted);
+                drop(self.count(look, counted));
             }
         }
     }
@@ -608,7 +615,7 @@ impl State {
         let takes_slot = |hold: &&Hold| {
             hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
         };
-        let ends_needed = (look.reading.used + 1).checked_sub(look.limit.rule.quota())?.max(1);
+        let ends_needed = (look.reading.used + 1).checked_sub(look.rule.quota())?.max(1);
         self.holds_of(look.account)
             .take(HOLDS_LOOKED_AT_MAX)
             .filter(takes_slot)

@@ -5,9 +5,10 @@
 
 use std::sync::Arc;
 
-use crate::decision::command::SpendingCap;
+use crate::decision::command::{Class, SpendingCap};
 use crate::decision::facts::{Change, LayerSeen, Layers};
 use crate::decision::policy::{Applied, Limit, Measure, MeterKey, Policy, Then};
+use crate::units::Ppm;
 
 /// A layer with its names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,6 +21,7 @@ pub struct LayerRead {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NamedLayer {
     Limit(LimitRead),
+    Share(ShareRead),
     SpendingCap { cap: SpendingCap, spent: Change },
     Wallet { available: Change, held: Change },
 }
@@ -35,6 +37,8 @@ pub struct LimitRead {
     pub quota: u64,
     /// Credits are in millionths.
     pub used: Change,
+    /// How much of it could be used because of load: an amount counted for as much more.
+    pub factor: Ppm,
     pub(super) measure: Measure,
     /// The place of its plan in the policy; none for a capacity.
     pub(super) plan: Option<u32>,
@@ -47,6 +51,19 @@ impl LimitRead {
     pub fn room(&self) -> u64 {
         self.quota.saturating_sub(self.used.before)
     }
+}
+
+/// The share of the request's class in the capacity before it: what the share covered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareRead {
+    pub class: Class,
+    /// Of the capacity.
+    pub unit: Arc<str>,
+    pub used: Change,
+    /// How much of the share could be used because of load.
+    pub factor: Ppm,
+    /// What it is counted under in the cluster, as this one policy numbers it.
+    pub(super) key: MeterKey,
 }
 
 /// The layers do not fit the policy.
@@ -65,8 +82,13 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
     let mut limits: &[Limit] = &[];
     let mut plan_here = None;
     let mut applied: std::slice::Iter<'_, Applied> = [].iter();
+    // The capacity whose share is to follow.
+    let mut shared: Option<usize> = None;
     for layer in &layers.seen {
         let level = || levels.checked_sub(1).ok_or(LayersUnreadable);
+        if shared.is_some() != matches!(layer, LayerSeen::Share { .. }) {
+            return Err(LayersUnreadable);
+        }
         let layer = match *layer {
             LayerSeen::Level { plan: layer_plan } => {
                 if applied.next().is_some() {
@@ -84,27 +106,36 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                 levels = levels.checked_add(1).ok_or(LayersUnreadable)?;
                 continue;
             }
-            LayerSeen::Limit { used, quota } => {
+            LayerSeen::Limit { used, quota, factor } => {
                 let applied = applied.next().ok_or(LayersUnreadable)?;
                 let limit = &limits[applied.limit];
+                let has_shares = feature.is_some_and(|(_, feature)| feature.shares.is_some());
+                shared = Some(applied.limit).filter(|_| levels == 1 && has_shares);
                 NamedLayer::Limit(LimitRead {
                     name: limit.name.clone(),
                     unit: limit.unit.clone(),
                     then: limit.then,
                     quota: quota.unwrap_or(limit.rule.quota()),
                     used,
+                    factor: factor.unwrap_or(Ppm::ONE),
                     measure: applied.measure,
                     key: limit.key,
                     plan: plan_here,
                 })
+            }
+            LayerSeen::Share { used, factor } => {
+                let (place, (_, feature)) = shared.take().zip(feature).ok_or(LayersUnreadable)?;
+                let (class, unit) = (layers.class, limits[place].unit.clone());
+                let key = feature.class_shares[place][class as usize].key;
+                NamedLayer::Share(ShareRead { class, unit, used, factor, key })
             }
             LayerSeen::SpendingCap { cap, spent } => NamedLayer::SpendingCap { cap, spent },
             LayerSeen::Wallet { available, held } => NamedLayer::Wallet { available, held },
         };
         read.push(LayerRead { level: level()?, layer });
     }
-    match applied.next() {
-        None => Ok(read),
-        Some(_) => Err(LayersUnreadable),
+    match (applied.next(), shared) {
+        (None, None) => Ok(read),
+        _ => Err(LayersUnreadable),
     }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap, Stamp, TopUp};
-use crate::units::{Credits, Millis, Span};
+use crate::decision::command::{AccountState, Class, Source, SpendingCap, Stamp, TopUp};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// An answer to one command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,8 @@ pub struct Reply {
     pub stamp: Stamp,
     /// The revision of the policy that decided.
     pub policy: u64,
+    /// The version of the load that decided.
+    pub load: u64,
     /// Whether this is the stored answer to an earlier command with the same key.
     pub replayed: bool,
     pub outcome: Outcome,
@@ -42,6 +44,8 @@ pub enum Outcome {
     GrantRevoked(Box<GrantRevoked>),
     Reset(Box<ResetDone>),
     TopUp(Box<TopUpView>),
+    /// What backends reported is taken.
+    Signalled,
 }
 
 impl Reply {
@@ -122,6 +126,8 @@ pub struct LimitStatus {
     pub unit: Arc<str>,
     pub quota: u64,
     pub used: u64,
+    /// The policy's quota, where because of load the one above applies.
+    pub base: Option<u64>,
     /// When it will be whole again if nothing more is used; `None` for slots.
     pub resets_at: Option<Millis>,
     pub window: Option<Span>,
@@ -256,6 +262,8 @@ pub enum Reason {
     TopUpResolved,
     /// Not something that can become of a top-up: 422.
     TopUpInvalid,
+    /// Not something that a backend can report: 422.
+    SignalInvalid,
 }
 
 /// Which layer of the waterfall refused.
@@ -407,6 +415,34 @@ pub struct HoldView {
     pub feature: Arc<str>,
     pub cost: Credits,
     pub admitted_at: Millis,
+    pub expires_at: Millis,
+}
+
+/// A feature: how hard it is pressed, and how classes share its capacity because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureView {
+    pub feature: Arc<str>,
+    pub load_version: u64,
+    /// How much of the capacity may be used.
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    /// How much of its share each class may use, most important first.
+    pub by_class: [Ppm; Class::ALL.len()],
+    pub shares: Option<[Ppm; Class::ALL.len()]>,
+    /// The reports that count now, by region and source.
+    pub signals: Vec<SignalView>,
+}
+
+/// A report that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignalView {
+    pub region: Arc<str>,
+    pub source: Arc<str>,
+    pub utilisation: Option<Ppm>,
+    pub queue_depth: Option<u64>,
+    pub latency: Option<Span>,
+    pub reported_at: Millis,
     pub expires_at: Millis,
 }
 

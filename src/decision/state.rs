@@ -10,6 +10,7 @@ use crate::decision::command::{Command, Request, Stamp};
 use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
 use crate::decision::ledger::Recorder;
+use crate::decision::load::Load;
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
@@ -44,6 +45,7 @@ pub struct State {
     /// By [`AccountPlace`]: the index of the entry with the account's latest fact. Apart from the
     /// accounts, so that a refusal, which changes nothing else, does not copy pages of them.
     pub(super) trail: Pages<u64>,
+    pub(super) load: Load,
 
     pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
@@ -96,6 +98,7 @@ impl State {
             holds: Slab::default(),
             keys: Keys::default(),
             trail,
+            load: Load::default(),
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
@@ -141,6 +144,7 @@ impl State {
             Command::ConfirmTopUp(confirm) => self.confirm_top_up(confirm),
             Command::FailTopUp(fail) => self.fail_top_up(fail),
             Command::TopUpDelivered(delivered) => self.top_up_delivered(*delivered),
+            Command::Signals(signals) => (self.take_signals(signals), false),
         };
         self.raise_top_ups();
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
@@ -158,7 +162,7 @@ impl State {
     }
 
     fn reply(&self, stamp: Stamp, outcome: Outcome) -> Reply {
-        Reply { stamp, policy: self.policy.revision, replayed: false, outcome }
+        Reply { stamp, policy: self.policy.revision, load: self.load.version, replayed: false, outcome }
     }
 
     pub(super) fn account_at(&self, place: AccountPlace) -> &Account {

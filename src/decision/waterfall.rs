@@ -4,10 +4,13 @@
 //! refusal changes nothing and an admission is debited whole.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::AccountState;
+use crate::decision::capacity::ShareLook;
+use crate::decision::command::{AccountState, Class};
+use crate::decision::factor::{Carry, Factor};
 use crate::decision::facts::{Change, LayerSeen};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
@@ -15,7 +18,7 @@ use crate::decision::price::Rate;
 use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
 use crate::decision::wallet::Wallet;
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Ppm};
 
 /// Amounts by the place of a unit in its feature.
 pub(super) type ByUnit<T> = [T; Policy::FEATURE_UNITS_MAX];
@@ -40,8 +43,15 @@ pub(super) struct Look<'p> {
     pub account: AccountPlace,
     pub level: u8,
     pub limit: &'p Limit,
+    /// The limit's own rule, but for slots, of which load may let fewer be taken.
+    pub rule: Rule,
     pub measure: Measure,
     pub reading: Reading,
+    /// How much of it can be used because of load.
+    pub factor: Factor,
+    pub carry: Carry,
+    /// The share of the request's class, where classes share it.
+    pub share: Option<ShareLook>,
 }
 
 /// A spending cap on the way, as it reads before the decision.
@@ -98,12 +108,13 @@ pub(super) struct Verdict<'p> {
 pub(super) struct Denied {
     pub refusal: Box<Refusal>,
     pub cost: Option<Credits>,
+    pub class: Class,
     pub seen: Vec<LayerSeen>,
 }
 
 impl From<Box<Refusal>> for Denied {
     fn from(refusal: Box<Refusal>) -> Denied {
-        Denied { refusal, cost: None, seen: Vec::new() }
+        Denied { refusal, cost: None, class: Class::default(), seen: Vec::new() }
     }
 }
 
@@ -235,6 +246,7 @@ impl State {
         levels: &Levels,
         feature: (usize, &'p Feature),
         priced: &Priced,
+        class: Class,
         list_limits: bool,
     ) -> Result<Verdict<'p>, Denied> {
         for place in levels.iter() {
@@ -246,7 +258,7 @@ impl State {
                 return Err(Denied { cost: Some(priced.cost), ..refusal.into() });
             }
         }
-        let looks = self.looks(policy, levels, Some(feature));
+        let looks = self.looks(policy, levels, Some(feature), class);
         let caps = self.cap_looks(levels);
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
@@ -269,7 +281,7 @@ impl State {
                     true => self.seen(policy, levels, &looks, &caps, &self.funds(levels)),
                     false => Vec::new(),
                 };
-                Err(Denied { refusal, cost: Some(priced.cost), seen })
+                Err(Denied { refusal, cost: Some(priced.cost), class, seen })
             }
         }
     }
@@ -281,6 +293,7 @@ impl State {
         policy: &'p Policy,
         levels: &Levels,
         feature: Option<(usize, &'p Feature)>,
+        class: Class,
     ) -> Vec<Look<'p>> {
         let Some((feature_place, feature)) = feature else { return Vec::new() };
         let mut looks = Vec::with_capacity(8);
@@ -296,12 +309,51 @@ impl State {
             };
             for applied in applied {
                 let limit = &limits[applied.limit];
-                let reading = limit.rule.read(account.meter(limit.key), self.now);
-                let level = account.level;
-                looks.push(Look { account: place, level, limit, measure: applied.measure, reading });
+                let (level, measure) = (account.level, applied.measure);
+                let mut look = Look {
+                    account: place,
+                    level,
+                    limit,
+                    rule: limit.rule,
+                    measure,
+                    reading: Reading { used: 0, room: 0 },
+                    factor: Factor::ONE,
+                    carry: Carry::default(),
+                    share: None,
+                };
+                if place == AccountPlace::CLUSTER {
+                    self.follow_load(&mut look, feature_place, feature, applied.limit, class);
+                }
+                look.reading = look.rule.read(account.meter(limit.key), self.now);
+                looks.push(look);
             }
         }
         looks
+    }
+
+    /// What load and the request's class make of a limit of a capacity.
+    fn follow_load(&self, look: &mut Look<'_>, place: usize, feature: &Feature, limit: usize, class: Class) {
+        let factor = self.load.factor(feature);
+        match look.rule {
+            // Rounded up: while anything may be used, one is not none.
+            Rule::Slots { quota } => look.rule = Rule::Slots { quota: factor.of(quota) },
+            _ => look.factor = factor,
+        }
+        if look.factor != Factor::ONE {
+            look.carry = self.account_at(look.account).carry(look.limit.key);
+        }
+        let shares = feature.class_shares.get(limit);
+        look.share = shares.map(|shares| {
+            let factors = self.load.factors.get(place).copied().unwrap_or([Ppm::ONE; Class::ALL.len()]);
+            self.share_look(class, shares, factors[class as usize])
+        });
+    }
+
+    /// The class of a request: that of the nearest plan, or what it asks for, whichever is less important.
+    pub(super) fn class_of(&self, policy: &Policy, levels: &Levels, asked: Option<Class>) -> Class {
+        let plan = levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?));
+        let class = plan.map_or_else(Class::default, |plan| plan.class);
+        asked.map_or(class, |asked| asked.max(class))
     }
 
     pub(super) fn cap_looks(&self, levels: &Levels) -> Vec<CapLook> {
@@ -412,7 +464,11 @@ impl State {
             let plan = account.plan.and_then(|plan| policy.plan_places.get(plan.place()).copied().flatten());
             seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32) });
             while let Some(look) = looks.next_if(|look| look.account == place) {
-                seen.push(LayerSeen::Limit { used: Change::none(look.reading.used), quota: None });
+                seen.push(look.seen());
+                if let Some(share) = &look.share {
+                    let used = Change::none(share.reading.used);
+                    seen.push(LayerSeen::Share { used, factor: share.factor.0 });
+                }
             }
             if let (Some(look), Some(cap)) = (caps.next_if(|cap| cap.account == place), account.spending_cap)
             {
@@ -436,14 +492,20 @@ impl State {
     ) {
         let funds = self.funds(levels);
         let (mut looks, mut caps, mut funds) = (looks.iter(), caps.iter(), funds.0.iter());
-        let mut funds_here = None;
+        let (mut funds_here, mut shared) = (None, None);
         for layer in seen {
             match layer {
                 LayerSeen::Level { .. } => funds_here = funds.next().copied().flatten(),
                 LayerSeen::Limit { used, .. } => {
                     let Some(look) = looks.next() else { continue };
                     let meter = self.account_at(look.account).meter(look.limit.key);
-                    *used = Change::new(used.before, look.limit.rule.read(meter, self.now).used);
+                    *used = Change::new(used.before, look.rule.read(meter, self.now).used);
+                    shared = look.share.as_ref();
+                }
+                LayerSeen::Share { used, .. } => {
+                    let Some(share) = shared.take() else { continue };
+                    let meter = self.account_at(AccountPlace::CLUSTER).meter(share.key);
+                    *used = Change::new(used.before, share.rule.read(meter, self.now).used);
                 }
                 LayerSeen::SpendingCap { spent, .. } => {
                     let Some(cap) = caps.next() else { continue };
@@ -473,7 +535,7 @@ impl State {
         let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse);
         guards.filter_map(move |look| {
             let amount = look.guarded(priced);
-            if look.reading.room >= amount {
+            if look.admits(amount) {
                 return None;
             }
             let limit = look.limit;
@@ -491,17 +553,18 @@ impl State {
             }
             let (reason, would_pass_at) = match look.measure {
                 Measure::Slot => (Reason::SlotsTaken, self.slot_frees_at(look)),
-                _ if look.level == 0 => (Reason::CapacityReached, self.passes_at(look, amount)),
-                _ => (Reason::LimitReached, self.passes_at(look, amount)),
+                _ if look.level == 0 => (Reason::CapacityReached, self.guard_passes_at(look, amount)),
+                _ => (Reason::LimitReached, self.guard_passes_at(look, amount)),
             };
             let detail = format!(
                 "{} has {} of {} {} left; this takes {}",
                 limit.name,
-                look.amount_text(look.reading.room),
+                look.amount_text(look.left()),
                 look.amount_text(quota),
                 limit.unit,
                 look.amount_text(amount),
             );
+            let detail = look.explained(detail);
             let refusal = Refusal { would_pass_at, ..*Refusal::new(reason, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
         })
@@ -572,12 +635,12 @@ impl State {
     /// A limit on its account, as it stands.
     pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
         let meter = self.account_at(look.account).meter(look.limit.key);
-        limit_status(look.limit, look.level, meter, self.now)
+        look.status(meter, self.now)
     }
 
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let meter = self.account_at(look.account).meter(look.limit.key);
-        look.limit.rule.passes_at(meter, self.now, amount)
+        look.rule.passes_at(meter, self.now, amount)
     }
 
     /// When wallets could pay `amount` of what comes into them without anybody's doing, and the spending caps
@@ -660,12 +723,20 @@ impl Verdict<'_> {
     /// Completes what was seen by what the verdict debits: no meter is read twice.
     pub fn complete(&self, seen: &mut [LayerSeen], priced: &Priced, hold: bool) {
         let drawn_in_all = self.cover.drawn().0.unsigned_abs();
-        let (mut level, mut looks) = (0, self.looks.iter());
+        let (mut level, mut looks, mut here) = (0, self.looks.iter(), None);
         for layer in seen {
             match layer {
                 LayerSeen::Level { .. } => level += 1,
                 LayerSeen::Limit { used, .. } => {
-                    let counted = looks.next().map_or(0, |look| look.counted(priced, &self.cover, hold));
+                    here = looks.next();
+                    let counted =
+                        here.map_or(0, |look| look.counts_for(look.taken(priced, &self.cover, hold)).0);
+                    *used = Change::new(used.before, used.before.saturating_add(counted));
+                }
+                LayerSeen::Share { used, .. } => {
+                    let shared = here.and_then(|look| Some((look, look.share.as_ref()?)));
+                    let counted = shared
+                        .map_or(0, |(look, share)| share.counted(look.taken(priced, &self.cover, hold)).0);
                     *used = Change::new(used.before, used.before.saturating_add(counted));
                 }
                 LayerSeen::SpendingCap { spent, .. } => {
@@ -713,8 +784,8 @@ impl Look<'_> {
         }
     }
 
-    /// How much this limit counts of a request that is covered so. Only a hold stays in its slot.
-    pub fn counted(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
+    /// How much this limit takes of a request that is covered so. Only a hold stays in its slot.
+    pub fn taken(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
             (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
@@ -724,6 +795,44 @@ impl Look<'_> {
             (Then::Credits, Measure::Cost) => cover.credits.0.unsigned_abs(),
             (Then::Credits, Measure::Drawn) => 0,
         }
+    }
+
+    /// As it was found, for the record.
+    fn seen(&self) -> LayerSeen {
+        let quota = Some(self.rule.quota()).filter(|quota| *quota != self.limit.rule.quota());
+        let factor = Some(self.factor.0).filter(|factor| *factor != Ppm::ONE);
+        LayerSeen::Limit { used: Change::none(self.reading.used), quota, factor }
+    }
+
+    /// As it stands on `meter`, and as far as load lets it be used.
+    pub fn status(&self, meter: Option<&Meter>, at: Millis) -> LimitStatus {
+        self.status_with(meter, self.carry, at)
+    }
+
+    pub fn status_with(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
+        let status = limit_status(self.limit, self.level, meter, at);
+        if self.factor == Factor::ONE && self.rule == self.limit.rule {
+            return status;
+        }
+        let room = self.rule.read(meter, at).room;
+        let quota = self.factor.of(self.rule.quota());
+        let left = self.factor.within(room, carry).min(quota);
+        LimitStatus { base: Some(status.quota), quota, used: quota - left, ..status }
+    }
+
+    /// Says what load and class have to do with a refusal.
+    fn explained(&self, mut detail: String) -> String {
+        // Writing to a text cannot fail.
+        if self.factor != Factor::ONE {
+            let _infallible = write!(detail, "; load lets {} of it be used", self.factor.0);
+        } else if self.rule != self.limit.rule {
+            let _infallible = write!(detail, "; load lets {} of them be taken", self.rule.quota());
+        }
+        if let Some(share) = &self.share {
+            let class = share.class.name();
+            let _infallible = write!(detail, "; that is what is left for class {class}");
+        }
+        detail
     }
 
     fn amount_text(&self, amount: u64) -> String {
@@ -742,6 +851,7 @@ pub(super) fn limit_status(limit: &Limit, level: u8, meter: Option<&Meter>, at: 
         unit: limit.unit.clone(),
         quota: limit.rule.quota(),
         used: limit.rule.read(meter, at).used,
+        base: None,
         resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
     }

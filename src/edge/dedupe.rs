@@ -87,6 +87,10 @@ fn scope(command: &Command<'_>) -> Option<String> {
         Command::Release(release) => Some(format!("{}/release", release.admission)),
         Command::ConfirmTopUp(confirm) => Some(format!("{}/confirm", confirm.id)),
         Command::FailTopUp(fail) => Some(format!("{}/fail", fail.id)),
-        Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::TopUpDelivered(_) => None,
+        Command::Tick
+        | Command::Mark
+        | Command::PutPolicy(_)
+        | Command::TopUpDelivered(_)
+        | Command::Signals(_) => None,
     }
 }

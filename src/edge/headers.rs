@@ -164,6 +164,7 @@ mod tests {
     #[test]
     fn limits_are_rounded_so_that_no_client_is_misled() {
         let limit = |name: &str, unit: &str, quota, used, resets_at, window| LimitStatus {
+            base: None,
             name: name.into(),
             level: 1,
             unit: unit.into(),

@@ -24,7 +24,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 34] = [
+const REASONS: [Reason; 35] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -59,11 +59,12 @@ const REASONS: [Reason; 34] = [
     Reason::TopUpUnknown,
     Reason::TopUpResolved,
     Reason::TopUpInvalid,
+    Reason::SignalInvalid,
 ];
 
 #[derive(Default)]
 pub(crate) struct Metrics {
-    requests: [[AtomicU64; CLASSES]; CALLS],
+    requests: Requests,
     /// Requests that no call matches.
     unrouted: AtomicU64,
     durations: [AtomicU64; DURATION_BUCKETS_US.len() + 1],
@@ -74,6 +75,15 @@ pub(crate) struct Metrics {
     replayed: AtomicU64,
     refused: Refused,
     pub(crate) connections: Connections,
+}
+
+/// By call and class of status.
+struct Requests([[AtomicU64; CLASSES]; CALLS]);
+
+impl Default for Requests {
+    fn default() -> Self {
+        Requests([const { [const { AtomicU64::new(0) }; CLASSES] }; CALLS])
+    }
 }
 
 /// By reason.
@@ -105,7 +115,7 @@ fn read(counter: &AtomicU64) -> u64 {
 impl Metrics {
     pub(crate) fn request(&self, call: Call, status: StatusCode, duration: Duration) {
         let class = usize::from(status.as_u16() / 100).clamp(1, CLASSES) - 1;
-        count(&self.requests[call as usize][class]);
+        count(&self.requests.0[call as usize][class]);
         let us = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         let bucket = DURATION_BUCKETS_US.partition_point(|&end_us| end_us < us);
         count(&self.durations[bucket]);
@@ -144,7 +154,7 @@ impl Metrics {
         top_ups_pending: u64,
     ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
-        for (call, classes) in Call::ALL.iter().zip(&self.requests) {
+        for (call, classes) in Call::ALL.iter().zip(&self.requests.0) {
             for (class, counter) in (1..).zip(classes) {
                 let requests = read(counter);
                 if requests > 0 {

@@ -210,7 +210,7 @@ pub fn policies() -> impl Strategy<Value = Document> {
     let lent = |micros| Overrun::Overdraft { credits: Credits(micros) };
     let overruns = select(vec![Overrun::Draw, Overrun::Refuse, lent(20_000_000), lent(i64::MAX)]);
     let plan = (overruns, some_limits(4, false))
-        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, grants: Vec::new() })
+        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, ..PlanDocument::default() })
         .boxed();
     let plans = [plan.clone(), plan.clone(), plan];
     (some_limits(2, true), plans).prop_map(|(capacity, plans)| {
@@ -228,12 +228,12 @@ pub fn policies() -> impl Strategy<Value = Document> {
             price: named(&[("seconds", each(1_000_000)), ("frames", third)]),
             attributes: BTreeMap::from([("res".to_owned(), res)]),
             capacity,
+            ..FeatureDocument::default()
         };
         let code = FeatureDocument {
             units: ["requests", "tokens"].map(str::to_owned).to_vec(),
             price: named(&[("tokens", each(3_000))]),
-            attributes: BTreeMap::new(),
-            capacity: Vec::new(),
+            ..FeatureDocument::default()
         };
         Document {
             settings: Settings {
@@ -463,6 +463,7 @@ impl Performer {
                 list_limits: true,
                 endpoint: Some("render-7"),
                 region: None,
+                class: None,
             }),
             Act::Settle { nth, usage, last } => Command::Settle(Settle {
                 admission: self.held(*nth),
@@ -681,9 +682,7 @@ fn every_law_holds_and_replays_and_restores_are_the_same() {
 /// been lent to and has paid back.
 pub fn lending(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<Step>) {
     let overrun = Overrun::Overdraft { credits: Credits::MAX };
-    document
-        .plans
-        .insert(PLANS[1].to_owned(), PlanDocument { overrun, limits: Vec::new(), grants: Vec::new() });
+    document.plans.insert(PLANS[1].to_owned(), PlanDocument { overrun, ..PlanDocument::default() });
     let tokens = |tokens| vec![("tokens", tokens)];
     let (account, hold) = ("z", Some(Span(1_000)));
     let held = Act::Admit { account, video: false, usage: tokens(0), doubled: false, hold, dry_run: false };
@@ -750,11 +749,8 @@ fn nobody_is_lent_more_than_the_plan_lends_and_what_comes_in_pays_back_first() {
     let strategy = (policies(), prop::option::weighted(0.3, caps()), steps(act.boxed(), 60));
     run("nobody_is_lent_more", 150, strategy, |(mut document, cap, steps)| {
         for plan in document.plans.values_mut() {
-            *plan = PlanDocument {
-                overrun: Overrun::Overdraft { credits: BOUND },
-                limits: Vec::new(),
-                grants: Vec::new(),
-            };
+            *plan =
+                PlanDocument { overrun: Overrun::Overdraft { credits: BOUND }, ..PlanDocument::default() };
         }
         let names = Names::new();
         let mut performer = Performer::new(&[document]);

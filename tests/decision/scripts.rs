@@ -9,20 +9,22 @@
 //! | `feature NAME units="a,b"` | a feature |
 //! | `price FEATURE UNIT=CREDITS` | a price for each, or `3/1000`: three for each thousand |
 //! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
-//! | `plan NAME [overrun=RULE]` | a plan; `overdraft/50` lends up to 50 credits |
+//! | `plan NAME [overrun=RULE] [class=CLASS]` | a plan; `overdraft/50` lends up to 50 credits |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
+//! | `load FEATURE FIELD=VALUE…`, `shares FEATURE CLASS=SHARE…` | how load moves a feature; what classes can count on |
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE] [topup=THRESHOLD/TARGET[/MONTHLY_CAP]] [bridge=N]` | `-` clears |
 //! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
 //! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
-//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
+//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=] [class=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
 //! | `confirm ID [credits=] [reason=]`, `fail ID reason=REASON [retry_after=SPAN]`, `delivered ID` | what becomes of a top-up |
+//! | `signal FEATURE SOURCE [region=] [utilisation=] [queue=] [latency=] [ttl=]` | a backend reports |
 //! | `tick` | moves time on to the stamp |
-//! | `show PATH`, `show ID`, `show policy`, `show topups` | looks |
+//! | `show PATH`, `show ID`, `show policy`, `show topups`, `show feature NAME` | looks |
 //! | `facts` | the facts since they were last shown |
 //!
 //! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
@@ -33,9 +35,9 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
-    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
-    TopUpDelivered,
+    AccountState, Admit, Change, Class, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount,
+    PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source,
+    SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::reply::{
     AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled, TopUpId,
@@ -203,6 +205,9 @@ impl Scenario {
             "plan" => {
                 let mut plan = json!({ "limits": [], "grants": [] });
                 let name = arguments.next("a plan")?;
+                if let Some(class) = arguments.named("class") {
+                    plan["class"] = json!(class);
+                }
                 if let Some(overrun) = arguments.named("overrun") {
                     plan["overrun"] = match overrun.split_once('/') {
                         Some((rule, credits)) => json!({ rule: { "credits": credits } }),
@@ -241,6 +246,18 @@ impl Scenario {
                 let limit = named_limit(name, arguments.fields());
                 put_limit(&mut self.part("features", &feature)?["capacity"], limit);
             }
+            "load" => {
+                let feature = arguments.next("a feature")?;
+                let mut load = arguments.texts();
+                if let Some(depth) = load.get_mut("queue_depth_max") {
+                    *depth = json!(depth.as_str().unwrap_or_default().parse::<u64>()?);
+                }
+                self.part("features", &feature)?["load"] = Value::Object(load);
+            }
+            "shares" => {
+                let feature = arguments.next("a feature")?;
+                self.part("features", &feature)?["shares"] = Value::Object(arguments.texts());
+            }
             "drop" => {
                 let (kind, name) = (arguments.next("plan, feature or limit")?, arguments.next("a name")?);
                 if kind == "limit" || kind == "plan_grant" {
@@ -265,6 +282,22 @@ impl Scenario {
         let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
         let reply = self.lawful.apply(stamp, &Request { key, command })?;
         Ok(told(&reply))
+    }
+
+    fn show_feature(&self, feature: &str) -> Result<String> {
+        let Some(view) = self.lawful.state().feature(feature) else {
+            return Ok(format!("{feature} is not to be found\n"));
+        };
+        let pressure = view.pressure.map_or_else(|| "unknown".to_owned(), |pressure| pressure.to_string());
+        let mut text =
+            format!("load {}: {feature} at {}, pressure {pressure}\n", view.load_version, view.factor);
+        for (class, factor) in Class::ALL.iter().zip(view.by_class) {
+            writeln!(text, "  {class:?} {factor}")?;
+        }
+        for signal in &view.signals {
+            writeln!(text, "  {}/{} until {}", signal.region, signal.source, signal.expires_at)?;
+        }
+        Ok(text)
     }
 
     fn show(&self, what: &str) -> Result<String> {
@@ -428,6 +461,7 @@ impl goldenscript::Runner for Scenario {
                 let dry_run = arguments.flag("dry_run");
                 let hold_ttl: Option<Span> = arguments.parsed("hold")?;
                 let (endpoint, region) = (arguments.named("endpoint"), arguments.named("region"));
+                let class: Option<Class> = arguments.named("class").map(word).transpose()?;
                 let named = std::mem::take(&mut arguments.named);
                 let admit = Admit {
                     account: &account,
@@ -443,8 +477,23 @@ impl goldenscript::Runner for Scenario {
                     list_limits: true,
                     endpoint: endpoint.as_deref(),
                     region: region.as_deref(),
+                    class,
                 };
                 self.apply(Command::Admit(admit), key)?
+            }
+            "signal" => {
+                let (feature, source) = (arguments.next("a feature")?, arguments.next("a source")?);
+                let region = arguments.named("region").unwrap_or_else(|| "here".to_owned());
+                let signal = Signal {
+                    feature: &feature,
+                    region: &region,
+                    source: &source,
+                    utilisation: arguments.parsed("utilisation")?,
+                    queue_depth: arguments.parsed("queue")?,
+                    latency: arguments.parsed("latency")?,
+                    ttl: arguments.parsed("ttl")?.unwrap_or(Span(5_000)),
+                };
+                self.apply(Command::Signals(Signals { signals: vec![signal] }), key)?
             }
             "settle" => {
                 let admission = arguments.next("an admission")?.parse()?;
@@ -487,7 +536,10 @@ impl goldenscript::Runner for Scenario {
                 let facts = self.lawful.facts();
                 crate::story::told(facts, std::mem::replace(&mut self.shown, facts.len()))
             }
-            "show" => self.show(&arguments.next("what to show")?)?,
+            "show" => match arguments.next("what to show")?.as_str() {
+                "feature" => self.show_feature(&arguments.next("a feature")?)?,
+                what => self.show(what)?,
+            },
             other => return Err(format!("no such command: {other}").into()),
         };
         arguments.done()?;
@@ -513,6 +565,7 @@ fn told(reply: &Reply) -> String {
     let at = reply.stamp.at;
     let replayed = if reply.replayed { ", replayed" } else { "" };
     match &reply.outcome {
+        Outcome::Signalled => line(&mut text, format!("reported at {at}, load {}{replayed}", reply.load)),
         Outcome::Ticked => line(&mut text, format!("time is {at}")),
         Outcome::PolicyPut { revision } => line(&mut text, format!("policy revision {revision}{replayed}")),
         Outcome::AccountPut(view) => line(

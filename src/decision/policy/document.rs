@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::Period;
+use crate::decision::command::{Class, Period};
 use crate::units::{Credits, Ppm, Span};
 
 /// A policy as people write it.
@@ -52,7 +52,7 @@ impl Default for Settings {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeatureDocument {
     /// What is counted, such as `requests` and `video_seconds`.
@@ -66,6 +66,53 @@ pub struct FeatureDocument {
     /// Limits of the whole cluster on this feature. They are guards.
     #[serde(default)]
     pub capacity: Vec<LimitDocument>,
+    /// How load moves how much of it may be used; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadDocument>,
+    /// Of the capacity, what each class can count on: 1 together. Without it classes make no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<BTreeMap<Class, Ppm>>,
+}
+
+/// How load moves the limits of a feature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadDocument {
+    /// The utilisation at which backends should run.
+    pub target_utilisation: Ppm,
+    /// How many requests may wait, and how long the slowest may take: at these, backends are pressed as hard
+    /// as they should be. Not looked at when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_depth_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_max: Option<Span>,
+    /// The least and the most of the capacity that load lets be used.
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// Where it goes when no backend reports.
+    pub silent: Ppm,
+    /// How much is given back in a second while there is room.
+    pub restore: Ppm,
+    /// Of the target: below it there is room.
+    pub restore_below: Ppm,
+    /// How long backends take to feel a cut.
+    pub response: Span,
+}
+
+impl Default for LoadDocument {
+    fn default() -> Self {
+        LoadDocument {
+            target_utilisation: Ppm(850_000),
+            queue_depth_max: None,
+            latency_max: None,
+            floor: Ppm(250_000),
+            ceiling: Ppm::ONE,
+            silent: Ppm::ONE,
+            restore: Ppm(10_000),
+            restore_below: Ppm(900_000),
+            response: Span(2_000),
+        }
+    }
 }
 
 /// `"8"` is eight credits for each; `{ credits = "3", per = 1000 }` is three for each thousand.
@@ -86,12 +133,15 @@ pub struct Attribute {
     pub multipliers: BTreeMap<String, Ppm>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanDocument {
     /// What happens when the actual use is above the hold.
     #[serde(default)]
     pub overrun: Overrun,
+    /// How important its requests are.
+    #[serde(default)]
+    pub class: Class,
     #[serde(default)]
     pub limits: Vec<LimitDocument>,
     /// Credits that every account with the plan gets again and again.

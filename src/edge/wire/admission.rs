@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Admit, Command, Key, Request, Settle, Stamp};
+use crate::decision::command::{Admit, Class, Command, Key, Request, Settle, Stamp};
 use crate::decision::reply::{
     AdmissionId, AdmissionView, Admitted, Layer, Reason, Refusal, RefusalId, Settled,
 };
@@ -52,6 +52,9 @@ pub(crate) struct AdmissionBody<'a> {
     endpoint: Option<Text<'a>>,
     #[serde(borrow, default)]
     region: Option<Text<'a>>,
+    /// How important it is; no more than the plan says.
+    #[serde(default)]
+    class: Option<Class>,
     /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
     #[serde(default)]
     limits: Option<bool>,
@@ -76,6 +79,7 @@ impl AdmissionBody<'_> {
             list_limits: self.limits.unwrap_or(list_limits),
             endpoint: self.endpoint.as_ref().map(Text::as_str),
             region: self.region.as_ref().map(Text::as_str),
+            class: self.class,
         })
     }
 
@@ -434,7 +438,7 @@ impl WriteJson for AdmissionAnswer<'_> {
             "admitted_at": AsText(view.stamp.at),
             "expires_at"?: view.expires_at.map(AsText),
             "resolved_at"?: view.resolved_at.map(AsText),
-            "receipt": Receipt { stamp: &view.stamp, policy: view.policy },
+            "receipt": Receipt { stamp: &view.stamp, policy: view.policy, load: None },
             "events"?: self.events.map(Derived),
         });
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::decision::command::Period;
+use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
     Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
     TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
@@ -280,9 +280,34 @@ pub(crate) struct LayerItem {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum LayerAmounts {
-    Limit { name: Arc<str>, unit: Arc<str>, then: Then, quota: Amount, before: Amount, after: Amount },
-    SpendingCap { period: Period, quota: Amount, before: Amount, after: Amount },
-    Wallet { available: ChangeItem, held: ChangeItem },
+    Limit {
+        name: Arc<str>,
+        unit: Arc<str>,
+        then: Then,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+        /// How much of it could be used because of load, where that was not all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        factor: Option<Ppm>,
+    },
+    /// The share of the request's class in the capacity before it.
+    Share {
+        class: Class,
+        before: Amount,
+        after: Amount,
+        factor: Ppm,
+    },
+    SpendingCap {
+        period: Period,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+    },
+    Wallet {
+        available: ChangeItem,
+        held: ChangeItem,
+    },
 }
 
 #[derive(Serialize)]
@@ -308,7 +333,13 @@ impl LayerItem {
                 let (before, after) = (amount(limit.used.before), amount(limit.used.after()));
                 let quota = amount(limit.quota);
                 let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
-                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after })
+                let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
+                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after, factor })
+            }
+            NamedLayer::Share(share) => {
+                let amount = |amount| Amount::of(&share.unit, amount);
+                let (before, after) = (amount(share.used.before), amount(share.used.after()));
+                ("share", LayerAmounts::Share { class: share.class, before, after, factor: share.factor })
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 let ChangeItem { before, after } = credits(spent);

@@ -1,0 +1,139 @@
+//! Load: what backends report, and what it does to a feature.
+
+use serde::Deserialize;
+
+use crate::decision::command::{Class, Command, Signal, Signals};
+use crate::decision::reply::{FeatureView, SignalView};
+use crate::edge::body::Object;
+use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
+use crate::edge::wire::quantity::AsText;
+use crate::edge::wire::text::Text;
+use crate::units::{Ppm, Span};
+
+// --- asked --------------------------------------------------------------------------------------
+
+/// `POST /v1/signals`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SignalsBody<'a> {
+    #[serde(borrow)]
+    signals: Vec<Object<SignalBody<'a>>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SignalBody<'a> {
+    #[serde(borrow)]
+    feature: Text<'a>,
+    #[serde(borrow)]
+    region: Text<'a>,
+    #[serde(borrow)]
+    source: Text<'a>,
+    #[serde(default)]
+    utilisation: Option<Ppm>,
+    #[serde(default)]
+    queue_depth: Option<u64>,
+    #[serde(default)]
+    latency_ms: Option<u64>,
+    ttl_ms: u64,
+}
+
+impl SignalsBody<'_> {
+    pub(crate) fn len(&self) -> usize {
+        self.signals.len()
+    }
+
+    pub(crate) fn command(&self) -> Command<'_> {
+        let signals = self.signals.iter().map(|Object(signal)| Signal {
+            feature: signal.feature.as_str(),
+            region: signal.region.as_str(),
+            source: signal.source.as_str(),
+            utilisation: signal.utilisation,
+            queue_depth: signal.queue_depth,
+            latency: signal.latency_ms.map(Span),
+            ttl: Span(signal.ttl_ms),
+        });
+        Command::Signals(Signals { signals: signals.collect() })
+    }
+}
+
+// --- answered -----------------------------------------------------------------------------------
+
+/// `GET /v1/features/{feature}`.
+pub(crate) struct FeatureAnswer<'a>(pub(crate) &'a FeatureView);
+
+impl WriteJson for FeatureAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let view = self.0;
+        write_object!(out, {
+            "feature": *view.feature,
+            "load": view.load_version,
+            "factor": Derived(&view.factor),
+            "pressure": view.pressure.map(Factor),
+            "classes": Classes(view),
+            "signals": SignalList(&view.signals),
+        });
+    }
+}
+
+struct Factor(Ppm);
+
+impl WriteJson for Factor {
+    fn write(&self, out: &mut Vec<u8>) {
+        Derived(&self.0).write(out);
+    }
+}
+
+struct Classes<'a>(&'a FeatureView);
+
+impl WriteJson for Classes<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let view = self.0;
+        let classes = Class::ALL.iter().zip(view.by_class).enumerate();
+        write_list(
+            out,
+            classes.map(|(place, (class, factor))| {
+                let share = view.shares.map(|shares| shares[place]);
+                ClassAnswer { class: *class, share, factor }
+            }),
+        );
+    }
+}
+
+struct ClassAnswer {
+    class: Class,
+    share: Option<Ppm>,
+    factor: Ppm,
+}
+
+impl WriteJson for ClassAnswer {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "class": Derived(&self.class),
+            "share"?: self.share.map(Factor),
+            "factor": Derived(&self.factor),
+        });
+    }
+}
+
+struct SignalList<'a>(&'a [SignalView]);
+
+impl WriteJson for SignalList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for SignalView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "region": *self.region,
+            "source": *self.source,
+            "utilisation"?: self.utilisation.map(Factor),
+            "queue_depth"?: self.queue_depth,
+            "latency_ms"?: self.latency.map(|latency| latency.0),
+            "reported_at": AsText(self.reported_at),
+            "expires_at": AsText(self.expires_at),
+        });
+    }
+}
