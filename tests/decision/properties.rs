@@ -162,6 +162,8 @@ fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> 
             day: None,
             utc_offset_minutes: None,
             then: if pays && paying { Then::Credits } else { Then::Refuse },
+            adaptive: None,
+            shadow: false,
         }
     })
 }

@@ -9,8 +9,8 @@ use crate::decision::load::{ByClass, LoadRule};
 use crate::decision::meter::{Rule, WindowAnchor};
 use crate::decision::path::is_name;
 use crate::decision::policy::document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, Overrun, PlanDocument, Price, Quota, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, Months, Overrun, PlanDocument, Price, Quota, Then,
 };
 use crate::decision::policy::names::Names;
 use crate::decision::policy::{
@@ -18,6 +18,7 @@ use crate::decision::policy::{
 };
 use crate::decision::price::Rate;
 use crate::decision::state::State;
+use crate::decision::trust::TrustRule;
 use crate::units::{Credits, Ppm, Span};
 
 /// The longest window that a limit may have.
@@ -132,8 +133,17 @@ fn compile_feature(name: &str, feature: &FeatureDocument, names: &mut Names) -> 
     let shares = compile_shares(feature, &path_of_feature)?;
     let load = compile_load(feature, &shares, &path_of_feature)?;
     let (capacity, capacity_limits, class_shares) = (Vec::new(), Vec::new(), Vec::new());
-    let mut compiled =
-        Feature { name, units, attributes, capacity, capacity_limits, class_shares, load, shares };
+    let mut compiled = Feature {
+        name,
+        units,
+        attributes,
+        capacity,
+        capacity_limits,
+        class_shares,
+        load,
+        shares,
+        fair: feature.fair,
+    };
     let mut seen = BTreeSet::new();
     for (place, document) in feature.capacity.iter().enumerate() {
         let path = format!("{path}[{place}]");
@@ -302,9 +312,25 @@ fn compile_plan(
         apply_to_features(document, place, features, &mut by_feature, &path)?;
         limits.push(compile_limit(document, None, &path, names)?);
     }
+    let weight = plan.weight.unwrap_or(1);
+    let is_weight = (1..=Policy::WEIGHT_MAX).contains(&weight);
+    require(is_weight, &format!("{path}.weight"), "expected 1 to 1000")?;
+    check_trust(plan.trust.as_ref(), &path)?;
     let name: Arc<str> = name.into();
     let grants = compile_grants(&name, plan, &path, names)?;
-    Ok(Plan { name, overrun: plan.overrun, class: plan.class, limits, by_feature, grants })
+    let PlanDocument { overrun, class, trust, .. } = *plan;
+    Ok(Plan { name, overrun, class, weight, trust, limits, by_feature, grants })
+}
+
+/// Within what the half-life of an account's past can be.
+const TRUST_HALF_LIVES: std::ops::RangeInclusive<Span> = Span::SECOND..=Span(30 * Span::DAY.0);
+
+fn check_trust(trust: Option<&TrustRule>, path: &str) -> Result<(), PolicyError> {
+    let Some(trust) = trust else { return Ok(()) };
+    let path = |field: &str| format!("{path}.trust.{field}");
+    require(trust.bonus <= CEILING_MAX, &path("bonus"), "expected at most 10")?;
+    require(trust.malus < Ppm::ONE, &path("malus"), "expected less than 1")?;
+    require(TRUST_HALF_LIVES.contains(&trust.half_life), &path("half_life"), "expected 1s to 30d")
 }
 
 fn compile_grants(
@@ -450,9 +476,23 @@ fn compile_limit(
         (_, None) => return wrong(format!("{path}.unit"), "expected a unit, or credits"),
     };
     let rule = compile_rule(document, &unit, path)?;
+    let can_move = capacity_of.is_none() && document.then == Then::Refuse;
+    if let Some(AdaptiveDocument { floor, ceiling }) = document.adaptive {
+        let path = |field: &str| format!("{path}.adaptive{field}");
+        require(
+            can_move,
+            &path(""),
+            "only guards of plans are adaptive; capacities follow the feature's load",
+        )?;
+        require((1..=Ppm::ONE.0).contains(&floor.0), &path(".floor"), "expected more than 0, and at most 1")?;
+        require((Ppm::ONE..=CEILING_MAX).contains(&ceiling), &path(".ceiling"), "expected 1 to 10")?;
+    }
+    let is_guard = document.then == Then::Refuse;
+    require(is_guard || !document.shadow, &format!("{path}.shadow"), "only guards can be in shadow mode")?;
     let name: Arc<str> = document.name.as_str().into();
     let key = names.intern_meter(capacity_of, &name, &unit, None);
-    Ok(Limit { name, key, unit, rule, then: document.then })
+    let LimitDocument { then, adaptive, shadow, .. } = *document;
+    Ok(Limit { name, key, unit, rule, then, adaptive, shadow })
 }
 
 fn compile_rule(document: &LimitDocument, unit: &str, path: &str) -> Result<Rule, PolicyError> {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{Class, Period};
+use crate::decision::trust::TrustRule;
 use crate::units::{Credits, Ppm, Span};
 
 /// A policy as people write it.
@@ -72,6 +73,9 @@ pub struct FeatureDocument {
     /// Of the capacity, what each class can count on: 1 together. Without it classes make no difference.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub shares: Option<BTreeMap<Class, Ppm>>,
+    /// Whether accounts share the capacity, or their class's part of it, fairly by their plans' weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fair: bool,
 }
 
 /// How load moves the limits of a feature.
@@ -142,6 +146,12 @@ pub struct PlanDocument {
     /// How important its requests are.
     #[serde(default)]
     pub class: Class,
+    /// What its accounts count for where a capacity is shared fairly; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// How an account's past moves its limits that are adaptive; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustRule>,
     #[serde(default)]
     pub limits: Vec<LimitDocument>,
     /// Credits that every account with the plan gets again and again.
@@ -254,6 +264,27 @@ pub struct LimitDocument {
     pub utc_offset_minutes: Option<i16>,
     #[serde(default)]
     pub then: Then,
+    /// A plan's guard that follows load and trust; its quota stands when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<AdaptiveDocument>,
+    /// Whether it decides and counts, and refuses nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
+}
+
+/// How far load and trust together can move a guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptiveDocument {
+    /// The least and the most of it that can be used.
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+}
+
+impl Default for AdaptiveDocument {
+    fn default() -> Self {
+        AdaptiveDocument { floor: Ppm(500_000), ceiling: Ppm(1_500_000) }
+    }
 }
 
 /// A quota as written: `500` or `"500"`; `"0.5"` for credits.

@@ -9,8 +9,9 @@ mod names;
 
 pub use compile::PolicyError;
 pub use document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings,
+    Then,
 };
 pub(super) use names::{GrantKey, MeterKey, Names, PlanId};
 
@@ -24,6 +25,7 @@ use crate::decision::command::Class;
 use crate::decision::load::{ByClass, LoadRule};
 use crate::decision::meter::Rule;
 use crate::decision::price::Rate;
+use crate::decision::trust::TrustRule;
 use crate::units::{Credits, Ppm};
 
 /// A checked policy, ready to decide.
@@ -51,6 +53,8 @@ pub(super) struct Feature {
     pub load: Option<LoadRule>,
     /// Of the capacity, what each class can count on; all share it alike where absent.
     pub shares: Option<ByClass<Ppm>>,
+    /// Whether accounts share the capacity fairly.
+    pub fair: bool,
 }
 
 /// What a class can count on of one limit of a capacity.
@@ -81,6 +85,8 @@ pub(super) struct Plan {
     pub name: Arc<str>,
     pub overrun: Overrun,
     pub class: Class,
+    pub weight: u32,
+    pub trust: Option<TrustRule>,
     pub limits: Vec<Limit>,
     /// By the place of a feature: the limits that count it.
     pub by_feature: Vec<Vec<Applied>>,
@@ -128,6 +134,10 @@ pub(super) struct Limit {
     pub unit: Arc<str>,
     pub rule: Rule,
     pub then: Then,
+    /// How far load and trust can move it; not at all where absent.
+    pub adaptive: Option<AdaptiveDocument>,
+    /// Whether it decides and counts, and refuses nothing.
+    pub shadow: bool,
 }
 
 impl AttributeRule {
@@ -142,6 +152,8 @@ impl AttributeRule {
 }
 
 impl Policy {
+    /// The most that an account can count for where a capacity is shared fairly.
+    pub const WEIGHT_MAX: u32 = 1_000;
     /// Units that one feature may have.
     pub const FEATURE_UNITS_MAX: usize = 8;
     /// Attributes that one feature may have: as many as can multiply a price with six digits each and
