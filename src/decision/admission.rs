@@ -87,6 +87,7 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    load: self.load.version,
                     endpoint: admit.endpoint.map(Arc::from),
                     region: admit.region.map(Arc::from),
                     multipliers: multipliers(feature, &admit.attributes),
@@ -116,6 +117,7 @@ impl State {
                 stamp,
                 latest: stamp.index,
                 policy: policy.revision,
+                load: self.load.version,
                 resolved_at: self.now,
             }),
         }
