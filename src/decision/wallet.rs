@@ -259,8 +259,8 @@ impl Wallet {
 
     /// The same if `more` had come in by then.
     pub fn drawable_with(&self, more: Credits, at: Millis) -> Credits {
-        let credits: i64 = self.live.iter().map(|grant| grant.drawable(at).0).sum();
-        Credits((credits.saturating_add(more.0) - self.owed().0).max(0))
+        let credits = (self.balance(at) + i128::from(more.0)).max(0);
+        Credits(i64::try_from(credits).unwrap_or(i64::MAX))
     }
 
     /// What can be drawn at `at`, less what is owed: the sum of one wallet's grants fits, its difference may not.

@@ -47,6 +47,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     if proposal.is_empty() {
         return Ok(replies::batch(&[], false).await);
     }
+    check_keys(&asked, proposal.keys() + usize::from(key.is_some()))?;
     let mut known = false;
     if let Some(key) = &key {
         let fingerprint = proposal.fingerprint();
@@ -70,6 +71,21 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     let nothing_new =
         replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
     Ok(replies::batch(&replies, known && nothing_new).await)
+}
+
+/// Refuses a batch that would push out its own keys: repeated, its first entries would have effect again.
+fn check_keys(asked: &Asked, keys: usize) -> Result<(), Problem> {
+    if keys == 0 {
+        return Ok(());
+    }
+    let keys_max = asked.replica().read_local(|state| state.policy().1.settings.idempotency_keys_max);
+    match keys as u64 <= keys_max {
+        true => Ok(()),
+        false => {
+            let detail = format!("a batch of {keys} keys, and the policy keeps {keys_max}");
+            Err(Problem::invalid("admissions", detail))
+        }
+    }
 }
 
 pub(crate) async fn settle(mut asked: Asked) -> Result<Answer, Problem> {

@@ -6,6 +6,7 @@
 //! decodes requests that borrow from them. Nothing here knows what a request means.
 
 use std::fmt;
+use std::ops::AddAssign;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -29,11 +30,17 @@ const LENGTH_BYTES: usize = 4;
 pub struct Proposal {
     /// A whole batch whose time and count are filled in when it is sealed.
     buffer: Vec<u8>,
-    requests: usize,
-    /// How large all replies to them can be.
+    asks: Asks,
+}
+
+/// What a proposal asks for in all.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Asks {
+    pub(crate) requests: usize,
+    /// How many of them have an idempotency key.
+    keys: usize,
+    /// How large all replies to them can be, in bytes.
     reply_bytes_max: usize,
-    /// Whether each request has an idempotency key, so that offering all of them twice is safe.
-    keyed: bool,
 }
 
 /// Whatever is asked, its reply fits.
@@ -80,7 +87,7 @@ impl Default for Proposal {
 
 impl fmt::Debug for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Proposal({} requests, {} bytes)", self.requests, self.buffer.len())
+        write!(f, "Proposal({} requests, {} bytes)", self.len(), self.buffer.len())
     }
 }
 
@@ -94,7 +101,7 @@ impl Proposal {
         const REQUEST_BYTES_TYPICAL: usize = 192;
         let mut buffer = Vec::with_capacity(HEADER_BYTES + requests * REQUEST_BYTES_TYPICAL);
         buffer.resize(HEADER_BYTES, 0);
-        Proposal { buffer, requests: 0, reply_bytes_max: 0, keyed: true }
+        Proposal { buffer, asks: Asks::default() }
     }
 
     /// Encodes one request behind those already there. Refused, and nothing added, when it is
@@ -111,19 +118,17 @@ impl Proposal {
             return Err(TooLarge { bytes, bytes_max: Limits::REQUEST_BYTES_MAX });
         }
         self.buffer[start..start + LENGTH_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
-        self.requests += 1;
-        self.reply_bytes_max += request.command.reply_bytes_max();
-        self.keyed &= request.key.is_some();
+        self.asks += Asks::of(request);
         Ok(())
     }
 
     /// How many requests it has.
     pub fn len(&self) -> usize {
-        self.requests
+        self.asks.requests
     }
 
     pub fn is_empty(&self) -> bool {
-        self.requests == 0
+        self.asks.requests == 0
     }
 
     /// How many bytes the entry of this proposal takes.
@@ -131,16 +136,14 @@ impl Proposal {
         self.buffer.len()
     }
 
-    /// How large all replies to it can be, in bytes.
-    pub(crate) fn reply_bytes_max(&self) -> usize {
-        self.reply_bytes_max
+    pub(crate) fn asks(&self) -> Asks {
+        self.asks
     }
 
     /// Whether it and `other` fit one entry, and their replies one message.
     pub(crate) fn fits_with(&self, other: &Proposal, limits: &Limits) -> bool {
         self.buffer.len() + other.frames().len() <= limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX)
-            && self.requests + other.requests <= limits.entry_requests_max
-            && self.reply_bytes_max + other.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
+            && self.asks.and(other.asks).fits(limits.entry_requests_max)
     }
 
     /// 16-byte fingerprint of all its requests with their keys, for the key of a whole batch.
@@ -148,9 +151,9 @@ impl Proposal {
         truncated(Sha256::new_with_prefix(self.frames()))
     }
 
-    /// Whether it may be proposed again after an unknown outcome.
-    pub(crate) fn keyed(&self) -> bool {
-        self.keyed
+    /// How many requests have an idempotency key.
+    pub fn keys(&self) -> usize {
+        self.asks.keys
     }
 
     /// The requests as they travel to the leader.
@@ -161,9 +164,7 @@ impl Proposal {
     /// Puts the requests of `other` behind these.
     pub(crate) fn merge(&mut self, other: &Proposal) {
         self.buffer.extend_from_slice(other.frames());
-        self.requests += other.requests;
-        self.reply_bytes_max += other.reply_bytes_max;
-        self.keyed &= other.keyed;
+        self.asks += other.asks;
     }
 
     /// Checks and takes what a peer sent: whole frames, each a request that this build can read, and not
@@ -172,33 +173,26 @@ impl Proposal {
         let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
         buffer.resize(HEADER_BYTES, 0);
         buffer.extend_from_slice(frames);
-        let mut proposal = Proposal { buffer, requests: 0, reply_bytes_max: 0, keyed: true };
+        let mut proposal = Proposal { buffer, asks: Asks::default() };
         for frame in Frames(frames) {
             let request: Request<'_> = record::decode(frame?)
-                .map_err(|source| BatchError::Request { position: proposal.requests, source })?;
-            proposal.requests += 1;
-            proposal.reply_bytes_max += request.command.reply_bytes_max();
-            proposal.keyed &= request.key.is_some();
+                .map_err(|source| BatchError::Request { position: proposal.len(), source })?;
+            proposal.asks += Asks::of(&request);
         }
         match proposal.bytes() <= Limits::ENTRY_BYTES_MAX
-            && proposal.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
+            && proposal.asks.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
         {
             true => Ok(proposal),
-            false => Err(BatchError::TooMuch { requests: proposal.requests }),
+            false => Err(BatchError::TooMuch { requests: proposal.len() }),
         }
     }
 
     /// Takes back frames that this node made or checked before.
-    pub(crate) fn from_own_frames(
-        frames: &[u8],
-        requests: usize,
-        reply_bytes_max: usize,
-        keyed: bool,
-    ) -> Self {
+    pub(crate) fn from_own_frames(frames: &[u8], asks: Asks) -> Self {
         let mut buffer = Vec::with_capacity(HEADER_BYTES + frames.len());
         buffer.resize(HEADER_BYTES, 0);
         buffer.extend_from_slice(frames);
-        Proposal { buffer, requests, reply_bytes_max, keyed }
+        Proposal { buffer, asks }
     }
 
     /// Cuts it into proposals that each fit an entry, and their replies one message, in order.
@@ -210,20 +204,18 @@ impl Proposal {
         let mut parts = Vec::new();
         let mut rest = self.frames();
         while !rest.is_empty() {
-            let (mut used, mut requests, mut reply_bytes) = (0, 0, 0);
+            let (mut used, mut asks) = (0, Asks::default());
             // Our own frames: `push` and `from_frames` made or checked them.
             for frame in Frames(rest).map_while(Result::ok) {
                 let next = used + LENGTH_BYTES + frame.len();
-                let reply_next = reply_bytes + reply_bytes_max(frame);
-                let full = HEADER_BYTES + next > bytes_max
-                    || requests == limits.entry_requests_max
-                    || reply_next > Limits::REPLIES_BYTES_MAX;
-                if full && requests > 0 {
+                let with_next = asks.and(Asks::of_frame(frame));
+                let full = HEADER_BYTES + next > bytes_max || !with_next.fits(limits.entry_requests_max);
+                if full && asks.requests > 0 {
                     break;
                 }
-                (used, requests, reply_bytes) = (next, requests + 1, reply_next);
+                (used, asks) = (next, with_next);
             }
-            parts.push(Proposal::from_own_frames(&rest[..used], requests, reply_bytes, self.keyed));
+            parts.push(Proposal::from_own_frames(&rest[..used], asks));
             rest = &rest[used..];
         }
         parts
@@ -234,7 +226,7 @@ impl Proposal {
         self.buffer[0] = VERSION;
         self.buffer[1..3].copy_from_slice(&RULES.to_le_bytes());
         self.buffer[3..11].copy_from_slice(&at.0.to_le_bytes());
-        self.buffer[11..15].copy_from_slice(&(self.requests as u32).to_le_bytes());
+        self.buffer[11..15].copy_from_slice(&(self.asks.requests as u32).to_le_bytes());
         Batch(Bytes::from(self.buffer))
     }
 }
@@ -323,10 +315,44 @@ impl fmt::Display for Batch {
     }
 }
 
-/// How large the reply to an encoded request can be; the largest, if it cannot be read.
-fn reply_bytes_max(frame: &[u8]) -> usize {
-    let request = record::decode::<Request<'_>>(frame);
-    request.map_or(Command::REPLY_BYTES_MAX, |request| request.command.reply_bytes_max())
+impl Asks {
+    fn of(request: &Request<'_>) -> Asks {
+        Asks {
+            requests: 1,
+            keys: request.key.is_some().into(),
+            reply_bytes_max: request.command.reply_bytes_max(),
+        }
+    }
+
+    /// Of an encoded request; the most that one can ask for, if it cannot be read.
+    fn of_frame(frame: &[u8]) -> Asks {
+        let most = Asks { requests: 1, keys: 0, reply_bytes_max: Command::REPLY_BYTES_MAX };
+        record::decode::<Request<'_>>(frame).map_or(most, |request| Asks::of(&request))
+    }
+
+    fn and(self, other: Asks) -> Asks {
+        Asks {
+            requests: self.requests + other.requests,
+            keys: self.keys + other.keys,
+            reply_bytes_max: self.reply_bytes_max + other.reply_bytes_max,
+        }
+    }
+
+    /// Whether an entry takes so many requests, and a message the replies.
+    fn fits(self, requests_max: usize) -> bool {
+        self.requests <= requests_max && self.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
+    }
+
+    /// Whether each request has a key, so that all may be proposed again after an unknown outcome.
+    pub(crate) fn is_keyed(self) -> bool {
+        self.keys == self.requests
+    }
+}
+
+impl AddAssign for Asks {
+    fn add_assign(&mut self, other: Asks) {
+        *self = self.and(other);
+    }
 }
 
 /// The encoded requests of a batch, in order.
@@ -473,10 +499,11 @@ mod tests {
         let mut proposal = Proposal::new();
         let keyed = Request { key: Some(Key { key: "k", fingerprint: [1; 16] }), ..admit("a") };
         proposal.push(&keyed).expect("it fits");
-        assert!(proposal.keyed());
+        assert!(proposal.asks().is_keyed());
         proposal.push(&admit("b")).expect("it fits");
-        assert!(!proposal.keyed());
-        assert!(!Proposal::from_frames(proposal.frames()).expect("whole").keyed());
+        assert!(!proposal.asks().is_keyed());
+        assert_eq!(proposal.keys(), 1);
+        assert_eq!(Proposal::from_frames(proposal.frames()).expect("whole").keys(), 1);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 
 use crate::decision::reply::Reply;
-use crate::replication::entry::{Batch, Proposal};
+use crate::replication::entry::{Asks, Batch, Proposal};
 use crate::replication::settings::Limits;
 use crate::units::Millis;
 
@@ -92,11 +92,9 @@ pub(crate) struct Gathered {
 
 /// One waiter's share of a group.
 struct Part {
-    requests: usize,
+    asks: Asks,
     /// Of the group's frames.
     bytes: usize,
-    reply_bytes_max: usize,
-    keyed: bool,
     caller: Caller,
 }
 
@@ -177,13 +175,7 @@ impl Waiting {
             if caller.answer.is_closed() {
                 continue;
             }
-            let part = Part {
-                requests: proposal.len(),
-                bytes: proposal.frames().len(),
-                reply_bytes_max: proposal.reply_bytes_max(),
-                keyed: proposal.keyed(),
-                caller,
-            };
+            let part = Part { asks: proposal.asks(), bytes: proposal.frames().len(), caller };
             match &mut gathered {
                 Some(gathered) => {
                     gathered.proposal.merge(&proposal);
@@ -206,12 +198,7 @@ impl Waiting {
             match part.refusal(failure) {
                 Some(refusal) => part.caller.refuse(refusal),
                 None => returned.push(Waiter {
-                    proposal: Proposal::from_own_frames(
-                        frames,
-                        part.requests,
-                        part.reply_bytes_max,
-                        part.keyed,
-                    ),
+                    proposal: Proposal::from_own_frames(frames, part.asks),
                     caller: part.caller,
                 }),
             }
@@ -245,7 +232,9 @@ impl Part {
             Failure::NotAppended => (!here).then_some(Refusal::NotLeader),
             Failure::Refused(refusal) => Some(refusal),
             // The second attempt of a request with a key finds what the first one did.
-            Failure::PerhapsAppended(reason) => (!here || !self.keyed).then_some(Refusal::Unknown(reason)),
+            Failure::PerhapsAppended(reason) => {
+                (!here || !self.asks.is_keyed()).then_some(Refusal::Unknown(reason))
+            }
         }
     }
 }
@@ -259,18 +248,18 @@ impl Gathered {
 impl Group {
     /// Whether all of it can be offered again, whatever became of it.
     pub(crate) fn keyed(&self) -> bool {
-        self.parts.iter().all(|part| part.keyed)
+        self.parts.iter().all(|part| part.asks.is_keyed())
     }
 
     /// Gives every waiter its replies.
     pub(crate) fn answer(self, mut replies: Vec<Reply>) {
-        let expected: usize = self.parts.iter().map(|part| part.requests).sum();
+        let expected: usize = self.parts.iter().map(|part| part.asks.requests).sum();
         if replies.len() != expected {
             tracing::error!(expected, actual = replies.len(), "an entry has the wrong number of replies");
             return;
         }
         for part in self.parts {
-            let rest = replies.split_off(part.requests);
+            let rest = replies.split_off(part.asks.requests);
             // The caller may have given up: then nobody needs to know.
             let _ = part.caller.answer.send(Ok(std::mem::replace(&mut replies, rest)));
         }

@@ -232,6 +232,33 @@ async fn a_batch_happens_once_under_its_key() {
 }
 
 #[tokio::test]
+async fn a_batch_that_would_push_out_its_own_keys_is_refused() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let client = &mut client;
+    let policy = format!("[settings]\nidempotency_keys_max = 3\n{POLICY}");
+    let toml = [("content-type", "application/toml")];
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    let call = ("POST", "/v1/admissions/batch");
+    let key = |name| ("idempotency-key", name);
+    // One key for each entry, and one for the whole.
+    let answer = ask(client, call, key("three"), &batch(&["acme"; 3])).await;
+    assert_eq!(answer.problem(422, "invalid")["field"], "admissions");
+    let first = ask(client, call, key("two"), &batch(&["acme"; 2])).await;
+    let again = ask(client, call, key("two"), &batch(&["acme"; 2])).await;
+    assert_eq!(
+        (admissions(&again), again.header("idempotency-replayed")),
+        (admissions(&first), Some("true"))
+    );
+    // Without keys there is nothing to push out.
+    let answer = client.post(call.1, &batch(&["acme"; 4])).await;
+    assert_eq!(admissions(&answer).len(), 4);
+    let used = client.get("/v1/accounts/acme").await.expect(200)["limits"][0]["used"].clone();
+    assert_eq!(used, "48", "six of 8 credits each");
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn a_header_that_the_policy_names_is_a_key_for_each_entry_of_a_batch() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;

@@ -149,9 +149,7 @@ impl Audit {
     pub(super) fn drawable_and_owed(&self, number: u32, at: Millis) -> (i128, i128) {
         let live = self.accounts.get(number as usize).into_iter().flat_map(|account| &account.drawable);
         let live = live.filter_map(|(.., grant)| self.grants.get(&(number, *grant)));
-        let drawable = live.filter(|grant| {
-            grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| at < expires_at)
-        });
+        let drawable = live.filter(|grant| grant.is_drawable_at(at));
         let loan = self.loans.get(&number).and_then(|loan| self.grants.get(&(number, *loan)));
         let owed = loan.map_or(0, |loan| loan.books.of(Bucket::Spent));
         (drawable.map(|grant| grant.books.of(Bucket::Available)).sum(), owed)
@@ -254,7 +252,7 @@ impl Audit {
     }
 
     fn check_wallets(&mut self, decided: &Decided<'_>, levels: &[u32]) {
-        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let at = self.now();
         let after = self.wallets_of(decided.usage.account, at);
         let before = std::mem::take(&mut self.entry.wallets_before);
         for (level, account) in levels.iter().enumerate() {

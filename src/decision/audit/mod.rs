@@ -354,12 +354,11 @@ impl Audit {
 
     /// Checks that a fact follows the one before in its account's history.
     fn check_previous(&mut self, number: u32, account: u32, previous: u64) {
-        let (id, index) = (self.id(number), self.entry.index);
+        let (id, index, at) = (self.id(number), self.entry.index, self.now());
         let Some(known) = self.accounts.get_mut(account as usize) else {
             return self.find(Finding::AccountUnknown { id, account });
         };
         let latest = std::mem::replace(&mut known.latest, index);
-        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
         let before = std::mem::replace(&mut known.latest_at, at);
         let path = known.path.clone();
         if before > at {
@@ -495,7 +494,7 @@ impl Audit {
         if let Some(account) = usage.account {
             self.check_previous(usage.number, account, usage.previous);
         }
-        let (at, before) = (self.entry.moment.map_or(Millis(0), |moment| moment.at), self.latest_at);
+        let (at, before) = (self.now(), self.latest_at);
         if usage.outcome != UsageOutcome::Expired && at < before {
             self.find(Finding::TimeWentBack { index: self.entry.index, at, before });
         }
@@ -541,7 +540,7 @@ impl Audit {
         if usage.outcome == UsageOutcome::Held {
             let open = Open {
                 account: usage.account,
-                admitted_at: self.entry.moment.map_or(Millis(0), |moment| moment.at),
+                admitted_at: self.now(),
                 latest: index,
                 policy: 0,
                 multipliers: Vec::new(),
@@ -668,7 +667,7 @@ impl Audit {
         self.check_link(id, posting);
         self.give_back_to_caps(posting);
         self.check_made_in(id, (account, grant), posting.granted_in);
-        let at = self.entry.moment.map_or(Millis(0), |moment| moment.at);
+        let at = self.now();
         let Some(known) = self.grants.get_mut(&(account, grant)) else {
             return self.find(Finding::GrantUnknown { id, account, grant });
         };
@@ -824,11 +823,16 @@ impl Due {
 }
 
 impl Grant {
+    /// Whether its time has come and not ended; whether something is left is another question.
+    fn is_drawable_at(&self, at: Millis) -> bool {
+        self.effective_at <= at && self.expires_at.is_none_or(|expires_at| at < expires_at)
+    }
+
     /// Whether a posting at `at` is at odds with when the grant can be drawn, expires, or was revoked.
     fn check_time(&self, posting: &Posting, at: Millis) -> bool {
         let expired = self.expires_at.is_some_and(|expires_at| expires_at <= at);
         match (posting.why, posting.to) {
-            (Why::Drawn | Why::Held | Why::Overran | Why::Repaid, _) => expired || self.effective_at > at,
+            (Why::Drawn | Why::Held | Why::Overran | Why::Repaid, _) => !self.is_drawable_at(at),
             (Why::Expired, _) | (Why::RolledOver, Bucket::Outside) => self.expires_at != Some(at),
             (Why::Returned, Bucket::Available) => expired || self.awaited > 0,
             (Why::Returned, Bucket::Expired) => !expired || self.awaited > 0,

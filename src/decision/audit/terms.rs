@@ -223,11 +223,7 @@ impl Audit {
         let in_order = levels.iter().flat_map(|level| {
             self.accounts[*level as usize].drawable.iter().map(|(_, _, grant)| (*level, *grant))
         });
-        in_order.into_iter().find(|key| {
-            self.grants.get(key).is_some_and(|grant| {
-                grant.effective_at <= at && grant.expires_at.is_none_or(|expires_at| at < expires_at)
-            })
-        })
+        in_order.into_iter().find(|key| self.grants.get(key).is_some_and(|grant| grant.is_drawable_at(at)))
     }
 
     /// Checks that the rule under which a hold was admitted lets it be overrun so.

@@ -59,7 +59,7 @@ impl Audit {
         self.miss_top_up_grant();
         let TopUpRaised { number, previous, account, top_up, amount, bridge } = *raised;
         self.check_previous(number, account, previous);
-        let (index, path, at) = (self.entry.index, self.path(account), self.moment_at());
+        let (index, path, at) = (self.entry.index, self.path(account), self.now());
         if top_up.0 != self.top_ups.next {
             let (what, expected, found) = ("top-up", self.top_ups.next, top_up.0);
             self.find(Finding::OutOfSequence { index, what, expected, found });
@@ -195,9 +195,5 @@ impl Audit {
             }
         }
         found.into_iter().for_each(|finding| self.find(finding));
-    }
-
-    fn moment_at(&self) -> Millis {
-        self.entry.moment.map_or(Millis(0), |moment| moment.at)
     }
 }
