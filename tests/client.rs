@@ -100,6 +100,7 @@ const ADMISSION: Admission<'_> = Admission {
     dry_run: false,
     endpoint: None,
     region: None,
+    class: None,
 };
 
 fn keys(heard: &Heard) -> Vec<String> {

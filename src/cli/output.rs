@@ -146,8 +146,10 @@ pub(super) fn payments(payments: &[Payment], indent: usize) -> String {
 
 /// Where and when a decision was made.
 pub(super) fn receipt(receipt: &Receipt) -> String {
+    // Before anything was moved there is nothing to cite.
+    let load = if receipt.load > 0 { format!(", load {}", receipt.load) } else { String::new() };
     format!(
-        "decided at {} (log {}.{}, term {}, policy {})\n",
+        "decided at {} (log {}.{}, term {}, policy {}{load})\n",
         receipt.at, receipt.index, receipt.position, receipt.term, receipt.policy
     )
 }

@@ -2,6 +2,7 @@
 
 use crate::cli::output::put;
 use crate::client::{AdmissionEvent, LayerItem, ProblemLayer, Receipt};
+use crate::units::Ppm;
 
 /// Every layer, a line each, as it was found and as it was left; the one that refused says so.
 pub(super) fn layers(text: &mut String, event: &AdmissionEvent, refused_by: Option<&ProblemLayer>) {
@@ -30,20 +31,29 @@ fn refuses(by: &ProblemLayer, layer: &LayerItem) -> bool {
             by.kind == "limit" && by.level == Some(*level) && by.name.as_deref() == Some(name.as_str())
         }
         LayerItem::SpendingCap { level, .. } => by.kind == "spending_cap" && by.level == Some(*level),
-        LayerItem::Wallet { .. } => false,
+        // The capacity says it for its shares.
+        LayerItem::Share { .. } | LayerItem::Wallet { .. } => false,
     }
 }
 
 fn told(layer: &LayerItem) -> String {
     match layer {
-        LayerItem::Limit { account, name, unit, then, quota, before, after, .. } => {
+        LayerItem::Limit { account, name, unit, then, quota, before, after, factor, .. } => {
             let what = match (account, then.as_str()) {
                 (None, _) => "capacity",
                 (Some(_), "credits") => "allowance",
                 (Some(_), _) => "limit",
             };
             let used = used(before, after);
-            format!("{what} {name} of {}: {before} of {quota} {unit} {used}", whose(account))
+            let by_load = factor.map_or_else(String::new, |factor| format!("; {}", counted_under(factor)));
+            format!("{what} {name} of {}: {before} of {quota} {unit} {used}{by_load}", whose(account))
+        }
+        LayerItem::Share { class, before, after, factor, .. } => {
+            let by_load = match *factor {
+                Ppm::ONE => String::new(),
+                factor => format!("; load lets {factor} of it be used"),
+            };
+            format!("  share of class {class} in it: {before} {}{by_load}", used(before, after))
         }
         LayerItem::SpendingCap { account, period, quota, before, after, .. } => {
             let used = used(before, after);
@@ -58,6 +68,11 @@ fn told(layer: &LayerItem) -> String {
             )
         }
     }
+}
+
+/// What a factor does: what is asked counts for more, and what is there stays as it is.
+fn counted_under(factor: Ppm) -> String {
+    format!("load lets {factor} of it be used, so that what is asked counts for as much more")
 }
 
 fn whose(account: &Option<String>) -> &str {

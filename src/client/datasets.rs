@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::client::{Amount, LimitReset, Receipt};
-use crate::units::{Credits, Millis};
+use crate::client::{Amount, Class, LimitReset, Receipt};
+use crate::units::{Credits, Millis, Ppm};
 
 /// What a page of a dataset is to have.
 #[derive(Clone, Debug, Default)]
@@ -127,6 +127,18 @@ pub enum LayerItem {
         quota: Amount,
         before: Amount,
         after: Amount,
+        /// How much of it could be used because of load, where that was not all.
+        #[serde(default)]
+        factor: Option<Ppm>,
+    },
+    /// The share of the request's class in the capacity before it: what the share covered.
+    Share {
+        level: u8,
+        class: Class,
+        before: Amount,
+        after: Amount,
+        /// How much of the share could be used because of load.
+        factor: Ppm,
     },
     SpendingCap {
         level: u8,
