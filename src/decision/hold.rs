@@ -323,7 +323,11 @@ impl State {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
             account.give_back(debit.key, id, unused, hold.stamp.at, debit.mark);
+            if debit.account == AccountPlace::CLUSTER {
+                self.share_back(&hold, &levels, debit, unused);
+            }
         }
+        self.remember_end(&hold, &levels, actual.cost, status);
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
             let unused = Credits(draw.amount.0 - spent.0);
