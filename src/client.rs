@@ -24,11 +24,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use answers::{
-    AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
-    CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView, FeatureView, FeaturesView,
-    GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView, PaceVerdict, Payer,
-    Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView, SettledView, ShareView, SignalView,
-    Signalled, TopUpView, WalletView,
+    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer,
+    BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView, FeatureView,
+    FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
+    MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView,
+    SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{

@@ -32,28 +32,43 @@ fn refuses(by: &ProblemLayer, layer: &LayerItem) -> bool {
         }
         LayerItem::SpendingCap { level, .. } => by.kind == "spending_cap" && by.level == Some(*level),
         // The capacity says it for its shares.
-        LayerItem::Share { .. } | LayerItem::Wallet { .. } => false,
+        LayerItem::Share { .. } | LayerItem::Fair { .. } | LayerItem::Wallet { .. } => false,
     }
 }
 
 fn told(layer: &LayerItem) -> String {
     match layer {
-        LayerItem::Limit { account, name, unit, then, quota, before, after, factor, .. } => {
+        LayerItem::Limit { account, name, unit, then, quota, before, after, factor, base_quota, .. } => {
             let what = match (account, then.as_str()) {
                 (None, _) => "capacity",
                 (Some(_), "credits") => "allowance",
                 (Some(_), _) => "limit",
             };
             let used = used(before, after);
-            let by_load = factor.map_or_else(String::new, |factor| format!("; {}", counted_under(factor)));
-            format!("{what} {name} of {}: {before} of {quota} {unit} {used}{by_load}", whose(account))
+            let mut text = format!("{what} {name} of {}: {before} of {quota} {unit} {used}", whose(account));
+            if let Some(base) = base_quota {
+                put(&mut text, format_args!(", of {base} by the policy"));
+            }
+            if let Some(factor) = factor {
+                put(
+                    &mut text,
+                    format_args!("; {factor} of it could be used, so what is asked counted for more"),
+                );
+            }
+            text.push_str(&moved_by(layer));
+            text
         }
         LayerItem::Share { class, before, after, factor, .. } => {
             let by_load = match *factor {
                 Ppm::ONE => String::new(),
-                factor => format!("; load lets {factor} of it be used"),
+                factor => format!("; {factor} of it could be used (by load)"),
             };
             format!("  share of class {class} in it: {before} {}{by_load}", used(before, after))
+        }
+        LayerItem::Fair { has, fair_part, weight, .. } => {
+            format!(
+                "  fairly shared: its owner has {has} of it, and a fair part at weight {weight} is {fair_part}"
+            )
         }
         LayerItem::SpendingCap { account, period, quota, before, after, .. } => {
             let used = used(before, after);
@@ -70,9 +85,29 @@ fn told(layer: &LayerItem) -> String {
     }
 }
 
-/// What a factor does: what is asked counts for more, and what is there stays as it is.
-fn counted_under(factor: Ppm) -> String {
-    format!("load lets {factor} of it be used, so that what is asked counts for as much more")
+/// What moved a limit: load alone, or for an adaptive guard load and trust.
+fn moved_by(layer: &LayerItem) -> String {
+    let LayerItem::Limit { factor, base_quota, load, trust, fault, .. } = layer else { return String::new() };
+    match (load, trust) {
+        (Some(load), Some(trust)) => {
+            let because =
+                fault.as_deref().map_or_else(String::new, |fault| format!(" for {}", fault_words(fault)));
+            format!(" (load {load}, trust {trust}{because})")
+        }
+        _ if factor.is_some() || base_quota.is_some() => " (by load)".into(),
+        _ => String::new(),
+    }
+}
+
+/// What counts against an account, for who has not read the manual.
+pub(super) fn fault_words(fault: &str) -> &str {
+    match fault {
+        "hammering" => "asking again before the moment that was told",
+        "misjudging" => "holding much more or less than it uses",
+        "abandoning" => "letting holds expire",
+        "surging" => "asking for much more than it usually does",
+        other => other,
+    }
 }
 
 fn whose(account: &Option<String>) -> &str {

@@ -120,11 +120,6 @@ pub struct LimitView {
     /// The policy's, where another one applies now.
     #[serde(default)]
     pub base_quota: Option<Amount>,
-    /// What load and the account's past make of it, where they move it: 1 is nothing.
-    #[serde(default)]
-    pub load: Option<Ppm>,
-    #[serde(default)]
-    pub trust: Option<Ppm>,
     pub used: Amount,
     pub remaining: Amount,
     #[serde(default)]
@@ -387,6 +382,9 @@ pub struct AccountView {
     #[serde(default)]
     pub spending_cap: Option<SpendingCapView>,
     pub limits: Vec<LimitView>,
+    /// The adaptive guards among them, and what moves them now; none in the answer to a change.
+    #[serde(default)]
+    pub adaptive: Vec<AdaptiveView>,
     pub credits: BalancesView,
     /// The first of them, and fewer in the answer to a change.
     pub grants: Vec<GrantView>,
@@ -406,6 +404,33 @@ pub struct AccountView {
     /// The top-up that is asked for and not resolved.
     #[serde(default)]
     pub top_up_pending: Option<String>,
+}
+
+/// An adaptive guard, and what moves it now.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AdaptiveView {
+    pub name: String,
+    pub level: u8,
+    pub unit: String,
+    pub base_quota: Amount,
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// For which of the features that it counts another quota applies.
+    pub features: Vec<MovedView>,
+}
+
+/// What moves an adaptive guard for a feature, and what it comes to.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MovedView {
+    pub feature: String,
+    pub load: Ppm,
+    pub trust: Ppm,
+    /// What lowers the trust.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Both together, within the guard's bounds.
+    pub factor: Ppm,
+    pub quota: Amount,
 }
 
 /// A top-up: credits that somebody is to pay for.

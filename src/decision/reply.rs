@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{AccountState, Class, Source, SpendingCap, Stamp, TopUp};
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// An answer to one command.
@@ -518,6 +519,33 @@ pub enum AdmissionStatus {
     Settled,
     Released,
     Expired,
+}
+
+/// What moves an adaptive guard on an account now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptiveView {
+    pub name: Arc<str>,
+    pub level: u8,
+    pub unit: Arc<str>,
+    /// The policy's quota, and the least and the most of it that can be used.
+    pub quota: u64,
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// For which of the features that it counts it is another one.
+    pub features: Vec<MovedView>,
+}
+
+/// What moves an adaptive guard for a feature, and what it comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedView {
+    pub feature: Arc<str>,
+    /// How much load lets requests of the account's class use.
+    pub by_load: Ppm,
+    /// What the past of the guard's account makes of it.
+    pub trust: Trust,
+    /// Both together, within the guard's bounds.
+    pub factor: Ppm,
+    pub quota: u64,
 }
 
 // --- the text form of ids --------------------------------------------------------------------------

@@ -15,7 +15,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::account::AccountPlace;
 use crate::decision::capacity::ShareLook;
 use crate::decision::command::{Class, Signal, Signals};
 use crate::decision::factor::Factor;
@@ -253,9 +252,7 @@ impl State {
 
     /// The limits of a feature's capacity, and how the classes share each of them now.
     fn capacity(&self, place: usize, feature: &Feature) -> Vec<CapacityView> {
-        let cluster = self.levels(AccountPlace::CLUSTER);
-        let by_class =
-            Class::ALL.map(|class| self.looks(&self.policy, &cluster, Some((place, feature)), class));
+        let by_class = Class::ALL.map(|class| self.capacity_looks((place, feature), class));
         let limits = 0..by_class.iter().map(Vec::len).min().unwrap_or(0);
         limits
             .map(|limit| CapacityView {
