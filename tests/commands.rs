@@ -469,3 +469,27 @@ fn a_cut_refuses_batch_first_and_people_see_why() {
     let none = nodes.quorate(&["signal", "code.task", "--region", "here", "--source", "gpu7"]);
     assert_eq!(none.status.code(), Some(2), "a report says something");
 }
+
+#[test]
+fn an_account_shows_what_moves_its_limits() {
+    // Nobody reports, so the factor is what the policy says for that.
+    let nodes = Nodes::start_with(1, "", "tests/cluster/signals.toml");
+    assert!(nodes.quorate(&["account", "put", "acme", "--plan", "wallet"]).status.success());
+    let told = nodes.text(&nodes.quorate(&["account", "show", "acme"]).stdout);
+    for part in [
+        "moved now  feature  base  load  trust  factor  quota  why",
+        "month      work     1000   0.5      1     0.5    500  load",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (_, account) = nodes.json(&["account", "show", "acme"]);
+    let moved = json!({"feature": "work", "load": "0.5", "trust": "1", "factor": "0.5", "quota": "500"});
+    assert_eq!(account["adaptive"][0]["features"], json!([moved]), "{account:#}");
+    let (_, admitted) = nodes.json(&["admit", "acme", "work"]);
+    let limits = admitted["limits"].as_array().expect("limits");
+    let month = limits.iter().find(|limit| limit["name"] == "month").expect("the guard");
+    assert_eq!((&month["quota"], &month["base_quota"]), (&json!("500"), &json!("1000")), "{month}");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", "acme"]).stdout);
+    let part = "0.5 of it could be used, so what is asked counted for more (load 0.5, trust 1)";
+    assert!(told.contains(part), "{part:?} is missing:\n{told}");
+}

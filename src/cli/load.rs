@@ -125,9 +125,11 @@ fn shared(capacity: &CapacityView) -> String {
     let CapacityView { limit, classes } = capacity;
     let base = limit.base_quota.map_or_else(String::new, |base| format!(" (of {base})"));
     let mut text = format!("  {}: {} of {}{base} {} used\n", limit.name, limit.used, limit.quota, limit.unit);
-    let mut table = Table::new(&[1, 2, 3, 4]);
-    table.row(["class", "share", "used of it", "left of it", "could take now"].map(str::to_owned));
-    for ClassRoom { class, share, available } in classes {
+    let mut table = Table::new(&[1, 2, 3, 4, 5]);
+    table.row(
+        ["class", "share", "used of it", "left of it", "could take now", "fair part"].map(str::to_owned),
+    );
+    for ClassRoom { class, share, available, fair_part } in classes {
         let shown = |amount: Option<Amount>| amount.map_or_else(|| "-".into(), |amount| amount.to_string());
         table.row([
             class.to_string(),
@@ -135,6 +137,7 @@ fn shared(capacity: &CapacityView) -> String {
             shown(share.as_ref().map(|share| share.used)),
             shown(share.as_ref().map(|share| share.remaining)),
             available.to_string(),
+            shown(*fair_part),
         ]);
     }
     put(&mut text, format_args!("{}", table.lines(4)));

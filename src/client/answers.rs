@@ -529,6 +529,9 @@ pub struct ClassRoom {
     pub share: Option<ShareView>,
     /// What one of its requests could take now, of its own share or borrowed.
     pub available: Amount,
+    /// What is a fair part for an owner of the weight 1, while there is not enough for all.
+    #[serde(default)]
+    pub fair_part: Option<Amount>,
 }
 
 /// The share of a class in a capacity.

@@ -455,6 +455,9 @@ pub struct ClassRoom {
     pub share: Option<ShareStatus>,
     /// What one of its requests could take now, of its own share or borrowed.
     pub available: u64,
+    /// What is a fair part for an owner of the weight 1, where it is shared fairly and while there is not enough
+    /// for all.
+    pub fair_part: Option<u64>,
 }
 
 /// The share of a class in a capacity.

@@ -27,6 +27,15 @@ units = ["requests"]
 class = "critical"
 
 [plans.usual]
+limits = [
+  { name = "month", unit = "requests", quota = 100, algorithm = "fixed_window", anchor = "first_use", window = "30d", adaptive = { floor = "0.4" } },
+]
+
+[plans.known]
+trust = { bonus = "0.5" }
+limits = [
+  { name = "month", unit = "requests", quota = 100, algorithm = "fixed_window", anchor = "first_use", window = "30d", adaptive = {} },
+]
 "#;
 
 /// How long the controller may take: it moves once a second.
@@ -40,7 +49,7 @@ async fn pressed_node() -> Node {
     let mut client = node.connect().await;
     let toml = [("content-type", "application/toml")];
     client.request("PUT", "/v1/policy", &toml, POLICY.as_bytes()).await.expect(200);
-    for (account, plan) in [("vip", "top"), ("shop", "usual")] {
+    for (account, plan) in [("vip", "top"), ("shop", "usual"), ("regular", "known")] {
         let body = json!({ "plan": plan }).to_string();
         client.json("PUT", &format!("/v1/accounts/{account}"), &body).await.expect(200);
     }
@@ -296,5 +305,64 @@ async fn all_features_are_listed_in_short_and_those_that_load_moves_are_gauges()
         gauges.iter().any(|line| line.starts_with(r#"quorate_load_pressure{feature="video"} "#)),
         "{gauges:?}"
     );
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_shows_what_moves_each_of_its_guards_and_why() {
+    let node = pressed_node().await;
+    let mut client = node.connect().await;
+    let guard = |features: Value| {
+        json!([{
+            "name": "month", "level": 1, "unit": "requests", "base_quota": "100", "floor": "0.4", "ceiling": "1.5",
+            "features": features,
+        }])
+    };
+    let shop = client.get("/v1/accounts/shop").await.expect(200);
+    assert_eq!(shop["adaptive"], guard(json!([])), "nothing moves it");
+    let vip = client.get("/v1/accounts/vip").await.expect(200);
+    assert_eq!(vip["adaptive"], json!([]), "its plan has no such guard");
+
+    client.post("/v1/signals", OVERLOAD).await.expect(200);
+    until_factor(&mut client, "0.3").await;
+    let shop = client.get("/v1/accounts/shop").await.expect(200);
+    let moved = json!({"feature": "video", "load": "0", "trust": "1", "factor": "0.4", "quota": "40"});
+    assert_eq!(
+        shop["adaptive"],
+        guard(json!([moved])),
+        "by the factor of its class, and no further than the floor"
+    );
+    let limit = &shop["limits"][0];
+    assert_eq!((&limit["name"], &limit["quota"]), (&json!("month"), &json!("100")), "the policy's: {limit}");
+
+    let refused =
+        client.post("/v1/admissions", &asking("shop", 1, "")).await.problem(429, "capacity_reached");
+    let path = format!("/v1/admissions/{}", refused["id"].as_str().expect("an id"));
+    let receipt = client.get(&path).await.expect(200);
+    let layers = receipt["events"][0]["layers"].as_array().expect("layers").clone();
+    let month = layers.iter().find(|layer| layer["name"] == "month").expect("the guard");
+    assert_eq!(
+        (&month["factor"], &month["load"], &month["trust"]),
+        (&json!("0.4"), &json!("0"), &json!("1"))
+    );
+    assert_eq!(receipt["receipt"]["load"], refused["receipt"]["load"]);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn an_account_shows_the_trust_that_it_earned() {
+    let node = pressed_node().await;
+    let mut client = node.connect().await;
+    for _ in 0..50 {
+        client.post("/v1/admissions", &asking("regular", 1, "")).await.expect(200);
+    }
+    let regular = client.get("/v1/accounts/regular").await.expect(200);
+    let moved = &regular["adaptive"][0]["features"][0];
+    assert_eq!((&moved["feature"], &moved["load"]), (&json!("video"), &json!("1")), "{regular}");
+    let trust: f64 = moved["trust"].as_str().and_then(|trust| trust.parse().ok()).expect("a factor");
+    assert!(trust > 1.0 && trust <= 1.5 && moved.get("fault").is_none(), "{moved}");
+    assert_eq!(moved["factor"], moved["trust"]);
+    let quota: f64 = moved["quota"].as_str().and_then(|quota| quota.parse().ok()).expect("a quota");
+    assert!(quota > 100.0 && quota <= 150.0, "{moved}");
     node.stop().await;
 }

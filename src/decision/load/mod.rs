@@ -19,6 +19,7 @@ use crate::decision::capacity::ShareLook;
 use crate::decision::command::{Class, Signal, Signals};
 use crate::decision::factor::Factor;
 use crate::decision::facts::{self, Fact};
+use crate::decision::fairness::sharers_key;
 use crate::decision::meter::Rule;
 use crate::decision::path::{self, SEGMENT_LEN_MAX};
 use crate::decision::policy::{Feature, Policy};
@@ -261,7 +262,9 @@ impl State {
                     let look = &by_class[class as usize][limit];
                     let share = look.share.as_ref().zip(feature.class_shares.get(limit));
                     let share = share.map(|(share, shares)| share.status(shares[class as usize].rule));
-                    ClassRoom { class, share, available: look.left() }
+                    let sharers = self.sharing.get(&sharers_key(feature, look.limit.key, class));
+                    let fair_part = sharers.and_then(|sharers| sharers.fair_part(1));
+                    ClassRoom { class, share, available: look.left(), fair_part }
                 }),
             })
             .collect()

@@ -150,11 +150,12 @@ struct ClassRoomAnswer<'a> {
 impl WriteJson for ClassRoomAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let amount = |value| Amount::of(self.unit, value);
-        let ClassRoom { class, share, available } = self.room;
+        let ClassRoom { class, share, available, fair_part } = self.room;
         write_object!(out, {
             "class": Derived(class),
             "share"?: share.map(|share| ShareAnswer { unit: self.unit, share }),
             "available": amount(*available),
+            "fair_part"?: fair_part.map(amount),
         });
     }
 }
