@@ -434,7 +434,7 @@ fn a_cut_refuses_batch_first_and_people_see_why() {
         "code.task: 0.35 of its capacity can be used; ",
         "  standard     0.4         0.125\n",
         "  tokens_out_per_minute: 0 of 21000000000 (of 60000000000) output_tokens used\n",
-        "here    gpu7           1.3      9      45s",
+        "here    gpu7            1.3      9      45s",
     ] {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }

@@ -82,7 +82,10 @@ fn pressed(follows_load: bool, pressure: Option<Ppm>) -> String {
     match (follows_load, pressure) {
         (false, _) => "not moved by load".into(),
         (true, None) => "nobody reports".into(),
-        (true, Some(pressure)) => format!("{pressure} of the target"),
+        (true, Some(Ppm(pressure))) => {
+            let hundredths = pressure.saturating_add(5_000) / 10_000;
+            format!("{} of the target", Ppm(hundredths * 10_000))
+        }
     }
 }
 
