@@ -93,6 +93,7 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    load: self.load.version,
                     endpoint: admit.endpoint.map(Arc::from),
                     region: admit.region.map(Arc::from),
                     multipliers: multipliers(feature, &admit.attributes),
@@ -122,6 +123,7 @@ impl State {
                 stamp,
                 latest: stamp.index,
                 policy: policy.revision,
+                load: self.load.version,
                 resolved_at: self.now,
             }),
         }

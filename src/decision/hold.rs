@@ -37,6 +37,8 @@ pub(super) struct Hold {
     pub feature: Arc<str>,
     pub stamp: Stamp,
     pub policy: u64,
+    /// The version of the load.
+    pub load: u64,
     /// What does the work and where, in the caller's words.
     pub endpoint: Option<Arc<str>>,
     pub region: Option<Arc<str>>,
@@ -359,6 +361,7 @@ impl State {
             stamp: hold.stamp,
             latest: self.entry_index(),
             policy: hold.policy,
+            load: hold.load,
             resolved_at: self.now,
         });
         Settled {
