@@ -441,7 +441,12 @@ fn a_cut_refuses_batch_first_and_people_see_why() {
     let refused = nodes.quorate(&[&ASKED[..], &["--class", "batch"]].concat());
     let told = nodes.text(&refused.stdout);
     assert_eq!(refused.status.code(), Some(1), "{told}");
-    assert!(told.contains("load lets 0.35 of it be used; that is what is left for class batch"), "{told}");
+    for part in [
+        "load lets 0.35 of it be used; that is what is left for class batch",
+        "tokens_out_per_minute (cluster) is moved: by the policy it is 60000000000",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
     let (code, admitted) = nodes.json(&ASKED);
     assert_eq!(code, 0, "standard goes on: {admitted:#}");
     let id = admitted["admission"].as_str().expect("an id");

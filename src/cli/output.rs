@@ -119,7 +119,14 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
             resets,
         ]);
     }
-    table.lines(indent)
+    let mut text = table.lines(indent);
+    for limit in limits {
+        if let Some(base) = limit.base_quota {
+            let name = limit_name(limit, levels.len() > 1);
+            put(&mut text, format_args!("{:indent$}{name} is moved: by the policy it is {base}\n", ""));
+        }
+    }
+    text
 }
 
 fn limit_name(limit: &LimitView, with_level: bool) -> String {
