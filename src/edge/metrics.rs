@@ -270,12 +270,15 @@ impl Metrics {
     }
 }
 
+/// What a gauge says of a feature, if anything.
+type GaugeOf = dyn Fn(&FeatureLoadView) -> Option<String>;
+
 /// How hard features are pressed, and what that does. A feature that nobody reports on has no pressure.
 fn write_load(text: &mut String, features: &[FeatureLoadView]) -> std::fmt::Result {
     let factor = |feature: &FeatureLoadView| Some(feature.factor.to_string());
     let pressure = |feature: &FeatureLoadView| Some(feature.pressure?.to_string());
     let sources = |feature: &FeatureLoadView| Some(feature.sources.to_string());
-    let families: [(&str, &str, &dyn Fn(&FeatureLoadView) -> Option<String>); 3] = [
+    let families: [(&str, &str, &GaugeOf); 3] = [
         ("quorate_load_factor", "How much of a feature's capacity load lets be used.", &factor),
         (
             "quorate_load_pressure",
