@@ -8,6 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::meter::Rule;
 use crate::units::Ppm;
 
 /// Of what a limit admits, so much may be used.
@@ -46,6 +47,14 @@ impl Factor {
         }
         let millionths = u128::from(room) * ONE + u128::from(carry.0);
         u64::try_from(millionths.saturating_mul(u128::from(self.0.0)) / (ONE * ONE)).unwrap_or(u64::MAX)
+    }
+
+    /// How much a limit admits under it.
+    pub fn quota_of(self, rule: &Rule) -> u64 {
+        match rule {
+            Rule::Slots { quota } => self.slots(*quota),
+            rule => self.within(rule.quota(), Carry::default()),
+        }
     }
 
     /// So many of a number of slots: rounded down, and one at least while anything may be used.

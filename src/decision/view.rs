@@ -293,7 +293,7 @@ impl State {
                     let trust = self.trust_in(plan, place, feature);
                     Moved { by_load, trust }.is_moved().then(|| {
                         let factor = within.bounded(by_load, trust.factor);
-                        let quota = Factor(factor).of(limit.rule.quota());
+                        let quota = Factor(factor).quota_of(&limit.rule);
                         MovedView { feature: feature.name.clone(), by_load, trust, factor, quota }
                     })
                 });

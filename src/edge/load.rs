@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 
+use crate::decision::State;
 use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::body;
@@ -25,11 +26,12 @@ pub(crate) async fn signals(asked: Asked) -> Result<Answer, Problem> {
 
 pub(crate) async fn feature(mut asked: Asked) -> Result<Answer, Problem> {
     let feature = asked.feature().await?;
-    let view = asked.replica().read(|state| state.feature(&feature)).await?;
-    let view = view.ok_or_else(|| {
+    let read = |state: &State| Some((state.feature(&feature)?, state.sharers(&feature)));
+    let view = asked.replica().read(read).await?;
+    let (view, sharers) = view.ok_or_else(|| {
         Problem::new(Kind::Refused(Reason::FeatureUnknown), format!("there is no feature {feature:?}"))
     })?;
-    Ok(Answer::json(StatusCode::OK, &FeatureAnswer(&view)))
+    Ok(Answer::json(StatusCode::OK, &FeatureAnswer { view: &view, sharers: &sharers }))
 }
 
 pub(crate) async fn features(asked: Asked) -> Result<Answer, Problem> {

@@ -366,3 +366,65 @@ async fn an_account_shows_the_trust_that_it_earned() {
     assert!(quota > 100.0 && quota <= 150.0, "{moved}");
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_feature_shows_who_shares_it_and_an_account_how_it_behaved() {
+    const FAIR: &str = r#"
+[features.video]
+units = ["seconds"]
+fair = true
+capacity = [{ name = "farm", unit = "seconds", quota = 100, algorithm = "sliding_window", window = "1h" }]
+
+[plans.small]
+trust = { malus = "0.4" }
+
+[plans.large]
+weight = 3
+"#;
+    let node = Node::start("").await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    client.request("PUT", "/v1/policy", &toml, FAIR.as_bytes()).await.expect(200);
+    for (account, plan) in [("heavy", "small"), ("heavy:team", "small"), ("other", "large")] {
+        let body = json!({ "plan": plan }).to_string();
+        client.json("PUT", &format!("/v1/accounts/{account}"), &body).await.expect(200);
+    }
+    client.post("/v1/admissions", &asking("heavy:team", 60, "")).await.expect(200);
+    client.post("/v1/admissions", &asking("heavy", 40, "")).await.expect(200);
+    client.post("/v1/admissions", &asking("other", 50, "")).await.problem(429, "capacity_reached");
+    // The level is worked out once a second.
+    let deadline = Instant::now() + PATIENCE;
+    let feature = loop {
+        let feature = client.get("/v1/features/video").await.expect(200);
+        if !feature["sharers"][0]["fair_part"].is_null() {
+            break feature;
+        }
+        assert!(Instant::now() < deadline, "there is enough for all: {feature}");
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+    };
+    let sharers = feature["sharers"].as_array().expect("a list");
+    let owners: Vec<_> = sharers.iter().map(|sharer| (&sharer["account"], &sharer["weight"])).collect();
+    assert_eq!(
+        owners,
+        [(&json!("heavy"), &json!(1)), (&json!("other"), &json!(3))],
+        "by the root, most first"
+    );
+    assert_eq!((&sharers[0]["limit"], &sharers[0]["has"]), (&json!("farm"), &json!("100")), "{feature}");
+    assert_eq!((&sharers[1]["has"], &sharers[1]["asks"]), (&json!("0"), &json!("50")), "{feature}");
+    let refused = client.post("/v1/admissions", &asking("heavy", 1, "")).await;
+    let refused = refused.problem(429, "capacity_reached");
+    assert!(refused["detail"].as_str().unwrap_or_default().contains("a fair part is"), "{refused}");
+
+    let account = client.get("/v1/accounts/heavy").await.expect(200);
+    let behaviour = &account["behaviour"][0];
+    // Of its own and of its team's: three requests, of which the last was refused.
+    assert_eq!(
+        (&behaviour["feature"], &behaviour["refused"]),
+        (&json!("video"), &json!("0.333333")),
+        "{account}"
+    );
+    assert_eq!(behaviour["fault"], Value::Null);
+    let other = client.get("/v1/accounts/other").await.expect(200);
+    assert_eq!(other["behaviour"], json!([]), "its plan has no rule for it");
+    node.stop().await;
+}

@@ -7,7 +7,7 @@ use crate::decision::command::{
     TopUp,
 };
 use crate::decision::reply::{
-    AccountView, AdaptiveView, GrantRevoked, GrantView, HoldView, LimitReset, MovedView, ResetDone,
+    AccountView, AdaptiveView, Behaviour, GrantRevoked, GrantView, HoldView, LimitReset, MovedView, ResetDone,
 };
 use crate::edge::body::Object;
 use crate::edge::problem::Problem;
@@ -188,8 +188,8 @@ impl ResetBody<'_> {
 /// An account as it stands; with a change, where that was decided.
 pub(crate) struct AccountAnswer<'a> {
     pub(crate) view: &'a AccountView,
-    /// Only where it was read, and not in the answer to a change.
-    pub(crate) adaptive: Option<&'a [AdaptiveView]>,
+    /// What moves its limits, and how it behaved: only where it was read, and not in the answer to a change.
+    pub(crate) moved: Option<(&'a [AdaptiveView], &'a [Behaviour])>,
     pub(crate) receipt: Option<Receipt<'a>>,
 }
 
@@ -202,7 +202,8 @@ impl WriteJson for AccountAnswer<'_> {
             "state": Derived(&view.state),
             "spending_cap": view.spending_cap,
             "limits": Limits(&view.limits),
-            "adaptive"?: self.adaptive.map(AdaptiveList),
+            "adaptive"?: self.moved.map(|(adaptive, _)| AdaptiveList(adaptive)),
+            "behaviour"?: self.moved.map(|(_, behaviour)| BehaviourList(behaviour)),
             "credits": view.credits,
             "grants": Grants(&view.grants),
             "grants_total": view.grants_total,
@@ -213,6 +214,32 @@ impl WriteJson for AccountAnswer<'_> {
             "top_up": view.top_up,
             "top_up_pending": view.top_up_pending,
             "receipt"?: self.receipt,
+        });
+    }
+}
+
+/// How it used each feature, where its plan has a rule for it.
+struct BehaviourList<'a>(&'a [Behaviour]);
+
+impl WriteJson for BehaviourList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for Behaviour {
+    fn write(&self, out: &mut Vec<u8>) {
+        let past = self.past;
+        write_object!(out, {
+            "feature": *self.feature,
+            "trust": Derived(&self.trust.factor),
+            "fault"?: self.trust.fault.as_ref().map(Derived),
+            "requests_per_hour": past.recent_per_hour,
+            "usual_requests_per_hour": past.usual_per_hour,
+            "refused": Derived(&past.refused),
+            "too_early": Derived(&past.early),
+            "misjudged": Derived(&past.misjudged),
+            "abandoned": Derived(&past.abandoned),
         });
     }
 }

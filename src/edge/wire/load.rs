@@ -4,7 +4,7 @@ use serde::Deserialize;
 
 use crate::decision::command::{Class, Command, Signal, Signals};
 use crate::decision::reply::{
-    CapacityView, ClassRoom, FeatureLoadView, FeatureView, ShareStatus, SignalView,
+    CapacityView, ClassRoom, FeatureLoadView, FeatureView, ShareStatus, SharerView, SignalView,
 };
 use crate::edge::body::Object;
 use crate::edge::wire::evidence::Amount;
@@ -63,11 +63,14 @@ impl SignalsBody<'_> {
 // --- answered -----------------------------------------------------------------------------------
 
 /// `GET /v1/features/{feature}`.
-pub(crate) struct FeatureAnswer<'a>(pub(crate) &'a FeatureView);
+pub(crate) struct FeatureAnswer<'a> {
+    pub(crate) view: &'a FeatureView,
+    pub(crate) sharers: &'a [SharerView],
+}
 
 impl WriteJson for FeatureAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
-        let view = self.0;
+        let view = self.view;
         write_object!(out, {
             "feature": *view.feature,
             "load": view.load_version,
@@ -76,7 +79,30 @@ impl WriteJson for FeatureAnswer<'_> {
             "pressure": view.pressure.map(Factor),
             "classes": Classes(view),
             "capacity": CapacityList(&view.capacity),
+            "sharers": SharerList(self.sharers),
             "signals": SignalList(&view.signals),
+        });
+    }
+}
+
+struct SharerList<'a>(&'a [SharerView]);
+
+impl WriteJson for SharerList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for SharerView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "limit": *self.limit,
+            "class"?: self.class.as_ref().map(Derived),
+            "account": *self.account,
+            "weight": self.weight,
+            "has": Amount::of(&self.unit, self.has),
+            "asks": Amount::of(&self.unit, self.asks),
+            "fair_part"?: self.fair_part.map(|part| Amount::of(&self.unit, part)),
         });
     }
 }
