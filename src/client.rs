@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Method, StatusCode};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 pub use answers::{
     AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer,
@@ -60,6 +61,8 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(20);
 const RETRY_PAUSE_MAX: Duration = Duration::from_millis(500);
 /// The largest answer that is read.
 const ANSWER_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// How many events of a receipt are asked for at one time.
+const RECEIPT_EVENTS_PER_PAGE: usize = 1_000;
 
 /// What a client is made from.
 #[derive(Clone, Debug)]
@@ -270,12 +273,31 @@ impl Client {
         self.change(Method::POST, format!("/v1/admissions/{}/release", segment(admission)), key, &body).await
     }
 
-    /// A decided request, and what became of it.
+    /// A decided request, and everything that became of it: of as many pages as that takes, in one.
     pub async fn admission(&self, admission: &str) -> Result<Answer<AdmissionView>, ClientError> {
-        self.call(&Call::get(format!("/v1/admissions/{}", segment(admission)))).await
+        let path = format!("/v1/admissions/{}?limit={RECEIPT_EVENTS_PER_PAGE}", segment(admission));
+        let mut answer: Answer<Map<String, Value>> = self.call(&Call::get(path.clone())).await?;
+        while let Some(cursor) = answer.value.remove("cursor") {
+            let cursor = segment(cursor.as_str().unwrap_or_default());
+            let page: Answer<Map<String, Value>> =
+                self.call(&Call::get(format!("{path}&cursor={cursor}"))).await?;
+            answer.attempts += page.attempts;
+            for (name, value) in page.value {
+                let events = answer.value.get_mut("events").filter(|_| name == "events");
+                match (events.and_then(Value::as_array_mut), value) {
+                    (Some(events), Value::Array(more)) => events.extend(more),
+                    (_, value) => _ = answer.value.insert(name, value),
+                }
+            }
+            if !answer.value.contains_key("cursor") {
+                answer.body = Value::Object(answer.value.clone()).to_string().into();
+            }
+        }
+        let value = AdmissionView::deserialize(Value::Object(answer.value)).map_err(ClientError::Decode)?;
+        Ok(Answer { value, attempts: answer.attempts, replayed: answer.replayed, body: answer.body })
     }
 
-    /// The same, with everything that became of it.
+    /// A refused request, with what was looked at.
     pub async fn refusal(&self, refusal: &str) -> Result<Answer<RefusalView>, ClientError> {
         self.call(&Call::get(format!("/v1/admissions/{}", segment(refusal)))).await
     }

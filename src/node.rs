@@ -13,7 +13,7 @@ use crate::replication::{FatalError, Replica, ShutdownError, StartError};
 use crate::webhook::{Webhook, WebhookError};
 
 /// The data of a node that does not run, for an audit.
-pub use crate::replication::{StoppedError, StoppedFacts, StoppedNode};
+pub use crate::replication::{Reading, StoppedError, StoppedFacts, StoppedNode};
 
 /// Why a node did not start, or ended other than by being told to.
 #[derive(Debug, thiserror::Error)]

@@ -32,6 +32,12 @@ pub enum ParseQuantityError {
     Span,
     #[error("expected a time such as 2027-11-22T00:00:00Z")]
     Time,
+    #[error(
+        "expected a time with its offset from UTC, such as 2027-11-22T00:00:00Z or 2027-11-22T02:00:00+02:00"
+    )]
+    TimeWithoutOffset,
+    #[error("expected a time from 1970-01-01T00:00:00Z to {MILLIS_MAX}")]
+    TimeOutOfRange,
     #[error("the number is too large")]
     TooLarge,
 }
@@ -68,7 +74,13 @@ pub const MICROS: i64 = 1_000_000;
 
 impl Credits {
     pub const ZERO: Credits = Credits(0);
+    pub const ONE: Credits = Credits(MICROS);
     pub const MAX: Credits = Credits(i64::MAX);
+
+    /// With its unit, for people: `1 credit`, `12.5 credits`.
+    pub fn in_words(self) -> String {
+        if self == Credits::ONE { "1 credit".to_owned() } else { format!("{self} credits") }
+    }
 
     pub fn checked_add(self, other: Credits) -> Option<Credits> {
         self.0.checked_add(other.0).map(Credits)
@@ -205,9 +217,26 @@ impl fmt::Display for Millis {
 impl FromStr for Millis {
     type Err = ParseQuantityError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let timestamp: jiff::Timestamp = text.parse().map_err(|_| ParseQuantityError::Time)?;
-        let millis = u64::try_from(timestamp.as_millisecond()).map_err(|_| ParseQuantityError::Time)?;
-        if millis > MILLIS_MAX.0 { Err(ParseQuantityError::TooLarge) } else { Ok(Millis(millis)) }
+        let timestamp: jiff::Timestamp = text.parse().map_err(|_| why_no_instant(text))?;
+        match u64::try_from(timestamp.as_millisecond()) {
+            Ok(millis) if millis <= MILLIS_MAX.0 => Ok(Millis(millis)),
+            _ => Err(ParseQuantityError::TimeOutOfRange),
+        }
+    }
+}
+
+/// What a text lacks that is no instant.
+fn why_no_instant(text: &str) -> ParseQuantityError {
+    let year = text.strip_prefix(['+', '-']).unwrap_or(text);
+    let year = year.split('-').next().unwrap_or_default();
+    if year.len() > 4 && year.len() < text.len() && year.bytes().all(|byte| byte.is_ascii_digit()) {
+        return ParseQuantityError::TimeOutOfRange;
+    }
+    match text.parse::<jiff::civil::DateTime>() {
+        Ok(_) => ParseQuantityError::TimeWithoutOffset,
+        // What is within the years of four digits by the clock can be beyond them in UTC.
+        Err(_) if text.starts_with("9999-12-3") => ParseQuantityError::TimeOutOfRange,
+        Err(_) => ParseQuantityError::Time,
     }
 }
 
@@ -253,6 +282,15 @@ mod tests {
     }
 
     #[test]
+    fn credits_are_told_in_words() {
+        for (text, words) in
+            [("0", "0 credits"), ("1", "1 credit"), ("1.5", "1.5 credits"), ("-1", "-1 credits")]
+        {
+            assert_eq!(text.parse::<Credits>().map(Credits::in_words), Ok(words.to_owned()));
+        }
+    }
+
+    #[test]
     fn credits_refuse_what_they_cannot_hold_exactly() {
         for text in ["", ".", "1.", ".5", "1e3", "+1", "1.0000001", " 1", "0x1", "NaN", "--1"] {
             assert_eq!(text.parse::<Credits>(), Err(ParseQuantityError::Decimal), "{text:?}");
@@ -279,7 +317,22 @@ mod tests {
         let text = "2028-02-29T23:59:59.999Z";
         let instant: Millis = text.parse().expect("a leap day");
         assert_eq!(instant.to_string(), text);
-        assert_eq!("1969-12-31T23:59:59Z".parse::<Millis>(), Err(ParseQuantityError::Time));
+        for text in [
+            "1969-12-31T23:59:59Z",
+            "9999-12-31T00:00:00Z",
+            "10000-01-01T00:00:00Z",
+            "+12027-11-22T00:00:00Z",
+        ] {
+            assert_eq!(text.parse::<Millis>(), Err(ParseQuantityError::TimeOutOfRange), "{text}");
+        }
+        for text in ["2027-11-22T00:00:00", "2027-11-22 00:00", "2027-11-22"] {
+            assert_eq!(text.parse::<Millis>(), Err(ParseQuantityError::TimeWithoutOffset), "{text}");
+        }
+        for text in ["", "now", "tomorrow-morning", "2027-13-01T00:00:00Z"] {
+            assert_eq!(text.parse::<Millis>(), Err(ParseQuantityError::Time), "{text}");
+        }
+        let told = ParseQuantityError::TimeOutOfRange.to_string();
+        assert_eq!(told, "expected a time from 1970-01-01T00:00:00Z to 9999-12-30T22:00:00Z");
         assert_eq!(MILLIS_MAX.to_string(), "9999-12-30T22:00:00Z");
         assert_eq!(MILLIS_MAX.saturating_add(Span(u64::MAX)), MILLIS_MAX);
     }

@@ -122,9 +122,16 @@ fn a_live_cluster_is_clean_and_its_nodes_agree() {
     let told = audit(&nodes, &[], 0);
     assert!(told.contains("clean") && told.contains("at nodes 1, 2, 3"), "{told}");
 
+    // Who does not answer is waited for once, and named once.
     nodes.kill_node(2);
+    let (code, report) = nodes.json(&["audit"]);
+    assert_eq!((code, &report["findings_total"]), (2, &0.into()), "{report}");
+    let not_audited = report["not_audited"].as_array().map(Vec::as_slice).expect("a list");
+    let [silent] = not_audited else { panic!("one node is silent: {report}") };
+    let named = format!("{} did not answer", nodes.address(2));
+    assert!(silent.as_str().is_some_and(|told| told.contains(&named)), "{report}");
     let told = audit(&nodes, &[], 2);
-    assert!(told.contains("not all of it could be audited"), "{told}");
+    assert!(told.contains(&named) && told.contains("not all of it could be audited"), "{told}");
 }
 
 #[test]
@@ -223,6 +230,130 @@ fn a_copy_of_the_facts_alone_is_audited() {
     assert!(told.contains("are posted") && told.contains(&format!("{index}.")), "{told}");
 }
 
+/// The newest file of facts with this suffix.
+fn newest(facts: &Path, suffix: &str) -> PathBuf {
+    let files = std::fs::read_dir(facts).expect("a folder").map(|item| item.expect("an item").path());
+    files.filter(|path| path.extension().is_some_and(|found| found == suffix)).max().expect("a file")
+}
+
+fn flip_a_byte_from_the_end(file: &Path) {
+    let mut bytes = std::fs::read(file).expect("read");
+    let place = bytes.len() - 10;
+    bytes[place] ^= 1;
+    std::fs::write(file, bytes).expect("written");
+}
+
+fn cut(file: &Path, bytes: u64) {
+    let length = file.metadata().expect("there").len();
+    let opened = std::fs::OpenOptions::new().write(true).open(file).expect("opened");
+    opened.set_len(length - bytes).expect("cut");
+}
+
+/// What was done to the newest file of facts, how, and the words by which it must be named.
+type Damage = (&'static str, fn(&Path), &'static str);
+
+const DAMAGED: [Damage; 7] = [
+    ("flipped", |facts| flip_a_byte_from_the_end(&newest(facts, "blocks")), "are damaged or missing"),
+    (
+        "flipped, without a table",
+        |facts| {
+            std::fs::remove_file(newest(facts, "contents")).expect("removed");
+            flip_a_byte_from_the_end(&newest(facts, "blocks"));
+        },
+        "a block of",
+    ),
+    ("cut", |facts| cut(&newest(facts, "blocks"), 10), "is shorter than its table of contents says"),
+    (
+        "cut, without a table",
+        |facts| {
+            std::fs::remove_file(newest(facts, "contents")).expect("removed");
+            cut(&newest(facts, "blocks"), 10);
+        },
+        "is cut off or damaged",
+    ),
+    (
+        "its length flipped, without a table",
+        |facts| {
+            std::fs::remove_file(newest(facts, "contents")).expect("removed");
+            let file = newest(facts, "blocks");
+            let mut bytes = std::fs::read(&file).expect("read");
+            bytes[10] ^= 1;
+            std::fs::write(&file, bytes).expect("written");
+        },
+        "a block of",
+    ),
+    (
+        "gone",
+        |facts| std::fs::remove_file(newest(facts, "blocks")).expect("removed"),
+        "is missing: its table of contents is there",
+    ),
+    (
+        "gone with its table",
+        |facts| {
+            std::fs::remove_file(newest(facts, "blocks")).expect("removed");
+            std::fs::remove_file(newest(facts, "contents")).expect("removed");
+        },
+        "are damaged or missing",
+    ),
+];
+
+#[test]
+fn damage_at_the_end_of_the_facts_is_named_and_nothing_is_mended_in_place() {
+    let mut nodes = Nodes::start(1);
+    traffic(&nodes);
+    assert!(nodes.stop_node(1).success());
+    for (name, damage, words) in DAMAGED {
+        let copy = nodes.data(1).with_file_name(name);
+        copy_folder(&nodes.data(1), &copy);
+        let facts = copy.join("facts");
+        damage(&facts);
+        let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
+        contents(&copy, &mut before);
+        let told = audit_offline(&nodes, &copy, 2);
+        assert!(told.contains(words), "{name}: {words:?} is missing:\n{told}");
+        assert!(told.contains("not all of it could be audited"), "{name}: {told}");
+        let facts_dir = ["--facts-dir", facts.to_str().expect("UTF-8")];
+        let output = nodes.quorate(&[&["audit"], &facts_dir[..]].concat());
+        let said = nodes.text(&output.stdout) + &nodes.text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{name}: {said}");
+        assert!(said.contains(words) || said.contains("has no facts in it"), "{name}: {said}");
+        contents(&copy, &mut after);
+        assert!(before == after, "{name}: something was changed");
+    }
+}
+
+#[test]
+fn a_block_that_a_kill_cut_off_is_no_damage_where_the_log_has_its_entries() {
+    // Blocks are written while the node runs, and the log has all of it: no checkpoint is taken yet.
+    let settings = "[replication]\nfacts_block_bytes = 1024\n";
+    let mut nodes = Nodes::start_with(1, settings, "cluster/local/policy.toml");
+    traffic(&nodes);
+    nodes.wait_until("blocks are written", |nodes| {
+        let facts = nodes.data(1).join("facts");
+        let mut files = BTreeMap::new();
+        contents(&facts, &mut files);
+        files.values().any(|bytes| bytes.len() > 2048)
+    });
+    nodes.kill_node(1);
+    let data = nodes.data(1);
+    let told = audit_offline(&nodes, &data, 0);
+    assert!(told.contains("clean"), "{told}");
+
+    let flipped = data.with_file_name("flipped");
+    copy_folder(&data, &flipped);
+    flip_a_byte_from_the_end(&newest(&flipped.join("facts"), "blocks"));
+    let told = audit_offline(&nodes, &flipped, 2);
+    assert!(told.contains("a block of") && told.contains("the log gives them"), "{told}");
+
+    cut(&newest(&data.join("facts"), "blocks"), 10);
+    let told = audit_offline(&nodes, &data, 0);
+    assert!(told.contains("clean") && told.contains("were not stored yet when the node ended"), "{told}");
+    // Nothing tells so of the facts alone.
+    let facts = data.join("facts");
+    let told = audit(&nodes, &["--facts-dir", facts.to_str().expect("UTF-8")], 2);
+    assert!(told.contains("audited") && told.contains("is cut off or damaged"), "{told}");
+}
+
 #[test]
 fn other_facts_of_one_node_of_three_are_named_with_the_node_and_the_entry() {
     let mut nodes = Nodes::start(3);
@@ -248,7 +379,7 @@ fn other_facts_of_one_node_of_three_are_named_with_the_node_and_the_entry() {
     bytes[middle] ^= 1;
     std::fs::write(&largest, bytes).expect("written");
     let told = audit(&nodes, &["--facts-dir", facts.to_str().expect("UTF-8")], 2);
-    assert!(told.is_empty(), "{told}");
+    assert!(told.contains("are damaged or missing"), "{told}");
     nodes.start_node(2);
     nodes.wait_until("the audit has the facts of all three again", |nodes| nodes.json(&["audit"]).0 == 1);
     let told = audit(&nodes, &[], 1);

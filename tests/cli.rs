@@ -41,6 +41,19 @@ fn bad_arguments_fail_with_two_and_say_what_is_wrong() {
 }
 
 #[test]
+fn a_moment_that_is_none_is_told_what_it_lacks() {
+    for (moment, told) in [
+        ("2027-11-22T00:00:00", "expected a time with its offset from UTC"),
+        ("12027-11-22T00:00:00Z", "expected a time from 1970-01-01T00:00:00Z to 9999-12-30T22:00:00Z"),
+        ("tomorrow", "expected a time such as 2027-11-22T00:00:00Z"),
+    ] {
+        let output = run(&["grant", "add", "a", "g", "1", "--expires-at", moment]);
+        assert_eq!(output.status.code(), Some(2), "{moment}");
+        assert!(text(&output.stderr).contains(told), "{moment}: {}", text(&output.stderr));
+    }
+}
+
+#[test]
 fn a_trace_that_is_not_there_is_named_with_its_cause() {
     let output = run(&["replay", "no/such/trace.csv"]);
     assert_eq!(output.status.code(), Some(2));
@@ -65,7 +78,28 @@ fn a_wrong_policy_fails_its_check_and_names_the_field() {
     .expect("written");
     let output = run(&["policy", "check", file.path().to_str().expect("UTF-8")]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(text(&output.stderr).contains("plans.p.limits[0].window: "), "{}", text(&output.stderr));
+    let told = text(&output.stderr);
+    assert!(told.contains("plans.p.limits[0].window: ") && told.contains("(line 3)"), "{told}");
+}
+
+#[test]
+fn a_policy_that_cannot_be_read_names_the_field_and_the_line() {
+    let limit =
+        "[features.f]\nunits = [\"requests\"]\n[[plans.p.limits]]\nname = \"l\"\nunit = \"requests\"\n";
+    for (more, named) in [
+        ("quota = true\n", "plans.p.limits[0].quota: "),
+        ("quota = 1\nalgorithm = \"leaky\"\n", "plans.p.limits[0].algorithm: "),
+        ("quota = 1\nwindows = \"1h\"\n", "plans.p.limits[0]"),
+        ("quota = \n", "syntax: "),
+    ] {
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        write!(file, "{limit}{more}").expect("written");
+        let output = run(&["policy", "check", file.path().to_str().expect("UTF-8")]);
+        assert_eq!(output.status.code(), Some(2));
+        let told = text(&output.stderr);
+        let line = limit.lines().count() + more.lines().count();
+        assert!(told.contains(named) && told.contains(&format!("(line {line})")), "{more:?}: {told}");
+    }
 }
 
 #[test]

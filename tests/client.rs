@@ -26,6 +26,8 @@ const TLS_ALERT: &[u8] = &[0x15, 0x03, 0x03, 0x00, 0x02, 0x02, 0x46];
 #[derive(Clone, Copy)]
 enum Does {
     Answers(u16, &'static str),
+    /// Answers each request, by its first line.
+    AnswersEach(fn(&str) -> &'static str),
     /// Wants TLS, and is asked in plain text.
     Alerts,
     /// Takes the request and closes the connection.
@@ -77,8 +79,14 @@ async fn serve(mut stream: TcpStream, does: Does, heard: Heard) -> std::io::Resu
             continue;
         }
         bytes.clear();
+        let line = text.lines().next().unwrap_or_default().to_owned();
         heard.lock().expect("heard").push(text);
+        let does = match does {
+            Does::AnswersEach(answer) => Does::Answers(200, answer(&line)),
+            other => other,
+        };
         match does {
+            Does::AnswersEach(_) => unreachable!("it is an answer now"),
             Does::Vanishes => return Ok(()),
             Does::Alerts => return stream.write_all(TLS_ALERT).await,
             Does::Answers(status, body) => {
@@ -222,6 +230,42 @@ async fn tells_refusals_from_requests_that_were_not_taken() {
     let (closed, _) = node(Does::Answers(401, "no")).await;
     let error = client(&[&closed]).admit(None, &ADMISSION).await.expect_err("not taken");
     assert!(matches!(&error, ClientError::Rejected(problem) if problem.status == 401), "{error:?}");
+}
+
+/// One event of a receipt, alone on its page.
+macro_rules! receipt_page {
+    ($outcome:literal, $more:literal) => {
+        concat!(
+            r#"{"admission":"adm_1","events":[{"usage":{"id":"7.0","index":7,"at":"2026-11-22T15:00:00Z","#,
+            r#""admission":"adm_1","account":"a","feature":"f","usage":{},"outcome":""#,
+            $outcome,
+            r#"","charged":false,"charge":null},"charge":null,"postings":[]}]"#,
+            $more
+        )
+    };
+}
+
+#[tokio::test]
+async fn follows_a_receipt_through_all_of_its_pages() {
+    let (well, heard) = node(Does::AnswersEach(|line| match line.split("cursor=").nth(1) {
+        // Its end is looked for.
+        None => r#"{"admission":"adm_1","events":[],"cursor":"from.9"}"#,
+        Some(rest) if rest.starts_with("from.9 ") => receipt_page!(
+            "settled",
+            r#","account":"a","feature":"f","status":"settled","cost":"5","paid_by":[],"uncovered":"0",
+            "admitted_at":"2026-11-22T15:00:00Z","cursor":"7.0"}"#
+        ),
+        Some(_) => receipt_page!("held", "}"),
+    }))
+    .await;
+    let answer = client(&[&well]).admission("adm_1").await.expect("an answer");
+    let outcomes: Vec<_> = answer.value.events.iter().map(|event| event.usage.outcome.as_str()).collect();
+    assert_eq!(outcomes, ["settled", "held"]);
+    assert_eq!((answer.value.cost.to_string().as_str(), answer.attempts), ("5", 3));
+    assert_eq!(heard.lock().expect("heard").len(), 3);
+    let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("one object");
+    assert_eq!((&body["status"], body["events"].as_array().map(Vec::len)), (&"settled".into(), Some(2)));
+    assert!(body["cursor"].is_null(), "there is no more");
 }
 
 #[tokio::test]

@@ -49,7 +49,9 @@ fn one_request_is_paid_by_an_allowance_and_two_grants_and_the_next_is_refused() 
     assert!(refusal["would_pass_at"].is_string());
 
     let (_, account) = nodes.json(&["account", "show", ACCOUNT]);
-    let books = json!({"granted": "140", "available": "88", "held": "0", "spent": "52", "expired": "0", "revoked": "0"});
+    let books = json!({
+        "granted": "140", "available": "88", "scheduled": "0", "held": "0", "spent": "52", "expired": "0", "revoked": "0",
+    });
     assert_eq!(account["credits"], books);
 }
 
@@ -103,6 +105,12 @@ fn a_hold_is_settled_below_what_it_reserved_and_once() {
     assert_eq!(shown["status"], "settled");
 }
 
+/// The words of the line that begins with `first`.
+fn cells<'t>(shown: &'t str, first: &str) -> Vec<&'t str> {
+    let mut lines = shown.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    lines.rfind(|cells| cells.first() == Some(&first)).expect("a line")
+}
+
 #[test]
 fn limits_are_reset_by_an_operator_and_by_what_was_put_by() {
     let nodes = with_account();
@@ -121,6 +129,13 @@ fn limits_are_reset_by_an_operator_and_by_what_was_put_by() {
     for part in ["nothing cleared: acme:video:u17", "resets put by: 1"] {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }
+    nodes.quorate(&["grant", "add", ACCOUNT, "back", "9"]);
+    let revoked =
+        nodes.quorate(&["grant", "revoke", ACCOUNT, "back", "--credits", "1", "--reason", "asked back"]);
+    assert!(nodes.text(&revoked.stdout).contains("revoked: 1 credit of back"), "{revoked:?}");
+    let shown = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
+    assert_eq!(cells(&shown, "grant")[6..], ["spent", "expired", "revoked", "expires"], "{shown}");
+    assert_eq!(cells(&shown, "back")[3..], ["9", "8", "0", "0", "0", "1", "never"], "{shown}");
     let ledger = nodes.text(&nodes.quorate(&["account", "ledger", ACCOUNT]).stdout);
     assert!(ledger.contains("resets put by: 1: x") && ledger.contains("reset: x"), "{ledger}");
     let shown = nodes.text(&nodes.quorate(&["account", "show", ACCOUNT]).stdout);
@@ -406,6 +421,9 @@ fn a_top_up_is_asked_for_shown_confirmed_and_fails() {
     assert!(done(&["topup", "show", "top_2"]).contains("card declined"));
     let told = done(&["account", "ledger", "buyer"]);
     assert!(told.contains("top_up_failed top_2: card declined"), "{told}");
+    let (_, ledger) = nodes.json(&["account", "ledger", "buyer"]);
+    let kinds: Vec<_> = ledger["items"].as_array().expect("items").iter().map(|item| &item["kind"]).collect();
+    assert!(kinds.contains(&&json!("top_up")) && kinds.contains(&&json!("posting")), "{kinds:?}");
     let told = done(&["account", "put", "buyer", "--no-top-up"]);
     assert!(!told.contains("below 10 to 50"), "{told}");
     assert_eq!(nodes.quorate(&["account", "put", "buyer", "--top-up-threshold", "1"]).status.code(), Some(2));

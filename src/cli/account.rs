@@ -254,7 +254,8 @@ pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<
             let grant = GrantRequest { id, source, credits, priority, effective_at, expires_at, reason };
             let answer = client.add_grant(key.as_deref(), &account, &grant).await?;
             let again = if answer.replayed { " (it was there already)" } else { "" };
-            let mut text = format!("granted: {} credits to {account}{again}\n", answer.value.credits.granted);
+            let mut text =
+                format!("granted: {} to {account}{again}\n", answer.value.credits.granted.in_words());
             text.push_str(&grants(std::slice::from_ref(&answer.value), 2));
             (answer.body, text)
         }
@@ -262,7 +263,7 @@ pub(super) async fn run_grant(command: GrantCommand, global: &Global) -> Result<
             let revoke = RevokeRequest { credits, reason: &reason };
             let answer = client.revoke_grant(key.as_deref(), &account, &id, &revoke).await?;
             let again = if answer.replayed { " (the first answer to this key, again)" } else { "" };
-            let mut text = format!("revoked: {} credits of {id}{again}\n", answer.value.revoked);
+            let mut text = format!("revoked: {} of {id}{again}\n", answer.value.revoked.in_words());
             if answer.value.awaited > Credits::ZERO {
                 put(
                     &mut text,
@@ -294,11 +295,11 @@ fn view(account: &AccountView) -> String {
     let mut facts = Table::default();
     facts.row(["plan".into(), account.plan.clone().unwrap_or_else(|| "none".into())]);
     if let Some(cap) = &account.spending_cap {
-        facts.row(["cap".into(), format!("{} credits a {}", cap.credits, cap.period)]);
+        facts.row(["cap".into(), format!("{} a {}", cap.credits.in_words(), cap.period)]);
     }
     facts.row(["credits".into(), balances(&account.credits)]);
     if account.owed > Credits::ZERO {
-        facts.row(["owed".into(), format!("{} credits, paid back first", account.owed)]);
+        facts.row(["owed".into(), format!("{}, paid back first", account.owed.in_words())]);
     }
     if let Some(rule) = &account.top_up {
         let mut shown = format!("below {} to {}", rule.threshold, rule.target);
@@ -371,15 +372,30 @@ fn adaptive(guards: &[AdaptiveView]) -> String {
 }
 
 fn balances(credits: &BalancesView) -> String {
-    let BalancesView { granted, available, held, spent, expired, revoked } = credits;
+    let BalancesView { granted, available, scheduled, held, spent, expired, revoked } = credits;
+    let scheduled = match scheduled.is_zero() {
+        true => String::new(),
+        false => format!(" + {scheduled} scheduled"),
+    };
     format!(
-        "{granted} granted = {available} available + {held} held + {spent} spent + {expired} expired + {revoked} revoked"
+        "{granted} granted = {available} available{scheduled} + {held} held + {spent} spent + {expired} expired + {revoked} revoked"
     )
 }
 
 fn grants(grants: &[GrantView], indent: usize) -> String {
-    let mut table = Table::new(&[2, 3, 4, 5, 6]);
-    let head = ["grant", "source", "priority", "granted", "available", "held", "spent", "expires"];
+    let mut table = Table::new(&[2, 3, 4, 5, 6, 7, 8]);
+    let head = [
+        "grant",
+        "source",
+        "priority",
+        "granted",
+        "available",
+        "held",
+        "spent",
+        "expired",
+        "revoked",
+        "expires",
+    ];
     table.row(head.map(str::to_owned));
     for grant in grants {
         table.row([
@@ -390,15 +406,18 @@ fn grants(grants: &[GrantView], indent: usize) -> String {
             grant.credits.available.to_string(),
             grant.credits.held.to_string(),
             grant.credits.spent.to_string(),
+            grant.credits.expired.to_string(),
+            grant.credits.revoked.to_string(),
             grant.expires_at.map_or_else(|| "never".into(), |at| at.to_string()),
         ]);
     }
     let mut text = table.lines(indent);
-    // Until then its credits are among the available ones and pay for nothing.
-    for later in grants.iter().filter(|grant| grant.effective_at > grant.created_at) {
+    for later in grants.iter().filter(|grant| !grant.credits.scheduled.is_zero()) {
+        let GrantView { id, effective_at, credits, .. } = later;
+        let scheduled = credits.scheduled;
         put(
             &mut text,
-            format_args!("{:indent$}{} can be drawn from {} on\n", "", later.id, later.effective_at),
+            format_args!("{:indent$}{id}: {scheduled} scheduled, to be drawn from {effective_at} on\n", ""),
         );
     }
     text

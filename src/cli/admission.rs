@@ -151,7 +151,7 @@ fn admitted(answer: &Admitted, replayed: bool) -> String {
         (None, false) => "admitted",
     };
     let id = answer.admission.as_ref().map_or_else(String::new, |id| format!(": {id}"));
-    let mut text = format!("{what}{id} for {} credits{}\n", answer.cost, replay_note(replayed));
+    let mut text = format!("{what}{id} for {}{}\n", answer.cost.in_words(), replay_note(replayed));
     if !answer.paid_by.is_empty() {
         text.push_str("  paid by\n");
         text.push_str(&output::payments(&answer.paid_by, 4));
@@ -205,7 +205,7 @@ fn view(admission: &AdmissionView) -> String {
         AdmissionStatus::Released => "released",
         AdmissionStatus::Expired => "expired",
     };
-    let mut text = format!("{}: {status}, {} credits\n", admission.admission, admission.cost);
+    let mut text = format!("{}: {status}, {}\n", admission.admission, admission.cost.in_words());
     let mut facts = output::Table::default();
     facts.row(["account".into(), admission.account.clone()]);
     facts.row(["feature".into(), admission.feature.clone()]);

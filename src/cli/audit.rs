@@ -20,7 +20,7 @@ use crate::cli::{CliError, Done, Global, REFUSED, error};
 use crate::client::{Client, ClientError, FactsDigest, NodeUrl, Options, StateHash};
 use crate::decision::audit::{Audit, ShownAccount, ShownHold, ShownState};
 use crate::decision::facts::Fact;
-use crate::node::{StoppedFacts, StoppedNode};
+use crate::node::{Reading, StoppedFacts, StoppedNode};
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -62,6 +62,8 @@ struct Report {
     hashes: BTreeMap<u64, String>,
     /// What could not be looked at.
     not_audited: Vec<String>,
+    /// What is worth knowing, and no fault.
+    notes: Vec<String>,
     /// There was no state to compare with, as was asked.
     #[serde(skip)]
     facts_alone: bool,
@@ -103,20 +105,28 @@ async fn live(global: &Global) -> Result<Report, CliError> {
     let mut clients = Vec::new();
     for node in &global.nodes {
         let options = Options { nodes: vec![node.clone()], ..global.options() };
-        clients.push((node, Client::new(options)?));
-    }
-    for (node, client) in &clients {
+        let client = Client::new(options)?;
         match client.state_hash(index).await {
             Ok(answer) => report.take_hash(answer.value),
+            // It is not waited for a second time.
+            Err(error @ ClientError::Unavailable { .. }) => {
+                let why = error::described(&error);
+                report
+                    .not_audited
+                    .push(format!("{node} did not answer, and was compared with nothing: {why}"));
+                last = Some(error);
+                continue;
+            }
             Err(error) => report.not_audited.push(format!("{node}: {}", error::described(&error))),
         }
-        if audited {
-            continue;
-        }
+        clients.push((node, client));
+    }
+    for (_, client) in &clients {
         match books(client, index).await {
             Ok(audit) => {
                 report.take_audit(audit);
                 audited = true;
+                break;
             }
             Err(CliError::Client(error)) => last = Some(error),
             Err(error) => return Err(error),
@@ -288,20 +298,26 @@ async fn narrow(
 fn offline(directory: &Path) -> Result<Report, CliError> {
     let node = StoppedNode::open(directory).map_err(AuditError::from)?;
     let mut audit = Audit::new();
-    let altered = node
+    let reading = node
         .each(|index, facts| facts.iter().for_each(|fact| audit.take(index, fact)))
         .map_err(AuditError::from)?;
-    let view = node.view();
-    let shown = Shown {
-        state: Some(view.shown()),
-        accounts: view.shown_accounts(0).map(|(_, account)| account).collect(),
-        holds: view.shown_holds(0).map(|(_, hold)| hold).collect(),
-    };
-    compare(&mut audit, shown);
-    let mut report = Report { index: node.next_index().saturating_sub(1), ..Report::default() };
+    let whole = reading.next_index == node.next_index();
+    if whole {
+        let view = node.view();
+        let shown = Shown {
+            state: Some(view.shown()),
+            accounts: view.shown_accounts(0).map(|(_, account)| account).collect(),
+            holds: view.shown_holds(0).map(|(_, hold)| hold).collect(),
+        };
+        compare(&mut audit, shown);
+    } else {
+        audit.finish();
+    }
+    let mut report = Report::default();
     report.take_audit(audit);
-    for index in altered {
-        report.find(format!("entry {index}: the stored facts are not those that the log gives"));
+    report.take_reading(reading);
+    if !whole {
+        report.not_audited.push("what the state shows: it is further than the facts".to_owned());
     }
     Ok(report)
 }
@@ -310,13 +326,13 @@ fn offline(directory: &Path) -> Result<Report, CliError> {
 fn facts_alone(directory: &Path) -> Result<Report, CliError> {
     let facts = StoppedFacts::open(directory).map_err(AuditError::from)?;
     let mut audit = Audit::new();
-    facts
+    let reading = facts
         .each(|index, facts| facts.iter().for_each(|fact| audit.take(index, fact)))
         .map_err(AuditError::from)?;
     audit.finish();
-    let index = facts.next_index().saturating_sub(1);
-    let mut report = Report { index, facts_alone: true, ..Report::default() };
+    let mut report = Report { facts_alone: true, ..Report::default() };
     report.take_audit(audit);
+    report.take_reading(reading);
     Ok(report)
 }
 
@@ -341,6 +357,22 @@ impl Report {
         };
         self.grants = audit.balances().count() as u64;
         self.findings.extend(audit.findings().iter().map(ToString::to_string));
+    }
+
+    fn take_reading(&mut self, reading: Reading) {
+        self.index = reading.next_index.saturating_sub(1);
+        for index in reading.altered {
+            self.find(format!("entry {index}: the stored facts are not those that the log gives"));
+        }
+        if let Some(range) = reading.not_stored {
+            let last = range.end.saturating_sub(1);
+            self.notes.push(format!(
+                "the facts of log entries {} to {last} were not stored yet when the node ended: they were made \
+                 from its log",
+                range.start
+            ));
+        }
+        self.not_audited.extend(reading.damage);
     }
 
     fn take_hash(&mut self, hash: StateHash) {
@@ -382,14 +414,18 @@ fn told(report: &Report) -> String {
     if unsaid > 0 {
         put(&mut text, format_args!("  and {unsaid} more\n"));
     }
+    for note in &report.notes {
+        put(&mut text, format_args!("  note  {note}\n"));
+    }
     for missing in &report.not_audited {
         put(&mut text, format_args!("  not audited  {missing}\n"));
     }
-    text.push_str(match (report.findings_total, report.not_audited.is_empty()) {
-        (0, true) if report.facts_alone => "clean: the facts prove each other; no state was compared\n",
-        (0, true) => "clean: every balance follows from the facts\n",
-        (0, false) => "nothing was found, but not all of it could be audited\n",
-        _ => "the books are not in order\n",
-    });
+    let verdict = match (report.findings_total, report.not_audited.is_empty()) {
+        (0, true) if report.facts_alone => "clean: the facts prove each other; no state was compared",
+        (0, true) => "clean: every balance follows from the facts",
+        (0, false) => "nothing was found in what was audited, but not all of it could be audited",
+        _ => "the books are not in order",
+    };
+    put(&mut text, format_args!("{verdict}\n"));
     text
 }

@@ -18,10 +18,10 @@ pub enum CliError {
     Client(#[from] ClientError),
     #[error("cannot read {}", path.display())]
     Read { path: PathBuf, source: std::io::Error },
-    #[error("{} is not a policy", path.display())]
-    PolicyForm { path: PathBuf, source: toml::de::Error },
-    #[error("the policy in {} is wrong", path.display())]
-    Policy { path: PathBuf, source: PolicyError },
+    #[error("{} is not a policy: {field}: {message} (line {line})", path.display())]
+    PolicyForm { path: PathBuf, field: String, message: String, line: usize },
+    #[error("the policy in {} is wrong (line {line})", path.display())]
+    Policy { path: PathBuf, source: PolicyError, line: usize },
     #[error("the policy cannot be shown as TOML")]
     PolicyShow(#[source] toml::ser::Error),
     #[error("{admission} is of the account {owner}, which is not {account} or under it")]

@@ -33,7 +33,7 @@ async fn admission(client: &Client, account: &str, id: &str, global: &Global) ->
     let answer = client.admission(id).await?;
     let view = &answer.value;
     check_owner(id, account, &view.account)?;
-    let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id.into() }) };
+    let Some(first) = view.events.last() else { return Err(CliError::NoEvents { admission: id.into() }) };
     let now = ask_now(client, first, &attributes(first)).await?;
     if global.json {
         return Ok(Done::ok(json(&answer.body, &now)));
@@ -72,10 +72,10 @@ fn check_owner(id: &str, account: &str, owner: &str) -> Result<(), CliError> {
     }
 }
 
-/// Everything that became of an admission.
+/// Everything that became of an admission, as it came about.
 pub(super) fn history(view: &AdmissionView) -> String {
     let mut text = String::new();
-    for (place, event) in view.events.iter().enumerate() {
+    for (place, event) in view.events.iter().rev().enumerate() {
         tell(&mut text, &view.admission, event, place == 0);
     }
     text
@@ -101,10 +101,10 @@ pub(super) fn refused(view: &RefusalView) -> String {
         put(&mut text, format_args!("  at fault is {field}\n"));
     }
     if let Some(cost) = view.cost {
-        put(&mut text, format_args!("  it costs {cost} credits\n"));
+        put(&mut text, format_args!("  it costs {}\n", cost.in_words()));
     }
     if let Some(available) = view.available {
-        put(&mut text, format_args!("  wallets had {available} credits\n"));
+        put(&mut text, format_args!("  wallets had {}\n", available.in_words()));
     }
     for event in &view.events {
         receipt::layers(&mut text, event, Some(&view.layer));
@@ -199,7 +199,7 @@ fn tell(text: &mut String, id: &str, event: &AdmissionEvent, is_first: bool) {
         put(text, format_args!(", held until {until}"));
     }
     let Some(charge) = &event.charge else { return text.push('\n') };
-    put(text, format_args!(": {} credits by the prices of policy {}", charge.amount, charge.policy));
+    put(text, format_args!(": {} by the prices of policy {}", charge.amount.in_words(), charge.policy));
     for multiplier in &charge.multipliers {
         put(
             text,
@@ -242,7 +242,10 @@ fn grant(posting: &PostingItem) -> String {
 fn tell_now(text: &mut String, now: &Now) {
     match now {
         Now::Admitted(admitted, _) => {
-            put(text, format_args!("the same request now would be admitted for {} credits\n", admitted.cost));
+            put(
+                text,
+                format_args!("the same request now would be admitted for {}\n", admitted.cost.in_words()),
+            );
             text.push_str(&output::payments(&admitted.paid_by, 4));
         }
         Now::Refused(problem) => {
@@ -272,7 +275,7 @@ fn why_refused(reason: &str) -> &str {
         "account_closed" => "the account, or one above it, was closed",
         "account_unknown" => "there was no such account",
         "feature_unknown" => "the policy had no such feature",
-        "quota_exceeded" => "it was larger than a limit could ever admit at once",
+        "quota_exceeded" => "it was larger than a limit or a spending cap could ever let through",
         _ => "the request itself could not be meant",
     }
 }

@@ -183,10 +183,10 @@ pub(super) fn problem(problem: &Problem) -> String {
         facts.row(["field".into(), field.clone()]);
     }
     if let Some(cost) = problem.cost {
-        facts.row(["cost".into(), format!("{cost} credits")]);
+        facts.row(["cost".into(), cost.in_words()]);
     }
     if let Some(available) = problem.available {
-        facts.row(["wallet".into(), format!("{available} credits available")]);
+        facts.row(["wallet".into(), format!("{} available", available.in_words())]);
     }
     if let Some(at) = problem.would_pass_at {
         let shown = match &problem.receipt {

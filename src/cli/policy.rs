@@ -73,8 +73,58 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
 fn read(path: &Path) -> Result<(String, Document), CliError> {
     let written =
         std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.to_owned(), source })?;
-    let document: Document =
-        toml::from_str(&written).map_err(|source| CliError::PolicyForm { path: path.to_owned(), source })?;
-    Policy::compile(&document).map_err(|source| CliError::Policy { path: path.to_owned(), source })?;
+    let form = |field: String, error: toml::de::Error| {
+        let line = error.span().map_or(1, |span| line_at(&written, span.start));
+        CliError::PolicyForm { path: path.to_owned(), field, message: error.message().to_owned(), line }
+    };
+    let reader = toml::Deserializer::parse(&written).map_err(|error| form("syntax".to_owned(), error))?;
+    let document: Document = serde_path_to_error::deserialize(reader).map_err(|error| {
+        let field = error.path().to_string();
+        form(if field == "." { "the file".to_owned() } else { field }, error.into_inner())
+    })?;
+    Policy::compile(&document).map_err(|source| {
+        let line = line_of(&written, &source.path);
+        CliError::Policy { path: path.to_owned(), source, line }
+    })?;
     Ok((written, document))
+}
+
+fn line_at(text: &str, offset: usize) -> usize {
+    text.bytes().take(offset).filter(|byte| *byte == b'\n').count() + 1
+}
+
+/// The line of a field such as `plans.plus.limits[2].window`, or of the innermost table on the way to it that is
+/// written.
+fn line_of(text: &str, field: &str) -> usize {
+    use toml::de::{DeTable, DeValue};
+
+    let Ok(document) = DeTable::parse(text) else { return 1 };
+    let mut line = 1;
+    let mut table = document.get_ref();
+    let mut rest = field;
+    // Names may have dots in them: the longest one that is there is meant.
+    while let Some((name, value)) = table
+        .iter()
+        .filter(|(name, _)| {
+            let behind = rest.strip_prefix(name.get_ref().as_ref());
+            behind.is_some_and(|behind| behind.is_empty() || behind.starts_with(['.', '[']))
+        })
+        .max_by_key(|(name, _)| name.get_ref().len())
+    {
+        line = line_at(text, name.span().start);
+        rest = &rest[name.get_ref().len()..];
+        let mut value = value;
+        while let (DeValue::Array(items), Some((number, behind))) =
+            (value.get_ref(), rest.strip_prefix('[').and_then(|rest| rest.split_once(']')))
+        {
+            let Some(item) = number.parse().ok().and_then(|place: usize| items.get(place)) else {
+                return line;
+            };
+            line = line_at(text, item.span().start);
+            (value, rest) = (item, behind);
+        }
+        let DeValue::Table(inner) = value.get_ref() else { return line };
+        (table, rest) = (inner, rest.strip_prefix('.').unwrap_or(rest));
+    }
+    line
 }

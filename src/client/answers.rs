@@ -266,7 +266,7 @@ pub struct AdmissionView {
     pub resolved_at: Option<Millis>,
     #[serde(default)]
     pub receipt: Option<Receipt>,
-    /// Everything that became of it, oldest first.
+    /// Everything that became of it, newest first.
     #[serde(default)]
     pub events: Vec<AdmissionEvent>,
 }
@@ -301,7 +301,11 @@ pub struct RefusalView {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct BalancesView {
     pub granted: Credits,
+    /// What can be drawn now.
     pub available: Credits,
+    /// What can be drawn from a later moment on.
+    #[serde(default)]
+    pub scheduled: Credits,
     pub held: Credits,
     pub spent: Credits,
     pub expired: Credits,
@@ -311,7 +315,7 @@ pub struct BalancesView {
 impl BalancesView {
     /// Whether what was granted is all somewhere.
     pub fn balance(&self) -> bool {
-        let parts = [self.available, self.held, self.spent, self.expired, self.revoked];
+        let parts = [self.available, self.scheduled, self.held, self.spent, self.expired, self.revoked];
         i128::from(self.granted.0) == parts.iter().map(|part| i128::from(part.0)).sum()
     }
 }

@@ -187,13 +187,12 @@ pub struct AllowanceItem {
 
 /// A line of an account's ledger.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),
-    // By what only it has, before one whose fields others have too.
-    TopUp(TopUpItem),
     NotRenewed(NotRenewedItem),
+    TopUp(TopUpItem),
 }
 
 /// A recurring grant of a plan was not renewed.
@@ -324,6 +323,23 @@ pub struct EntryFacts {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Each line says what it is: the fields that it shares with others do not decide it.
+    #[test]
+    fn a_line_of_a_ledger_is_what_it_says_it_is() {
+        let line = |kind: &str| {
+            let text = format!(
+                r#"{{"kind":"{kind}","id":"9.1","index":9,"at":"2027-01-01T00:00:00Z","account":"a","grant":null,"amount":"1",
+                "from":"outside","to":"available","why":"x","top_up":"top_1","reason":"y","limits":[],"banked_resets":0}}"#
+            );
+            serde_json::from_str::<LedgerItem>(&text)
+        };
+        assert!(matches!(line("posting"), Ok(LedgerItem::Posting(_))));
+        assert!(matches!(line("reset"), Ok(LedgerItem::Reset(_))));
+        assert!(matches!(line("not_renewed"), Ok(LedgerItem::NotRenewed(_))));
+        assert!(matches!(line("top_up"), Ok(LedgerItem::TopUp(_))));
+        assert!(line("of another build").is_err());
+    }
 
     #[test]
     fn a_query_is_escaped() {

@@ -48,7 +48,7 @@ impl State {
         }
         put.reason.map_or(Ok(()), |reason| path::check_text(reason, "reason", REASON_BYTES_MAX))?;
         let wallet = self.account_at(place).wallet.as_deref();
-        match wallet.map_or(Known::New, |wallet| wallet.knows(put)) {
+        match wallet.map_or(Known::New, |wallet| wallet.knows(put, self.now)) {
             Known::New => {}
             Known::Same(grant) => return Ok((Outcome::GrantPut(Box::new(grant)), true)),
             Known::Other => {
@@ -85,7 +85,7 @@ impl State {
         self.make_grant(place, grant, put.credits, put.reason)?;
         let wallet = self.account_at(place).wallet.as_deref();
         let grant = wallet.and_then(|wallet| wallet.find(put.id)).expect("the grant was just made");
-        Ok((Outcome::GrantPut(Box::new(grant.view())), false))
+        Ok((Outcome::GrantPut(Box::new(grant.view(self.now))), false))
     }
 
     /// Puts a grant of `credits` into a wallet.
@@ -170,7 +170,7 @@ impl State {
         let wallet = self.account_at(account).wallet.as_deref();
         let grant =
             wallet.and_then(|wallet| wallet.find(revoke.grant)).expect("the last to end is kept whole");
-        let revoked = GrantRevoked { grant: grant.view(), revoked: amount, awaited };
+        let revoked = GrantRevoked { grant: grant.view(self.now), revoked: amount, awaited };
         Ok(Outcome::GrantRevoked(Box::new(revoked)))
     }
 

@@ -299,7 +299,7 @@ pub struct AccountView {
     pub spending_cap: Option<SpendingCap>,
     /// The limits that apply to it, of its own plan and of its ancestors'.
     pub limits: Vec<LimitStatus>,
-    pub credits: Balances,
+    pub credits: BalancesView,
     /// The grants of its own wallet: those that have something left, in draw order, then those that
     /// ended last; at most [`AccountView::GRANTS_MAX`].
     pub grants: Vec<GrantView>,
@@ -326,11 +326,27 @@ impl AccountView {
     pub const LISTED_IN_REPLY_MAX: usize = 8;
 }
 
-/// The books: `granted = available + held + spent + expired + revoked`, always.
+/// The books, as postings keep them: `granted = available + held + spent + expired + revoked`, always. What is
+/// available here may be for later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Balances {
     pub granted: Credits,
     pub available: Credits,
+    pub held: Credits,
+    pub spent: Credits,
+    pub expired: Credits,
+    pub revoked: Credits,
+}
+
+/// The books as they are told: what is available to be drawn now apart from what is for later.
+/// `granted = available + scheduled + held + spent + expired + revoked`, always.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BalancesView {
+    pub granted: Credits,
+    /// What can be drawn now. What has come to its end stays in it until that is carried out.
+    pub available: Credits,
+    /// What can be drawn from a later moment on: of grants whose effective time is to come.
+    pub scheduled: Credits,
     pub held: Credits,
     pub spent: Credits,
     pub expired: Credits,
@@ -345,7 +361,7 @@ pub struct GrantView {
     pub created_at: Millis,
     pub effective_at: Millis,
     pub expires_at: Option<Millis>,
-    pub credits: Balances,
+    pub credits: BalancesView,
 }
 
 /// What was taken back of a grant.

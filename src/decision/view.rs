@@ -9,12 +9,12 @@ use crate::decision::facts::Moved;
 use crate::decision::hold::Hold;
 use crate::decision::policy::{Applied, Document, Limit, Measure};
 use crate::decision::reply::{
-    AccountView, AdaptiveView, AdmissionId, AdmissionStatus, AdmissionView, Balances, HoldView, LimitStatus,
-    MovedView,
+    AccountView, AdaptiveView, AdmissionId, AdmissionStatus, AdmissionView, BalancesView, HoldView,
+    LimitStatus, MovedView,
 };
 use crate::decision::state::State;
 use crate::decision::topup::TopUps;
-use crate::decision::wallet::{Grant, Wallet};
+use crate::decision::wallet::Wallet;
 use crate::decision::waterfall;
 use crate::units::{Credits, Millis};
 
@@ -128,11 +128,11 @@ impl State {
             state: account.state,
             spending_cap: account.spending_cap,
             limits: self.limits_on(place),
-            credits: wallet.map_or_else(Balances::default, Wallet::books),
+            credits: wallet.map_or_else(BalancesView::default, |wallet| wallet.view(self.now)),
             grants: wallet
                 .into_iter()
                 .flat_map(|wallet| wallet.latest(grants_max))
-                .map(Grant::view)
+                .map(|grant| grant.view(self.now))
                 .collect(),
             grants_total: wallet.map_or(0, |wallet| wallet.grants().count() as u64),
             holds: self.holds_of(place).take(holds_max).map(|hold| self.hold_view(hold)).collect(),

@@ -24,7 +24,7 @@ use crate::decision::account::shared_text;
 use crate::decision::command::{PutGrant, Source};
 use crate::decision::facts::Bucket;
 use crate::decision::path::{BRIDGE_GRANT_PREFIX, PLAN_GRANT_PREFIX, TOP_UP_GRANT_PREFIX};
-use crate::decision::reply::{Balances, GrantView};
+use crate::decision::reply::{Balances, BalancesView, GrantView};
 use crate::units::{Credits, Millis};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,6 +113,12 @@ impl Wallet {
         self.books
     }
 
+    /// The books as they are told at `now`.
+    pub fn view(&self, now: Millis) -> BalancesView {
+        let scheduled = self.live.iter().map(|grant| grant.scheduled(now).0).sum();
+        self.books.told(Credits(scheduled))
+    }
+
     pub fn live(&self) -> &[Grant] {
         &self.live
     }
@@ -172,9 +178,9 @@ impl Wallet {
     }
 
     /// Whether there is, or ever was, a grant of the id that `put` asks for.
-    pub fn knows(&self, put: &PutGrant<'_>) -> Known {
+    pub fn knows(&self, put: &PutGrant<'_>, now: Millis) -> Known {
         if let Some(grant) = self.find(put.id) {
-            return if grant.is_of(put) { Known::Same(grant.view()) } else { Known::Other };
+            return if grant.is_of(put) { Known::Same(grant.view(now)) } else { Known::Other };
         }
         match self.former(put.id) {
             None => Known::New,
@@ -416,7 +422,13 @@ impl Grant {
         self.expires_at.is_some_and(|expires_at| expires_at <= at)
     }
 
-    pub fn view(&self) -> GrantView {
+    /// What is for later than `at`.
+    pub fn scheduled(&self, at: Millis) -> Credits {
+        if self.effective_at() > at { self.books.available } else { Credits::ZERO }
+    }
+
+    /// As it stands at `now`.
+    pub fn view(&self, now: Millis) -> GrantView {
         GrantView {
             id: self.id.clone(),
             source: self.source,
@@ -424,7 +436,7 @@ impl Grant {
             created_at: self.created_at,
             effective_at: self.effective_at(),
             expires_at: self.expires_at,
-            credits: self.books,
+            credits: self.books.told(self.scheduled(now)),
         }
     }
 
@@ -481,7 +493,7 @@ impl Former {
             created_at,
             effective_at: put.effective_at.map_or(created_at, |at| at.max(created_at)),
             expires_at: put.expires_at,
-            credits,
+            credits: credits.told(Credits::ZERO),
         }
     }
 }
@@ -517,6 +529,13 @@ fn hash(parts: &[&[u8]]) -> u64 {
 }
 
 impl Balances {
+    /// With what of the available is for later told apart from it.
+    pub(super) fn told(self, scheduled: Credits) -> BalancesView {
+        let Balances { granted, available, held, spent, expired, revoked } = self;
+        let available = Credits(available.0 - scheduled.0);
+        BalancesView { granted, available, scheduled, held, spent, expired, revoked }
+    }
+
     /// Whether `granted = available + held + spent + expired + revoked`, none of them negative.
     pub fn is_balanced(&self) -> bool {
         let [granted, parts @ ..] = self.parts();

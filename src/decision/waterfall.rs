@@ -637,6 +637,10 @@ impl State {
                 allowances.zip(cap.rule.passes_at(meter, self.now, whole)).map(|(a, b)| a.max(b))
             };
             if amount > whole && would_pass_at.is_none() {
+                let detail = format!(
+                    "{drawn} from wallets is more than the spending cap lets through in any period, which is {}",
+                    Credits(i64::try_from(whole).unwrap_or(i64::MAX)),
+                );
                 let refusal = Refusal::new(Reason::QuotaExceeded, layer, detail);
                 return Some(Objection::for_good(refusal));
             }
@@ -660,7 +664,9 @@ impl State {
         let available = self.drawable(levels, self.now);
         let by_allowances = self.allowances_pass_at(levels, looks, priced, Credits::MAX);
         let by_wallets = self.wallets_pass_at(levels, caps, Credits(cover.drawn().0 + cover.short.0));
-        let detail = format!("{} credits are missing of the {} that it costs", cover.short, priced.cost);
+        let verb = if cover.short == Credits::ONE { "is" } else { "are" };
+        let detail =
+            format!("{} {verb} missing of the {} that it costs", cover.short.in_words(), priced.cost);
         Some(Objection::for_credits(Box::new(Refusal {
             would_pass_at: by_allowances.into_iter().chain(by_wallets).min(),
             cost: Some(priced.cost),

@@ -18,7 +18,7 @@ const OPTION: usize = 1 + NUMBER;
 const MARK: usize = 1;
 const NAME: usize = text(NAME_LEN_MAX);
 const PATH: usize = text(LEVELS_MAX * (SEGMENT_LEN_MAX + 1));
-const BALANCES: usize = 6 * NUMBER;
+const BALANCES: usize = 7 * NUMBER;
 
 /// What stands around every outcome: the stamp, the policy, the load, whether it is replayed, which outcome.
 const AROUND: usize = 4 * NUMBER + 2 * NUMBER + MARK + NUMBER;

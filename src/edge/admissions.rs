@@ -9,7 +9,7 @@ use crate::decision::command::{Command, Extend, Key, Release, Request};
 use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
-use crate::edge::datasets::history;
+use crate::edge::datasets::history::{self, ReceiptQuery};
 use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
@@ -70,6 +70,8 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     // What is refused is decided anew, as ever, and changes nothing.
     let nothing_new =
         replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
+    // An entry may be known by its own key, where the batch has none or another.
+    let known = known || replies.iter().any(|reply| reply.replayed);
     Ok(replies::batch(&replies, known && nothing_new).await)
 }
 
@@ -111,40 +113,43 @@ pub(crate) async fn release(mut asked: Asked) -> Result<Answer, Problem> {
     Ok(replies::answer(&reply, Some(admission)))
 }
 
-/// The receipt of a decision, from the facts, which are the same on every node and however old. With
+/// The receipt of a decision, from the facts, which are the same on every node and however old, in pages. With
 /// `events=false`, how an admission stands: from the state, as long as that knows it.
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let id = asked.decision().await?;
-    let mut query = asked.query()?;
-    let with_events = query.value("events", "true or false")?.unwrap_or(true);
-    query.finish()?;
+    let query = ReceiptQuery::read(asked.query()?)?;
     match id {
-        DecisionId::Admission(id) => admission(&asked, id, with_events).await,
+        DecisionId::Admission(id) => admission(&asked, id, &query).await,
+        // It is one event, and has no other page.
+        DecisionId::Refusal(_) if query.goes_on() => {
+            Err(Problem::invalid("cursor", "the receipt of a refusal has one page"))
+        }
         DecisionId::Refusal(id) => refusal(&asked, id).await,
     }
 }
 
-async fn admission(asked: &Asked, id: AdmissionId, with_events: bool) -> Result<Answer, Problem> {
-    let replica = asked.replica();
-    let look = |state: &State| (state.admission(id), state.latest_event(id), state.counts().admissions);
-    let (known, latest_event, latest) = replica.read(look).await?;
-    if let (Some(view), false) = (&known, with_events) {
-        return Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view, events: None }));
-    }
+async fn admission(asked: &Asked, id: AdmissionId, query: &ReceiptQuery) -> Result<Answer, Problem> {
+    let look = |state: &State| (state.admission(id).zip(state.latest_event(id)), state.counts().admissions);
+    let (known, latest) = asked.replica().read(look).await?;
     if !(1..=latest).contains(&id.0) {
         return Err(unknown(id));
     }
-    let history = history::of(replica, id, latest_event).await?.ok_or_else(|| unknown(id))?;
-    let view = history.view().ok_or_else(|| unknown(id))?;
-    let events = if with_events { Some(history.items()?) } else { None };
-    Ok(Answer::json(StatusCode::OK, &AdmissionAnswer { view: &view, events: events.as_deref() }))
+    let _read = match query.reads_facts(known.is_some()) {
+        true => Some(asked.fact_read().await?),
+        false => None,
+    };
+    let receipt = history::of(asked.replica(), id, known, query).await?.ok_or_else(|| unknown(id))?;
+    let history::Receipt { view, events, cursor } = receipt;
+    let cursor = cursor.map(|cursor| cursor.to_string());
+    let answer = AdmissionAnswer { id, view: view.as_ref(), events: events.as_deref(), cursor };
+    Ok(Answer::json(StatusCode::OK, &answer))
 }
 
 async fn refusal(asked: &Asked, id: RefusalId) -> Result<Answer, Problem> {
     // As fresh as this call, like every read.
     asked.replica().read(|_| ()).await?;
-    let history = history::of_refusal(asked.replica(), id).await?.ok_or_else(|| unknown(id))?;
-    let answer = history.refusal(id)?.ok_or_else(|| unknown(id))?;
+    let _read = asked.fact_read().await?;
+    let answer = history::of_refusal(asked.replica(), id).await?.ok_or_else(|| unknown(id))?;
     Ok(Answer::json(StatusCode::OK, &Derived(&answer)))
 }
 

@@ -13,13 +13,15 @@ use crate::decision::audit::{ShownAccount, ShownHold, ShownState};
 use crate::decision::command::Command;
 use crate::decision::facts::Fact;
 use crate::edge::answer::Answer;
+use crate::edge::datasets::{Entry, decode_all};
+use crate::edge::fact_reads::aside;
 use crate::edge::kind::Kind;
 use crate::edge::limits::{ACCOUNTS_PER_PAGE_MAX, FACTS_DIGEST_BYTES, FACTS_READ_BYTES};
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
 use crate::edge::wire::json::Derived;
-use crate::replication::{Frozen, decode_facts};
+use crate::replication::Frozen;
 
 #[derive(Serialize)]
 struct FactsAnswer {
@@ -40,15 +42,14 @@ pub(crate) async fn facts(asked: Asked) -> Result<Answer, Problem> {
     let from = query.value("from", "the index of a log entry")?.unwrap_or(0);
     let to = query.value("to", "the index of a log entry")?.unwrap_or(u64::MAX);
     query.finish()?;
+    let _read = asked.fact_read().await?;
     let page = asked.replica().facts(from..to, FACTS_READ_BYTES).await?;
-    let entries = page.entries.iter().map(|(index, bytes)| {
-        let facts = decode_facts(bytes).map_err(|error| {
-            Problem::new(Kind::NodeFailing, format!("the facts of entry {index} cannot be read: {error}"))
-        })?;
-        Ok(EntryFacts { index: *index, facts })
-    });
-    let entries = entries.collect::<Result<_, Problem>>()?;
-    Ok(Answer::json(StatusCode::OK, &Derived(&FactsAnswer { covered: page.covered, entries })))
+    aside(move || {
+        let entries = decode_all(&page)?.into_iter();
+        let entries = entries.map(|Entry { index, facts }| EntryFacts { index, facts }).collect();
+        Ok(Answer::json(StatusCode::OK, &Derived(&FactsAnswer { covered: page.covered, entries })))
+    })
+    .await?
 }
 
 #[derive(Serialize)]
@@ -69,6 +70,7 @@ pub(crate) async fn digest(asked: Asked) -> Result<Answer, Problem> {
     let from = query.value("from", "the index of a log entry")?.unwrap_or(0);
     let to = query.value("to", "the index of a log entry")?.unwrap_or(u64::MAX);
     query.finish()?;
+    let _read = asked.fact_read().await?;
     let (mut sha256, mut covered, mut entries, mut bytes) = (Sha256::new(), from..from, 0, 0);
     while bytes < FACTS_DIGEST_BYTES && covered.end < to {
         let page = asked.replica().facts(covered.end..to, FACTS_READ_BYTES).await;
@@ -82,15 +84,15 @@ pub(crate) async fn digest(asked: Asked) -> Result<Answer, Problem> {
         }
         covered.end = page.covered.end;
         (entries, bytes) = (entries + page.entries.len() as u64, bytes + page.bytes());
-        let hashed = tokio::task::spawn_blocking(move || {
+        sha256 = aside(move || {
             for (index, facts) in &page.entries {
                 sha256.update(index.to_le_bytes());
                 sha256.update((facts.len() as u64).to_le_bytes());
                 sha256.update(facts);
             }
             sha256
-        });
-        sha256 = hashed.await.map_err(|error| Problem::new(Kind::NodeFailing, error.to_string()))?;
+        })
+        .await?;
     }
     let (node, sha256) = (asked.replica().cluster().node, hex(&sha256.finalize()));
     Ok(Answer::json(StatusCode::OK, &Derived(&DigestAnswer { node, covered, entries, sha256 })))
@@ -118,10 +120,8 @@ struct HashAnswer {
 pub(crate) async fn hash(asked: Asked) -> Result<Answer, Problem> {
     let frozen = frozen(&asked).await?;
     let index = frozen.index();
-    let hashed = tokio::task::spawn_blocking(move || frozen.hash()).await;
-    let hash = hashed
-        .map_err(|error| Problem::new(Kind::NodeFailing, error.to_string()))?
-        .map_err(|error| Problem::new(Kind::NodeFailing, error.to_string()))?;
+    let hash = aside(move || frozen.hash()).await?;
+    let hash = hash.map_err(|error| Problem::new(Kind::NodeFailing, error.to_string()))?;
     let sha256 = hex(&hash.sha256);
     let node = asked.replica().cluster().node;
     Ok(Answer::json(StatusCode::OK, &Derived(&HashAnswer { node, index, records: hash.records, sha256 })))
@@ -149,8 +149,7 @@ pub(crate) async fn balances(asked: Asked) -> Result<Answer, Problem> {
     let mut query = asked.query()?;
     let cursor: u64 = query.value("cursor", "the cursor of an earlier answer")?.unwrap_or(0);
     let frozen = frozen_by(&asked, query).await?;
-    let page = tokio::task::spawn_blocking(move || balances_from(&frozen, cursor)).await;
-    let page = page.map_err(|error| Problem::new(Kind::NodeFailing, error.to_string()))?;
+    let page = aside(move || balances_from(&frozen, cursor)).await?;
     Ok(Answer::json(StatusCode::OK, &Derived(&page)))
 }
 

@@ -98,7 +98,7 @@ impl Kind {
             }
             Refused(Reason::AmountTooLarge) => (422, "amount_too_large", "An amount is too large"),
             Refused(Reason::QuotaExceeded) => {
-                (422, "quota_exceeded", "The request is larger than a limit could ever admit")
+                (422, "quota_exceeded", "The request is larger than a limit or spending cap could ever admit")
             }
             Refused(Reason::PlanUnknown) => (422, "plan_unknown", "There is no such plan"),
             Refused(Reason::AccountInvalid) => (422, "account_invalid", "This cannot be an account"),

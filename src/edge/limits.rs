@@ -45,11 +45,18 @@ pub(crate) const FACTS_DIGEST_BYTES: usize = 4 * 1024 * 1024;
 /// Facts that one request may read before it answers with what it found, in bytes.
 pub(crate) const FACTS_PER_PAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
 
-/// The same for the history of one admission.
-pub(crate) const HISTORY_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Facts that are read to find where an old admission was decided, in bytes. Halving the log takes a small part of it,
+/// unless very much is in a row that decides nothing.
+pub(crate) const DECISION_READ_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// What the events on one page of a receipt may consist of, in all: postings and layers, and the events themselves.
+pub(crate) const RECEIPT_PARTS_PER_PAGE_MAX: usize = 10_000;
 
 /// How many changes of an account are gone back through to find the plan that it had.
 pub(crate) const PLAN_CHANGES_READ_MAX: usize = 256;
+
+/// The facts of an entry that are decoded where they are read, in bytes; larger ones are off the threads that serve.
+pub(crate) const FACTS_DECODED_HERE_BYTES_MAX: usize = 16 * 1024;
 
 /// What reading a page of facts costs besides its bytes, as bytes.
 pub(crate) const FACTS_PAGE_COST_BYTES: usize = 16 * 1024;
@@ -86,6 +93,10 @@ pub struct Limits {
     pub headers_max: usize,
     /// How many client connections are served at one time.
     pub connections_max: usize,
+    /// How many requests read facts at one time: datasets, ledgers, receipts, and what an audit asks for.
+    pub fact_reads_max: usize,
+    /// How many more of them wait for their turn.
+    pub fact_reads_waiting_max: usize,
     /// How long a request may take from its last header to its answer.
     pub request_timeout: Span,
     /// How long a client may take to send the headers of a request, and to finish a TLS handshake.
@@ -104,6 +115,8 @@ impl Default for Limits {
             header_bytes_max: 16 * 1024,
             headers_max: 64,
             connections_max: 1_024,
+            fact_reads_max: 2,
+            fact_reads_waiting_max: 16,
             request_timeout: Span(10_000),
             header_timeout: Span(10_000),
             idle_timeout: Span(120_000),
@@ -129,6 +142,8 @@ impl Limits {
             ("header_bytes_max", "1024 to 65536", (1024..=65_536).contains(&self.header_bytes_max)),
             ("headers_max", "8 to 100", (8..=PARSER_HEADERS_MAX).contains(&self.headers_max)),
             ("connections_max", "1 to 1000000", (1..=1_000_000).contains(&self.connections_max)),
+            ("fact_reads_max", "1 to 1024", (1..=1_024).contains(&self.fact_reads_max)),
+            ("fact_reads_waiting_max", "0 to 65536", self.fact_reads_waiting_max <= 65_536),
             ("request_timeout", "100ms to 10m", (100..=600_000).contains(&self.request_timeout.0)),
             ("header_timeout", "100ms to 10m", (100..=600_000).contains(&self.header_timeout.0)),
             ("idle_timeout", "100ms to 1d", (100..=86_400_000).contains(&self.idle_timeout.0)),

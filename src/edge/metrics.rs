@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 
 use crate::decision::reply::{FeatureLoadView, Outcome, Reason, Reply};
 use crate::edge::calls::Call;
+use crate::edge::fact_reads::FactReads;
 use crate::edge::kind::Kind;
 use crate::replication::{ClusterView, FactsStatus};
 
@@ -147,10 +148,16 @@ impl Metrics {
     }
 
     /// All of it as text, with where the log is, how much of the facts is here, and what the state says.
-    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, gauges: &Gauges) -> String {
+    pub(crate) fn text(
+        &self,
+        cluster: &ClusterView,
+        facts: &FactsStatus,
+        gauges: &Gauges,
+        fact_reads: &FactReads,
+    ) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster, facts, gauges);
+        let _infallible = self.write(&mut text, cluster, facts, gauges, fact_reads);
         text
     }
 
@@ -160,6 +167,7 @@ impl Metrics {
         cluster: &ClusterView,
         facts: &FactsStatus,
         gauges: &Gauges,
+        fact_reads: &FactReads,
     ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests.0) {
@@ -230,6 +238,15 @@ impl Metrics {
         ] {
             single(text, name, "counter", help, read(counter))?;
         }
+
+        single(text, "quorate_fact_reads", "gauge", "Requests that read facts.", fact_reads.reading())?;
+        single(
+            text,
+            "quorate_fact_reads_refused_total",
+            "counter",
+            "Requests that would have read facts, beyond the limit.",
+            fact_reads.refused(),
+        )?;
 
         single(text, "quorate_raft_term", "gauge", "The term of this node.", cluster.term)?;
         let is_leader = u64::from(cluster.leader == Some(cluster.node));
@@ -316,6 +333,7 @@ fn seconds(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::edge::limits::Limits;
     use crate::units::Ppm;
 
     #[test]
@@ -341,7 +359,7 @@ mod tests {
             sources: 0,
         };
         let gauges = Gauges { top_ups_pending: 2, load_version: 4, features: vec![feature] };
-        let text = metrics.text(&cluster, &facts, &gauges);
+        let text = metrics.text(&cluster, &facts, &gauges, &FactReads::new(&Limits::default()));
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",

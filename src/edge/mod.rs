@@ -10,7 +10,7 @@
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
 //! - `admissions`, `accounts`, `datasets`, `topups`, `policy`, `load`, `cluster`, `audit`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
-//! - `problem` and `kind`, `headers`, `dedupe`, `access`, `metrics`, `limits`
+//! - `problem` and `kind`, `headers`, `dedupe`, `fact_reads`, `access`, `metrics`, `limits`
 
 mod access;
 mod accounts;
@@ -22,6 +22,7 @@ mod calls;
 mod cluster;
 mod datasets;
 mod dedupe;
+mod fact_reads;
 mod headers;
 mod kind;
 mod limits;
@@ -51,6 +52,7 @@ pub use tls::{Tls, TlsError};
 
 use crate::edge::access::Access;
 use crate::edge::dedupe::DedupeHeader;
+use crate::edge::fact_reads::FactReads;
 use crate::edge::metrics::Metrics;
 use crate::replication::Replica;
 
@@ -70,6 +72,7 @@ struct Shared {
     limits: Limits,
     metrics: Metrics,
     dedupe_header: DedupeHeader,
+    fact_reads: FactReads,
     draining: AtomicBool,
 }
 
@@ -81,6 +84,7 @@ impl Shared {
             limits: settings.limits.clone(),
             metrics: Metrics::default(),
             dedupe_header: DedupeHeader::default(),
+            fact_reads: FactReads::new(&settings.limits),
             draining: AtomicBool::new(false),
         })
     }

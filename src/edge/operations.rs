@@ -51,7 +51,8 @@ pub(crate) async fn metrics(asked: Asked) -> Result<Answer, Problem> {
         features.retain(|feature| feature.follows_load);
         Gauges { top_ups_pending: state.counts().top_ups_pending, load_version, features }
     });
-    let text = asked.metrics().text(&replica.cluster(), &replica.facts_status(), &gauges);
+    let fact_reads = &asked.shared().fact_reads;
+    let text = asked.metrics().text(&replica.cluster(), &replica.facts_status(), &gauges, fact_reads);
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4");
     Ok(Answer::with_type(StatusCode::OK, content_type, text.into_bytes()))
 }

@@ -94,7 +94,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
 const ENTRIES_AT_ONCE: usize = 32;
 
 /// The answer to a batch: each entry as a single answer would be, with its status inside. `replayed` says that
-/// the batch was known by its key, and that nothing came of it that was not there before.
+/// the batch or some of its entries were known by their keys, and that nothing was done anew.
 pub(crate) async fn batch(replies: &[Reply], replayed: bool) -> Answer {
     let mut body = Vec::with_capacity(32 + replies.len() * ENTRY_BYTES_USUAL);
     body.extend_from_slice(br#"{"results":["#);

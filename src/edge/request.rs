@@ -11,6 +11,7 @@ use crate::decision::command::{Command, Key, Request};
 use crate::decision::reply::{AdmissionId, Reason, RefusalId, Reply, TopUpId};
 use crate::edge::access::Role;
 use crate::edge::calls::Needs;
+use crate::edge::fact_reads::FactRead;
 use crate::edge::headers::idempotency_key;
 use crate::edge::kind::Kind;
 use crate::edge::metrics::Metrics;
@@ -143,6 +144,11 @@ impl Asked {
         };
         let reply = replies.pop().filter(|_| replies.is_empty());
         reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
+    }
+
+    /// Waits for its turn to read facts: kept as long as it reads.
+    pub(crate) async fn fact_read(&self) -> Result<FactRead<'_>, Problem> {
+        self.shared.fact_reads.begin().await
     }
 
     /// The value of the header that the policy makes a key, if it names one and the request has it.

@@ -53,6 +53,6 @@ pub use marks::{Frozen, StateHash};
 pub use record::RecordError;
 pub use replica::Replica;
 pub use settings::{Limits, Member, PeerTls, Settings, Timing};
-pub use stopped::{StoppedError, StoppedFacts, StoppedNode};
+pub use stopped::{Reading, StoppedError, StoppedFacts, StoppedNode};
 pub use types::RosterError;
 pub use view::{ClusterView, MemberView, Role};

@@ -138,6 +138,20 @@ pub(crate) fn read<T: DeserializeOwned>(
     decode(open(record, kind, version_known)?)
 }
 
+/// Whether `bytes` begin with the mark of a record. Not checked otherwise.
+pub(crate) fn begins(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
+/// The same bytes as a record that ends where they do, whatever length it claims.
+pub(crate) fn with_its_length(bytes: &[u8]) -> Vec<u8> {
+    let mut record = bytes.to_vec();
+    if let (Some(body_bytes), Some(length)) = (bytes.len().checked_sub(HEADER_BYTES), record.get_mut(8..12)) {
+        length.copy_from_slice(&(body_bytes as u32).to_le_bytes());
+    }
+    record
+}
+
 /// Appends the encoding of `value`, without an envelope.
 pub(crate) fn encode_into<T: Serialize>(value: &T, buffer: &mut Vec<u8>) -> Result<(), RecordError> {
     encode_to(value, buffer)

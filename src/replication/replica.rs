@@ -37,7 +37,7 @@ use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
 use crate::replication::peer::passport::Passport;
-use crate::replication::peer::server::{Desk, PeerService};
+use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
 use crate::replication::read::Reads;
 use crate::replication::settings::{Limits, Member, Settings, Timing};
@@ -69,6 +69,8 @@ struct Inner {
     failure: Failure,
     stopping: AtomicBool,
     tasks: Mutex<Vec<AbortHandle>>,
+    /// Where the calls of peers come in that consensus answers.
+    door: Arc<Door>,
     /// What tells the listener for peers to stop, and the listener.
     listener: Mutex<Option<(watch::Sender<()>, JoinHandle<()>)>>,
     log_writer: Mutex<Option<thread::JoinHandle<()>>>,
@@ -194,6 +196,7 @@ impl Replica {
             fail: on_storage_failure(),
         };
         let heard = Arc::new(LeaderHeard::new(Instant::now()));
+        let door = Arc::new(Door::default());
         let desk = Arc::new(Desk {
             passport,
             timing,
@@ -205,6 +208,7 @@ impl Replica {
             changes: changes.clone(),
             checkpoints: checkpoints.clone(),
             facts: facts.clone(),
+            door: door.clone(),
             receiving: tokio::sync::Mutex::default(),
         });
         let mut server = Server::builder()
@@ -245,6 +249,7 @@ impl Replica {
             failure,
             stopping: AtomicBool::new(false),
             tasks: Mutex::default(),
+            door,
             listener: Mutex::new(Some((stop_serving, tokio::spawn(serving)))),
             log_writer: Mutex::new(Some(log_writer)),
             log_reader: Mutex::new(Some(log_reader)),
@@ -425,6 +430,11 @@ impl Replica {
         inner.batcher.drain(deadline).await;
         self.hand_over(deadline).await;
         self.apply_the_rest().await;
+        let answered =
+            tokio::time::timeout(duration(inner.settings.timing.connect_max), inner.door.shut()).await;
+        if answered.is_err() {
+            tracing::debug!("calls of other nodes are still under way");
+        }
         let stopped = inner.raft.shutdown().await;
         let checkpoint = self.checkpoint().await;
         for task in inner.tasks.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {

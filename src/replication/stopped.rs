@@ -7,6 +7,7 @@
 //! with what the log gives.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::fs::{self, File, TryLockError};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -23,7 +24,7 @@ use crate::replication::clock;
 use crate::replication::entry::BatchError;
 use crate::replication::error::StorageError;
 use crate::replication::facts::block::Block;
-use crate::replication::facts::{FactStore, Unread, decode_facts};
+use crate::replication::facts::{FactStore, Loss, Lost, Unread, decode_facts};
 use crate::replication::identity::Identity;
 use crate::replication::log::disk::Disk;
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
@@ -47,10 +48,22 @@ pub enum StoppedError {
     Storage(#[from] StorageError),
     #[error("entry {index} of the log cannot be applied")]
     Apply { index: u64, source: BatchError },
-    #[error("the facts of log entries {first} to {last} are missing: nothing can be proved without them")]
-    Missing { first: u64, last: u64 },
     #[error("the facts of entry {index} cannot be read")]
     Facts { index: u64, source: RecordError },
+}
+
+/// What was read of the facts, and what could not be.
+#[derive(Debug, Default)]
+pub struct Reading {
+    /// The first entry whose facts were not handed over.
+    pub next_index: u64,
+    /// The entries of which the stored facts are not what the log gives.
+    pub altered: Vec<u64>,
+    /// The entries whose facts were not yet stored when the process ended: those that the log gives were handed
+    /// over. Nothing is wrong with that.
+    pub not_stored: Option<Range<u64>>,
+    /// What is damaged or missing, in words.
+    pub damage: Vec<String>,
 }
 
 /// A data directory, opened.
@@ -58,6 +71,7 @@ pub struct StoppedNode {
     pub node: u64,
     directory: PathBuf,
     facts: FactStore,
+    lost: Vec<Lost>,
     state: State,
     /// The first entry that is not applied in `state`.
     next_index: u64,
@@ -82,11 +96,11 @@ impl StoppedNode {
             None => (None, State::new()),
         };
         let next_index = covered.map_or(0, |covered| covered.index + 1);
-        let facts = FactStore::open_to_read(&directory.join("facts"))?;
+        let (facts, lost) = FactStore::open_to_read(&directory.join("facts"))?;
         let node = identity.node;
         let first_made = next_index;
         let (directory, made) = (directory.to_owned(), BTreeMap::new());
-        let mut stopped = StoppedNode { node, directory, facts, state, next_index, first_made, made };
+        let mut stopped = StoppedNode { node, directory, facts, lost, state, next_index, first_made, made };
         stopped.state.keep_facts(true);
         stopped.apply(&disk, recovered.committed)?;
         Ok(stopped)
@@ -136,24 +150,49 @@ impl StoppedNode {
         self.state.view()
     }
 
-    /// Hands over the facts of every entry, in order: those that are stored, else those that the log gives.
-    /// Returns the entries of which the stored facts are not what the log gives.
-    pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<Vec<u64>, StoppedError> {
-        let mut altered = Vec::new();
-        stored(&self.facts, 0..self.first_made, &mut take)?;
+    /// Hands over the facts of every entry, in order: those that are stored, else those that the log gives. Ends
+    /// before the first that neither has.
+    pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<Reading, StoppedError> {
+        let gaps = self.facts.gaps(self.next_index);
+        let mut reading = stored(&self.facts, 0..self.first_made, &mut take)?;
+        // What the log gives was not to be durable yet: a block of it that a kill cut off is no damage.
+        let harms = |lost: &&Lost| lost.loss != Loss::Unfinished || lost.first < Some(self.first_made);
+        let harmed: Vec<&Lost> = self.lost.iter().filter(harms).collect();
+        reading.damage.extend(harmed.iter().map(ToString::to_string));
+        if reading.next_index < self.first_made {
+            return Ok(reading);
+        }
+        let mut missing: Vec<Range<u64>> = Vec::new();
         for index in self.first_made..self.next_index {
             let made = self.made.get(&index).map_or(&[][..], Vec::as_slice);
-            match self.stored_entry(index)? {
-                Some(stored) => {
-                    if stored != made {
-                        altered.push(index);
-                    }
-                    take(index, &stored);
+            let Some(stored) = self.stored_entry(index)? else {
+                match missing.last_mut() {
+                    Some(last) if last.end == index => last.end += 1,
+                    _ => missing.push(index..index + 1),
                 }
-                None => take(index, made),
+                take(index, made);
+                continue;
+            };
+            if stored != made {
+                reading.altered.push(index);
+            }
+            take(index, &stored);
+        }
+        reading.next_index = self.next_index;
+        for missing in missing {
+            // The end of what was applied may not have been stored yet, unless a file shows that it was. All else was.
+            let unharmed = |gap: &&Range<u64>| !harmed.iter().any(|lost| lost.first >= Some(gap.start));
+            let last = gaps.last().filter(|gap| gap.end == self.next_index).filter(unharmed);
+            let end = last.map_or(self.next_index, |gap| gap.start.max(missing.start)).min(missing.end);
+            if missing.start < end {
+                let which = entries(&(missing.start..end));
+                reading.damage.push(format!("the stored {which} are damaged or missing; the log gives them"));
+            }
+            if end < missing.end {
+                reading.not_stored = Some(end..missing.end);
             }
         }
-        Ok(altered)
+        Ok(reading)
     }
 
     /// The facts of one entry; none where they are not stored.
@@ -182,6 +221,7 @@ impl StoppedNode {
 /// Facts alone: those of a node's data directory, or a copy of their files, whatever is or is not beside them.
 pub struct StoppedFacts {
     facts: FactStore,
+    lost: Vec<Lost>,
 }
 
 impl StoppedFacts {
@@ -189,39 +229,65 @@ impl StoppedFacts {
     pub fn open(directory: &Path) -> Result<StoppedFacts, StoppedError> {
         let within = directory.join("facts");
         let directory = if within.is_dir() { &within } else { directory };
-        let facts = FactStore::open_to_read(directory)?;
-        if facts.end() == 0 {
+        let (facts, lost) = FactStore::open_to_read(directory)?;
+        if facts.end() == 0 && lost.is_empty() {
             return Err(StoppedError::NoFacts { path: directory.display().to_string() });
         }
-        Ok(StoppedFacts { facts })
+        Ok(StoppedFacts { facts, lost })
     }
 
-    /// The index after the last entry whose facts are there.
-    pub fn next_index(&self) -> u64 {
-        self.facts.end()
-    }
-
-    /// Hands over the facts of every entry, in order.
-    pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<(), StoppedError> {
-        stored(&self.facts, 0..self.facts.end(), &mut take)
+    /// Hands over the facts of every entry, in order. Ends before the first that is missing. Nothing here tells
+    /// whether what a file lost at its end was ever complete, so each such loss is damage.
+    pub fn each(&self, mut take: impl FnMut(u64, &[Fact])) -> Result<Reading, StoppedError> {
+        let mut reading = stored(&self.facts, 0..self.facts.end(), &mut take)?;
+        reading.damage.extend(self.lost.iter().map(Lost::to_string));
+        Ok(reading)
     }
 }
 
+/// Hands over the stored facts of a range, up to the first that are missing.
 fn stored(
     facts: &FactStore,
     range: Range<u64>,
     take: &mut impl FnMut(u64, &[Fact]),
-) -> Result<(), StoppedError> {
-    let mut next = range.start;
-    while next < range.end {
-        let page = facts.read(next..range.end, PAGE_BYTES).map_err(unread)?;
+) -> Result<Reading, StoppedError> {
+    let mut reading = Reading { next_index: range.start, ..Reading::default() };
+    while reading.next_index < range.end {
+        let page = match facts.read(reading.next_index..range.end, PAGE_BYTES) {
+            Ok(page) => page,
+            Err(Unread::Missing(gap)) => {
+                reading.damage.push(format!("the {} are damaged or missing", entries(&gap)));
+                break;
+            }
+            Err(Unread::Storage(error)) => return Err(error.into()),
+        };
         for (index, bytes) in &page.entries {
             let facts = decode_facts(bytes);
             take(*index, &facts.map_err(|source| StoppedError::Facts { index: *index, source })?);
         }
-        next = page.covered.end;
+        reading.next_index = page.covered.end;
     }
-    Ok(())
+    Ok(reading)
+}
+
+fn entries(range: &Range<u64>) -> String {
+    match range.end - range.start {
+        1 => format!("facts of log entry {}", range.start),
+        _ => format!("facts of log entries {} to {}", range.start, range.end.saturating_sub(1)),
+    }
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.path.display();
+        match self.loss {
+            Loss::Gone => write!(formatter, "{path} is missing: its table of contents is there"),
+            Loss::Cut => write!(formatter, "{path} is shorter than its table of contents says"),
+            Loss::Damaged => write!(formatter, "a block of {path} is damaged"),
+            Loss::Unfinished => write!(formatter, "the last block of {path} is cut off or damaged"),
+        }?;
+        self.first.map_or(Ok(()), |first| write!(formatter, ", with the facts from log entry {first} on"))
+    }
 }
 
 /// A running node has its log locked.
@@ -279,11 +345,4 @@ fn copy(from: &Path, into: &Path) -> Result<(), StorageError> {
     }
     fs::create_dir(&to).map_err(|source| StorageError::io("create", &to, source))?;
     list(from)?.iter().try_for_each(|item| copy(item, &to))
-}
-
-fn unread(unread: Unread) -> StoppedError {
-    match unread {
-        Unread::Missing(gap) => StoppedError::Missing { first: gap.start, last: gap.end.saturating_sub(1) },
-        Unread::Storage(error) => error.into(),
-    }
 }

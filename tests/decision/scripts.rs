@@ -41,7 +41,7 @@ use quorate::decision::command::{
     SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::reply::{
-    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
+    AdmissionId, BalancesView, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
     SharerView, TopUpId, TopUpView,
 };
 use quorate::units::{Credits, Millis, Span};
@@ -378,7 +378,7 @@ impl Scenario {
                 writeln!(text, "  cap      {} credits a {:?}", cap.credits, cap.period)?;
             }
             tell_limits(&mut text, &view.limits);
-            if view.credits != Balances::default() {
+            if view.credits != BalancesView::default() {
                 writeln!(text, "  credits  {}", books(&view.credits))?;
             }
             if !view.owed.is_zero() {
@@ -772,9 +772,10 @@ fn tell_credits(text: &mut String, available: Credits, held: Credits) {
     }
 }
 
-fn books(books: &Balances) -> String {
+fn books(books: &BalancesView) -> String {
     let parts = [
         (books.available, "available"),
+        (books.scheduled, "scheduled"),
         (books.held, "held"),
         (books.spent, "spent"),
         (books.expired, "expired"),

@@ -7,7 +7,7 @@ use quorate::decision::command::{
     SpendingCap, Stamp, TopUp,
 };
 use quorate::decision::facts::{Fact, Why, with_moments};
-use quorate::decision::reply::{Balances, GrantView, Outcome, Reason, Reply, TopUpId};
+use quorate::decision::reply::{BalancesView, GrantView, Outcome, Reason, Reply, TopUpId};
 use quorate::units::{Credits, MICROS, Millis, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -51,7 +51,7 @@ impl Watched {
         self.lawful.apply(stamp, &plain(command)).expect("every law holds")
     }
 
-    fn credits(&self, account: &str) -> Balances {
+    fn credits(&self, account: &str) -> BalancesView {
         self.lawful.state().account(account).expect("the account is there").credits
     }
 }
@@ -386,4 +386,34 @@ fn a_month_that_turns_for_all_who_wait_for_a_top_up_is_carried_out_in_bounded_st
     state.check().expect("what must hold");
     assert_eq!(audit.finish(), 0, "{:?}", audit.findings());
     assert_eq!(records(&restore(records(&state)).expect("a state")), records(&state));
+}
+
+#[test]
+fn what_is_for_later_is_scheduled_and_becomes_available_in_its_moment() {
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", None, None));
+    watched.ask(grant("acme", "now", whole(5)));
+    let later = Millis(watched.at.0 + 1_000);
+    let Command::PutGrant(put_later) = grant("acme", "later", whole(7)) else {
+        unreachable!("it is a grant")
+    };
+    let for_later = Command::PutGrant(PutGrant { effective_at: Some(later), ..put_later });
+    let told = |credits: BalancesView| (credits.available, credits.scheduled);
+    let made = put(&watched.ask(for_later.clone()));
+    assert_eq!(told(made.credits), (Credits::ZERO, whole(7)));
+
+    watched.at = Millis(later.0 - 1);
+    let refusal = watched.ask(admit("acme", 6));
+    assert_eq!(refused(&refusal), Some(Reason::CreditsShort));
+    let Outcome::Refused(refusal) = refusal.outcome else { unreachable!("it was refused") };
+    assert_eq!(told(watched.credits("acme")), (whole(5), whole(7)));
+    assert_eq!(refusal.available, Some(watched.credits("acme").available), "one word, one amount");
+
+    watched.at = later;
+    let again = put(&watched.ask(for_later));
+    assert_eq!(told(again.credits), (whole(7), Credits::ZERO));
+    assert_eq!(told(watched.credits("acme")), (whole(12), Credits::ZERO));
+    let admitted = watched.ask(admit("acme", 6));
+    let Outcome::Admitted(admitted) = &admitted.outcome else { panic!("{admitted:?}") };
+    assert_eq!(admitted.available, watched.credits("acme").available);
 }

@@ -258,6 +258,8 @@ async fn a_reset_clears_limits_and_resets_are_put_by() {
     let resets = ledger["items"].as_array().expect("a list").iter().filter(|item| item["why"] == "reset");
     let resets: Vec<_> = resets.map(|item| (&item["limits"], &item["banked_resets"])).collect();
     assert_eq!(resets.len(), 3, "{ledger}");
+    let of_kind = ledger["items"].as_array().expect("a list").iter().filter(|item| item["kind"] == "reset");
+    assert_eq!(of_kind.count(), resets.len(), "{ledger}");
     assert_eq!(resets[1], (&json!([]), &json!(2)));
     assert_eq!(resets[2], (&reset["limits"], &json!(0)));
     client.post(path, r#"{"banked":true,"bank":1,"reason":"x"}"#).await.problem(422, "invalid");
@@ -525,5 +527,29 @@ async fn refusals_have_the_fields_and_headers_that_the_description_names() {
             assert!(known, "{template} {status} does not name the header {header}");
         }
     }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn credits_for_later_are_told_apart_until_then() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let now = r#"{"id":"now","source":"purchase","credits":"5"}"#;
+    client.post("/v1/accounts/acme/grants", now).await.expect(201);
+    let later = r#"{"id":"later","source":"purchase","credits":"7","effective_at":"2099-01-01T00:00:00Z"}"#;
+    let later = client.post("/v1/accounts/acme/grants", later).await.expect(201);
+    let told = |books: &Value| ["granted", "available", "scheduled"].map(|field| books[field].clone());
+    assert_eq!(told(&later["credits"]), ["7", "0", "7"]);
+    let account = client.get("/v1/accounts/acme").await.expect(200);
+    assert_eq!(told(&account["credits"]), ["12", "5", "7"]);
+    let grants = account["grants"].as_array().expect("grants");
+    let of = |id: &str| grants.iter().find(|grant| grant["id"] == id).expect("a grant");
+    assert_eq!(told(&of("now")["credits"]), ["5", "5", "0"]);
+    assert_eq!(told(&of("later")["credits"]), ["7", "0", "7"]);
+    // An admission and the receipt of a refusal say the same.
+    let admitted = client.post("/v1/admissions", ADMISSION).await.expect(200);
+    assert_eq!(admitted["credits"]["available"], account["credits"]["available"]);
+    let problem = client.post("/v1/admissions", HELD).await.problem(402, "credits_short");
+    assert_eq!(problem["available"], account["credits"]["available"]);
     node.stop().await;
 }

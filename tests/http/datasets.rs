@@ -47,6 +47,7 @@ async fn a_posting_leads_to_its_charge_and_that_to_its_usage() {
     let postings = ledger["items"].as_array().expect("items");
     assert_eq!(postings.len(), 2, "{ledger}");
     let (drawn, granted) = (&postings[0], &postings[1]);
+    assert_eq!((&granted["kind"], &drawn["kind"]), (&json!("posting"), &json!("posting")));
     assert_eq!((&granted["why"], &granted["amount"]), (&json!("granted"), &json!("100")));
     assert_eq!((&granted["from"], &granted["to"]), (&json!("outside"), &json!("available")));
     assert_eq!((&drawn["why"], &drawn["amount"]), (&json!("drawn"), &json!("20")));
@@ -347,8 +348,8 @@ async fn a_receipt_shows_every_layer_before_and_after_and_stays_the_same() {
     assert_eq!(receipt["receipt"], held["receipt"]);
     let events = receipt["events"].as_array().expect("events");
     let outcomes: Vec<_> = events.iter().map(|event| event["usage"]["outcome"].as_str()).collect();
-    assert_eq!(outcomes, [Some("held"), Some("extended"), Some("settled")]);
-    let (begun, extension, ended) = (&events[0], &events[1], &events[2]);
+    assert_eq!(outcomes, [Some("settled"), Some("extended"), Some("held")]);
+    let (ended, extension, begun) = (&events[0], &events[1], &events[2]);
     for (event, answer) in [(begun, &held), (extension, &extended), (ended, &settled)] {
         for field in ["index", "position", "term", "at", "policy"] {
             assert_eq!(event["receipt"][field], answer["receipt"][field], "{field}");
@@ -380,6 +381,129 @@ async fn a_receipt_shows_every_layer_before_and_after_and_stays_the_same() {
         client.post("/v1/admissions", &admission("acme", 0)).await.expect(200);
     }
     assert_eq!(client.get(&path).await.expect(200), receipt);
+    node.stop().await;
+}
+
+/// Holds for `acme`, and the path of the admission.
+async fn hold(client: &mut Connection, seconds: u64) -> String {
+    let held = json!({
+        "account": "acme", "feature": "video.generate", "usage": {"requests": 1, "video_seconds": seconds},
+        "hold": {"ttl_ms": 600_000},
+    });
+    let held = client.post("/v1/admissions", &held.to_string()).await.expect(200);
+    format!("/v1/admissions/{}", held["admission"].as_str().expect("an id"))
+}
+
+/// All pages of a receipt, by the fields that each has beside its events and its cursor, and all events.
+async fn receipt_pages(client: &mut Connection, path: &str, limit: usize) -> (Vec<Value>, Vec<Value>) {
+    let (mut pages, mut events) = (Vec::new(), Vec::new());
+    let mut cursor = String::new();
+    loop {
+        let mut page = client.get(&format!("{path}?limit={limit}{cursor}")).await.expect(200);
+        let found = page["events"].take();
+        let found = found.as_array().expect("events");
+        assert!(found.len() <= limit, "{} events", found.len());
+        events.extend(found.iter().cloned());
+        let fields = page.as_object_mut().expect("an object");
+        fields.remove("events");
+        let next = fields.remove("cursor");
+        pages.push(page);
+        match next {
+            Some(next) => cursor = format!("&cursor={}", next.as_str().expect("a cursor")),
+            None => return (pages, events),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_receipt_with_very_many_events_comes_in_pages_that_neither_repeat_nor_skip() {
+    const REPORTS: usize = 1_200;
+    const CALLERS: usize = 16;
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    grant(&mut client, "acme", "purchase-81", "100000").await;
+    let path = hold(&mut client, 50).await;
+    let report = r#"{"usage":{"requests":1,"video_seconds":1},"final":false}"#;
+    let callers = (0..CALLERS).map(|_| async {
+        let mut client = node.connect().await;
+        for _ in 0..REPORTS / CALLERS {
+            client.post(&format!("{path}/settle"), report).await.expect(200);
+        }
+    });
+    futures_util::future::join_all(callers).await;
+
+    let (pages, events) = receipt_pages(&mut client, &path, 100).await;
+    assert_eq!(events.len(), REPORTS + 1);
+    let places: Vec<_> = events
+        .iter()
+        .map(|event| ["index", "position"].map(|field| event["receipt"][field].as_u64().expect("a number")))
+        .collect();
+    assert!(places.windows(2).all(|pair| pair[0] > pair[1]), "newest first, and each once");
+    assert_eq!(events[REPORTS]["usage"]["outcome"], "held", "the decision is the last");
+    // How it stands is on the page with the latest event.
+    assert_eq!((&pages[0]["status"], &pages[0]["cost"]), (&json!("held"), &json!("400")));
+    let id = json!({"admission": pages[0]["admission"]});
+    assert!(pages.len() > REPORTS / 100 && pages[1..].iter().all(|page| *page == id), "{:?}", pages[1]);
+
+    // What comes about meanwhile changes nothing of what follows a cursor, and the first page tells it.
+    let first = client.get(&format!("{path}?limit=1000")).await.expect(200);
+    let usage = r#"{"usage":{"requests":1,"video_seconds":2},"final":true}"#;
+    client.post(&format!("{path}/settle"), usage).await.expect(200);
+    let cursor = first["cursor"].as_str().expect("a cursor");
+    let rest = client.get(&format!("{path}?limit=1000&cursor={cursor}")).await.expect(200);
+    let both = [&first, &rest].map(|page| page["events"].as_array().expect("events").clone()).concat();
+    assert_eq!(both, events);
+    let newest = client.get(&format!("{path}?limit=1")).await.expect(200);
+    assert_eq!((&newest["status"], &newest["cost"]), (&json!("settled"), &json!("16")));
+    assert_eq!(newest["events"][0]["usage"]["outcome"], "settled");
+
+    for (query, field) in [
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("cursor=x", "cursor"),
+        ("cursor=1.0", "cursor"),
+        ("cursor=18446744073709551615.0", "cursor"),
+        (&*format!("events=false&cursor={cursor}"), "cursor"),
+    ] {
+        let problem = client.get(&format!("{path}?{query}")).await.problem(422, "invalid");
+        assert_eq!(problem["field"], field, "{query}");
+    }
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_an_old_hold_is_found_however_much_was_written_while_it_lasted() {
+    // A busy machine may take long over as much as a page reads.
+    let node = Node::start("[limits]\nrequest_timeout = \"1m\"\n").await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    let policy = format!("{}\n[settings]\nadmissions_kept = 1\n", crate::node::POLICY);
+    client.request("PUT", "/v1/policy", &toml, policy.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    let path = hold(&mut client, 30).await;
+    // More than one page reads: what is refused for an attribute leaves what it said of itself.
+    let attributes: serde_json::Map<String, Value> =
+        (0..8).map(|place| (format!("{place}{}", "a".repeat(63)), json!("v".repeat(64)))).collect();
+    let refused = json!({
+        "account": "acme", "feature": "video.generate", "usage": {"requests": 1}, "attributes": attributes,
+    });
+    let batch = json!({"admissions": vec![refused; 700]}).to_string();
+    for _ in 0..28 {
+        client.post("/v1/admissions/batch", &batch).await.expect(200);
+    }
+    let usage = r#"{"usage":{"requests":1,"video_seconds":20},"final":true}"#;
+    let settled = client.post(&format!("{path}/settle"), usage).await.expect(200);
+    client.post("/v1/admissions", &admission("acme", 1)).await.expect(200);
+
+    let (pages, events) = receipt_pages(&mut client, &path, 100).await;
+    assert!(pages.len() > 1, "it is found by the first page already");
+    let (view, before) = pages.split_last().expect("a page");
+    assert!(before.iter().all(|page| page["status"].is_null()), "{before:?}");
+    assert_eq!((&view["status"], &view["cost"]), (&json!("settled"), &json!("160")), "{view}");
+    assert_eq!((&view["paid_by"], &view["resolved_at"]), (&settled["paid_by"], &settled["receipt"]["at"]));
+    let outcomes: Vec<_> = events.iter().map(|event| event["usage"]["outcome"].clone()).collect();
+    assert_eq!(outcomes, ["settled", "held"]);
+    client.get(&format!("{path}?cursor=from.4294967296")).await.problem(422, "invalid");
     node.stop().await;
 }
 
@@ -428,6 +552,74 @@ async fn a_refusal_has_a_receipt_too_and_a_dry_run_has_none() {
     assert_eq!(problem["id"], Value::Null);
     for id in ["ref_1_0", "ref_ffffff_0", "ref_1", "ref__", "ref_01_0", "ref_ffffffffffffffff_ffffffff"] {
         client.get(&format!("/v1/admissions/{id}")).await.problem(404, "admission_unknown");
+    }
+    node.stop().await;
+}
+
+/// The value of a metric without labels.
+async fn metric(client: &mut Connection, name: &str) -> u64 {
+    let text = String::from_utf8(client.get("/metrics").await.body).expect("text");
+    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.unwrap_or_else(|| panic!("no {name} in {text}")).parse().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn reads_of_facts_beyond_the_bound_are_told_so_and_admissions_go_on() {
+    const READERS: usize = 24;
+    let limits = "[limits]\nfact_reads_max = 1\nfact_reads_waiting_max = 1\n";
+    let node = Node::start(limits).await.ready().await;
+    let mut client = node.connect().await;
+    let toml = [("content-type", "application/toml")];
+    client.request("PUT", "/v1/policy", &toml, crate::node::POLICY.as_bytes()).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    let one: Value = serde_json::from_str(&admission("acme", 0)).expect("an object");
+    let admitted = client.post("/v1/admissions", &one.to_string()).await.expect(200);
+    client.post("/v1/admissions/batch", &json!({"admissions": vec![one; 500]}).to_string()).await.expect(200);
+    let receipt = format!("/v1/admissions/{}", admitted["admission"].as_str().expect("an id"));
+    let paths = [
+        "/v1/usage?limit=1000",
+        "/v1/usage?group_by=plan&from=2020-01-01T00:00:00Z",
+        "/v1/charges",
+        "/v1/accounts/acme/ledger",
+        "/v1/facts",
+        "/v1/facts/digest",
+        &receipt,
+    ];
+    // Each path is read alone, and by many at once until some were answered and some were told to come again.
+    let (mut answered, mut told) = (0, 0);
+    while answered == 0 || told == 0 {
+        let readers = (0..READERS).map(|reader| {
+            let node = &node;
+            async move {
+                let mut client = node.connect().await;
+                let answer = client.get(paths[reader % paths.len()]).await;
+                match answer.status {
+                    200 => (1, 0),
+                    _ => {
+                        answer.problem(503, "overloaded");
+                        assert_eq!(answer.header("retry-after"), Some("1"));
+                        (0, 1)
+                    }
+                }
+            }
+        });
+        let admissions = async {
+            let mut client = node.connect().await;
+            for _ in 0..20 {
+                client.post("/v1/admissions", &admission("acme", 0)).await.expect(200);
+                assert!(metric(&mut client, "quorate_fact_reads").await <= 1);
+            }
+            let without = format!("{receipt}?events=false");
+            client.get(&without).await.expect(200);
+        };
+        let (outcomes, ()) = tokio::join!(futures_util::future::join_all(readers), admissions);
+        answered += outcomes.iter().map(|(answered, _)| answered).sum::<u64>();
+        told += outcomes.iter().map(|(_, told)| told).sum::<u64>();
+    }
+    assert_eq!(metric(&mut client, "quorate_fact_reads_refused_total").await, told);
+    assert_eq!(metric(&mut client, "quorate_fact_reads").await, 0);
+    for path in paths {
+        client.get(path).await.expect(200);
     }
     node.stop().await;
 }

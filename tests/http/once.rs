@@ -225,9 +225,33 @@ async fn a_batch_happens_once_under_its_key() {
     let own = body.replacen(r#"{"account""#, r#"{"key":"own","account""#, 1);
     let first = ask(client, call, ("idempotency-key", "batch-2"), &own).await;
     let second = ask(client, call, ("idempotency-key", "batch-3"), &own).await;
+    assert_eq!(second.header("idempotency-replayed"), None, "its other entries were decided anew");
     let (first, second) = (admissions(&first), admissions(&second));
     assert_eq!(first[0], second[0]);
     assert_ne!(first[2], second[2]);
+
+    // Where every entry is known by its own key, nothing is done anew: with another key of the batch, or without.
+    let keyed = |body: &str| {
+        let mut body: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        let entries = body["admissions"].as_array_mut().expect("a list").iter_mut().enumerate();
+        entries.for_each(|(place, entry)| entry["key"] = json!(format!("own-{place}")));
+        body.to_string()
+    };
+    let body = keyed(&batch(&["acme", "nobody", "acme"]));
+    let first = client.post("/v1/admissions/batch", &body).await;
+    assert_eq!(first.header("idempotency-replayed"), None);
+    for headers in [&[][..], &[("idempotency-key", "batch-4")]] {
+        let headers = [&[("content-type", "application/json")], headers].concat();
+        let again = client.request("POST", "/v1/admissions/batch", &headers, body.as_bytes()).await;
+        assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")), "{headers:?}");
+        assert_eq!(admissions(&again), admissions(&first));
+    }
+    // A batch of which all was refused, under no key, is decided anew.
+    let refused = keyed(&batch(&["nobody"]));
+    for _ in 0..2 {
+        let answer = client.post("/v1/admissions/batch", &refused).await;
+        assert_eq!((answer.status, answer.header("idempotency-replayed")), (200, None));
+    }
     node.stop().await;
 }
 

@@ -1,13 +1,28 @@
 //! Top-ups: how accounts are told to ask for credits, and what becomes of it.
 
+use std::sync::Arc;
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::pki_types::PrivateKeyDer;
 
 use crate::node::Node;
 
 const SPEND: &str = r#"{"account":"a","feature":"f","usage":{"tokens":15}}"#;
 
 async fn with_policy() -> Node {
-    let node = Node::start("").await.ready().await;
+    with_policy_and("").await
+}
+
+/// The same with `more` behind the usual configuration.
+async fn with_policy_and(more: &str) -> Node {
+    let node = Node::start(more).await.ready().await;
     let policy = r#"{"features":{"f":{"units":["tokens"],"price":{"tokens":"1"}}},"plans":{}}"#;
     node.connect().await.json("PUT", "/v1/policy", policy).await.expect(200);
     node
@@ -116,4 +131,89 @@ async fn what_cannot_be_meant_of_top_ups_is_a_problem() {
     let grant = r#"{"id":"topup:top_1","source":"purchase","credits":"15"}"#;
     client.post("/v1/accounts/a/grants", grant).await.problem(422, "grant_invalid");
     node.stop().await;
+}
+
+fn authority() -> CertifiedIssuer<'static, KeyPair> {
+    let mut params = CertificateParams::new(vec![]).expect("parameters");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority")
+}
+
+/// Somebody at `localhost` who collects payments and is vouched for by `authority`. Tells of each connection the
+/// request that came, or that no handshake came about.
+async fn receiver(authority: &CertifiedIssuer<'static, KeyPair>) -> (u16, mpsc::Receiver<Option<String>>) {
+    let key = KeyPair::generate().expect("a key");
+    let params = CertificateParams::new(vec!["localhost".to_owned()]).expect("parameters");
+    let certificate = params.signed_by(&key, authority).expect("a certificate");
+    let key = PrivateKeyDer::try_from(key.serialize_der()).expect("a key");
+    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .expect("protocols")
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .expect("a certificate and its key");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let port = listener.local_addr().expect("its number").port();
+    let (told, heard) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let request = match acceptor.accept(stream).await {
+                Ok(mut stream) => {
+                    let mut bytes = Vec::new();
+                    while !bytes.ends_with(b"}") {
+                        if stream.read_buf(&mut bytes).await.expect("a request") == 0 {
+                            break;
+                        }
+                    }
+                    let answer = b"HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n";
+                    stream.write_all(answer).await.expect("it listens");
+                    Some(String::from_utf8(bytes).expect("UTF-8"))
+                }
+                Err(_) => None,
+            };
+            if told.send(request).await.is_err() {
+                return;
+            }
+        }
+    });
+    (port, heard)
+}
+
+#[tokio::test]
+async fn top_ups_are_told_over_tls_to_who_is_vouched_for_and_to_nobody_else() {
+    let (trusted, stranger) = (authority(), authority());
+    let files = tempfile::tempdir().expect("a directory");
+    let (ca, secret) = (files.path().join("ca.pem"), files.path().join("secret"));
+    std::fs::write(&ca, trusted.pem()).expect("written");
+    std::fs::write(&secret, "a secret that both sides have\n").expect("written");
+    for (authority, is_trusted) in [(&trusted, true), (&stranger, false)] {
+        let (port, mut heard) = receiver(authority).await;
+        let topups = format!(
+            "[topups]\nwebhook = \"https://localhost:{port}/hook\"\nsecret_file = {secret:?}\nca = {ca:?}\n\
+             backoff_min = \"50ms\"\nbackoff_max = \"100ms\"\n"
+        );
+        let node = with_policy_and(&topups).await;
+        let mut client = node.connect().await;
+        let rule = r#"{"top_up":{"threshold":"10","target":"50"}}"#;
+        client.json("PUT", "/v1/accounts/a", rule).await.expect(200);
+        if is_trusted {
+            let request = heard.recv().await.expect("a connection").expect("a handshake").to_lowercase();
+            assert!(request.starts_with("post /hook http/1.1\r\n"), "{request}");
+            for part in ["quorate-delivery: top_1\r\n", "quorate-signature: t=", "\"amount\":\"50\""] {
+                assert!(request.contains(part), "{part} is missing: {request}");
+            }
+            while client.get("/v1/topups/top_1").await.expect(200)["delivered_at"].is_null() {
+                tokio::task::yield_now().await;
+            }
+        } else {
+            // It is tried again, and nothing is ever told.
+            for _ in 0..3 {
+                assert_eq!(heard.recv().await.expect("a connection"), None);
+            }
+            let pending = client.get("/v1/topups/top_1").await.expect(200);
+            assert_eq!((&pending["status"], &pending["delivered_at"]), (&json!("pending"), &json!(null)));
+        }
+        node.stop().await;
+    }
 }

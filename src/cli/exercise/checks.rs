@@ -158,7 +158,7 @@ pub(super) fn books(answer: &Value) -> Result<(), Violation> {
         Err(error) => violated!("an account cannot be read: {error}: {answer}"),
     };
     let parts = |of: &BalancesView| {
-        [of.granted, of.available, of.held, of.spent, of.expired, of.revoked].map(|part| part.0)
+        [of.granted, of.available, of.scheduled, of.held, of.spent, of.expired, of.revoked].map(|part| part.0)
     };
     let each = account.grants.iter().map(|grant| (grant.id.as_str(), &grant.credits));
     for (name, of) in each.chain([("all grants", &account.credits)]) {
@@ -171,15 +171,17 @@ pub(super) fn books(answer: &Value) -> Result<(), Violation> {
     }
     if account.grants.len() as u64 == account.grants_total {
         let sums =
-            account.grants.iter().map(|grant| parts(&grant.credits)).fold([0_i128; 6], |mut sums, parts| {
+            account.grants.iter().map(|grant| parts(&grant.credits)).fold([0_i128; 7], |mut sums, parts| {
                 sums.iter_mut().zip(parts).for_each(|(sum, part)| *sum += i128::from(part));
                 sums
             });
         // A plan's grant that has ended is no longer listed, and stays in what the wallet was granted and spent.
         let wallet = parts(&account.credits).map(i128::from);
-        let [granted, available, held, spent, expired, revoked] =
+        let [granted, available, scheduled, held, spent, expired, revoked] =
             std::array::from_fn(|part| wallet[part] - sums[part]);
-        if (available, held) != (0, 0) || [granted, spent, expired, revoked].iter().any(|gone| *gone < 0) {
+        if (available, scheduled, held) != (0, 0, 0)
+            || [granted, spent, expired, revoked].iter().any(|gone| *gone < 0)
+        {
             violated!("the grants of {} do not add up to its wallet: {answer}", account.account);
         }
     }

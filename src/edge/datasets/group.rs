@@ -85,18 +85,17 @@ impl Groups {
                 _ => None,
             })
             .collect();
-        // Where each stands matters only among changes of plans.
-        let is_put = facts.iter().any(|fact| matches!(fact, Fact::AccountPut(_)));
-        let places: HashMap<u32, usize> = facts
-            .iter()
-            .enumerate()
-            .filter_map(|(place, fact)| match fact {
-                Fact::Usage(usage) if is_put => Some((usage.number, place)),
-                _ => None,
-            })
-            .collect();
+        // The plans of accounts that the entry puts itself, as far as it was gone through.
+        let mut plans: HashMap<u32, Option<&Arc<str>>> = HashMap::new();
         for (moment, fact) in with_moments(facts) {
-            let Fact::Usage(usage) = fact else { continue };
+            let usage = match fact {
+                Fact::AccountPut(put) => {
+                    plans.insert(put.account, put.plan.as_ref());
+                    continue;
+                }
+                Fact::Usage(usage) => usage,
+                _ => continue,
+            };
             let is_over = !matches!(
                 usage.outcome,
                 UsageOutcome::Held | UsageOutcome::PartlySettled | UsageOutcome::Extended
@@ -104,24 +103,30 @@ impl Groups {
             if !is_over || !wanted(moment.at, usage) {
                 continue;
             }
-            let place = places.get(&usage.number).copied().unwrap_or(0);
-            let group = self.group_of(moment.at, usage, place, entry, names);
+            let plan = |account| match plans.get(&account) {
+                Some(plan) => *plan,
+                None => names.plan_before(account, entry.index),
+            };
+            let group = self.group_of(moment.at, usage, plan, names);
             let cost = costs.get(&usage.number).copied().unwrap_or(Credits::ZERO);
             self.sums.entry(group).or_default().add(usage, cost);
         }
     }
 
-    /// The group of the usage that stands at a place of an entry.
-    fn group_of(&self, at: Millis, usage: &Usage, place: usize, entry: &Entry, names: &Names) -> String {
+    /// The group of a usage, where `plan` tells the plans that accounts had then.
+    fn group_of<'n>(
+        &self,
+        at: Millis,
+        usage: &Usage,
+        plan: impl Fn(u32) -> Option<&'n Arc<str>>,
+        names: &Names,
+    ) -> String {
         let start = |length: Span| Millis(at.0 - at.0 % length.0).to_string();
         match self.by {
             GroupBy::Account => {
                 usage.account.and_then(|number| names.account(number)).map_or("", |path| path).to_owned()
             }
-            GroupBy::Plan => {
-                let plan = usage.account.and_then(|number| names.plan_at(number, entry, place));
-                plan.map_or("", |plan| plan).to_owned()
-            }
+            GroupBy::Plan => usage.account.and_then(plan).map_or("", |plan| plan).to_owned(),
             GroupBy::Feature => usage.feature.to_string(),
             GroupBy::Hour => start(Span::HOUR),
             GroupBy::Day => start(Span::DAY),
@@ -147,5 +152,36 @@ impl Sums {
         }
         self.compute_ms = self.compute_ms.saturating_add(usage.compute_ms.unwrap_or(0));
         self.cost = self.cost.checked_add(cost).unwrap_or(Credits::MAX);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::edge::datasets::sample;
+
+    /// Ten thousand accounts use something, are put with another plan, and use it again, all in one entry.
+    #[test]
+    fn use_counts_for_the_plan_of_its_moment_in_an_entry_that_also_puts_accounts() {
+        const ACCOUNTS: u32 = 10_000;
+        let mut names = Names::default();
+        let mut facts = Vec::new();
+        for account in 0..ACCOUNTS {
+            names = names.with_plan(account, 3, "plus");
+            let used = |number| Fact::Usage(Usage { account: Some(account), ..sample::usage(number) });
+            let first = account * 4;
+            facts.push(used(first));
+            facts.push(sample::account_put(account, 3, Some("pro")));
+            facts.push(used(first + 1));
+            facts.push(sample::account_put(account, 7, None));
+            facts.push(used(first + 2));
+            facts.push(used(first + 3));
+        }
+        let mut groups = Groups::new(GroupBy::Plan);
+        groups.take(&Entry { index: 7, facts }, |_, _| true, &names);
+        let told: Vec<_> =
+            groups.sums.iter().map(|(group, sums)| (group.as_str(), sums.admissions)).collect();
+        let each = u64::from(ACCOUNTS);
+        assert_eq!(told, [("", 2 * each), ("plus", each), ("pro", each)]);
     }
 }

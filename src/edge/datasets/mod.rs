@@ -10,6 +10,8 @@ mod group;
 pub(crate) mod history;
 mod names;
 mod place;
+#[cfg(test)]
+mod sample;
 mod walk;
 
 use std::collections::HashMap;
@@ -17,12 +19,13 @@ use std::collections::HashMap;
 use axum::http::StatusCode;
 
 use crate::decision::facts::{Charge, Fact, Moment, Posting, Usage, UsageOutcome, with_moments};
-use crate::decision::reply::Reason;
+use crate::decision::reply::{AdmissionId, Reason};
 use crate::edge::answer::Answer;
 use crate::edge::datasets::group::{GroupBy, Groups};
 pub(crate) use crate::edge::datasets::names::Names;
 use crate::edge::datasets::place::Place;
-use crate::edge::datasets::walk::{Entry, Walk};
+use crate::edge::datasets::walk::Walk;
+pub(crate) use crate::edge::datasets::walk::{Entry, decode_all};
 use crate::edge::kind::Kind;
 use crate::edge::limits::{ITEMS_PER_PAGE_MAX, ITEMS_PER_PAGE_USUAL};
 use crate::edge::problem::Problem;
@@ -32,9 +35,11 @@ use crate::edge::wire::dataset::{
     ChargeItem, LedgerItem, NotRenewedItem, Page, PostingItem, ResetItem, TopUpItem, UsageItem,
 };
 use crate::edge::wire::json::{Derived, WriteJson};
+use crate::replication::Replica;
 use crate::units::Millis;
 
 /// What a page is asked to have.
+#[derive(Default)]
 struct Filter {
     account: Option<String>,
     /// Only the account itself, and nothing beneath it.
@@ -53,20 +58,22 @@ impl Filter {
     /// What every dataset can be asked for.
     fn read(query: &mut Query) -> Result<Filter, Problem> {
         const TIME: &str = "a time such as 2026-11-22T00:00:00Z";
-        let limit = query.value("limit", "a whole number")?.unwrap_or(ITEMS_PER_PAGE_USUAL);
-        if !(1..=ITEMS_PER_PAGE_MAX).contains(&limit) {
-            return Err(Problem::invalid("limit", format!("expected 1 to {ITEMS_PER_PAGE_MAX}")));
-        }
         Ok(Filter {
-            account: None,
-            alone: false,
-            feature: None,
             from: query.value("from", TIME)?,
             to: query.value("to", TIME)?,
-            limit,
+            limit: Filter::limit(query)?,
             cursor: query.value("cursor", "the cursor of an earlier answer")?,
-            with_plans: false,
+            ..Filter::default()
         })
+    }
+
+    /// How many items a page may have.
+    fn limit(query: &mut Query) -> Result<usize, Problem> {
+        let limit = query.value("limit", "a whole number")?.unwrap_or(ITEMS_PER_PAGE_USUAL);
+        match (1..=ITEMS_PER_PAGE_MAX).contains(&limit) {
+            true => Ok(limit),
+            false => Err(Problem::invalid("limit", format!("expected 1 to {ITEMS_PER_PAGE_MAX}"))),
+        }
     }
 
     /// And of whom, and for what.
@@ -101,6 +108,8 @@ enum Way {
     All,
     /// Those with facts of this account.
     Of(u32),
+    /// Those with events of this admission, and of each only what is its own.
+    Admission(AdmissionId),
 }
 
 pub(crate) async fn usage(asked: Asked) -> Result<Answer, Problem> {
@@ -159,16 +168,29 @@ async fn page<I: serde::Serialize>(
 
 async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Result<Found<I>, Problem> {
     let (way, latest) = begin(asked, filter).await?;
-    let mut walk = Walk::new(asked.replica());
+    let _read = asked.fact_read().await?;
+    let place = filter.cursor.unwrap_or(Place::behind(latest));
+    find_from(asked.replica(), filter, &way, place, take).await
+}
+
+/// Finds what is before a place.
+async fn find_from<I>(
+    replica: &Replica,
+    filter: &Filter,
+    way: &Way,
+    place: Place,
+    take: &mut impl Take<I>,
+) -> Result<Found<I>, Problem> {
+    let mut walk = Walk::new(replica);
     // What is looked up elsewhere does not take the page away from this one.
-    let mut aside = Walk::new(asked.replica());
+    let mut aside = Walk::new(replica);
     let mut names = Names::default();
-    let mut found = Found { items: Vec::new(), place: Some(filter.cursor.unwrap_or(Place::behind(latest))) };
+    let mut found = Found { items: Vec::new(), place: Some(place) };
     while let Some(place) = found.place {
         if found.items.len() >= filter.limit || walk.is_tired() || aside.is_tired() {
             break;
         }
-        let entry = match next(&mut walk, &way, place).await {
+        let entry = match next(&mut walk, way, place).await {
             Ok(entry) => entry,
             // What was found is told; the next page says what is wrong.
             Err(_) if !found.items.is_empty() => break,
@@ -183,7 +205,10 @@ async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Res
         };
         names.learn(&mut aside, &entry.facts).await;
         if filter.with_plans {
-            names.learn_plans(asked.replica(), &mut aside, &entry).await?;
+            names.learn_plans(replica, &mut aside, &entry).await?;
+        }
+        if let Way::Admission(_) = way {
+            names.learn_policies(&mut aside, &entry).await?;
         }
         let before = found.items.len();
         take(&entry, filter, &names, &mut found);
@@ -191,7 +216,7 @@ async fn find<I>(asked: &Asked, filter: &Filter, take: &mut impl Take<I>) -> Res
         // Numbers grow within an entry, and the newest comes first.
         let fresh = fresh.into_iter().rev().filter(|(at, _)| *at < place);
         found.items.extend(fresh);
-        found.place = behind_of(&way, &entry).filter(|_| !is_older(&entry, filter));
+        found.place = behind_of(way, &entry).filter(|_| !is_older(&entry, filter));
         if found.items.len() > filter.limit {
             found.items.truncate(filter.limit);
             found.place = found.items.last().map(|(at, _)| *at);
@@ -230,6 +255,13 @@ async fn next(walk: &mut Walk<'_>, way: &Way, place: Place) -> Result<Result<Ent
                 false => Err(Problem::invalid("cursor", "it is not of an answer about this account")),
             }
         }
+        Way::Admission(id) => {
+            let entry = history::own(walk.entry(place.index).await?, |_, usage| usage.admission == *id);
+            match entry.facts.is_empty() {
+                false => Ok(Ok(entry)),
+                true => Err(Problem::invalid("cursor", "it is not of an answer about this admission")),
+            }
+        }
     }
 }
 
@@ -241,6 +273,14 @@ fn behind_of(way: &Way, entry: &Entry) -> Option<Place> {
         Way::Of(account) => {
             let mut of_account = entry.facts.iter().filter(|fact| fact.account() == Some(*account));
             of_account.next().and_then(Fact::previous).filter(|previous| *previous < entry.index)
+        }
+        // So does the first of the admission's events in it; its decision ends the way.
+        Way::Admission(_) => {
+            let first = entry.facts.iter().find_map(|fact| match fact {
+                Fact::Usage(usage) => Some(usage.earlier),
+                _ => None,
+            });
+            first.flatten().filter(|earlier| *earlier < entry.index)
         }
     };
     index.map(Place::behind)
@@ -341,13 +381,6 @@ fn usages_of(entry: &Entry) -> HashMap<u32, &Usage> {
     usages.collect()
 }
 
-fn postings_of<'e>(entry: &'e Entry, charge: &'e Charge) -> impl Iterator<Item = &'e Posting> {
-    entry.facts.iter().filter_map(|fact| match fact {
-        Fact::Posting(posting) if posting.charge == Some(charge.number) => Some(posting),
-        _ => None,
-    })
-}
-
 impl<I: serde::Serialize> WriteJson for Page<I> {
     fn write(&self, out: &mut Vec<u8>) {
         Derived(self).write(out);
@@ -357,14 +390,10 @@ impl<I: serde::Serialize> WriteJson for Page<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decision::facts::{Bucket, UsageOutcome, Why};
-    use crate::decision::reply::AdmissionId;
-    use crate::units::Credits;
+    use crate::decision::facts::{Bucket, Why};
 
     fn from(from: u64) -> Filter {
-        let (account, feature, cursor) = (None, None, None);
-        let (from, limit, with_plans) = (Some(Millis(from)), 10, false);
-        Filter { account, alone: false, feature, from, to: None, limit, cursor, with_plans }
+        Filter { from: Some(Millis(from)), limit: 10, ..Filter::default() }
     }
 
     fn entry(at: u64, fact: Fact) -> Entry {
@@ -374,35 +403,9 @@ mod tests {
 
     #[test]
     fn only_a_decision_tells_that_all_before_it_is_older() {
-        let expired = Fact::Posting(Posting {
-            number: 0,
-            previous: 3,
-            account: 1,
-            grant: 0,
-            granted_in: 3,
-            amount: Credits(1),
-            from: Bucket::Available,
-            to: Bucket::Expired,
-            why: Why::Expired,
-            charge: None,
-        });
-        let decided = Fact::Usage(Usage {
-            number: 0,
-            previous: 3,
-            admission: AdmissionId(1),
-            account: Some(1),
-            feature: "video.generate".into(),
-            units: Vec::new(),
-            compute_ms: None,
-            duration_ms: None,
-            region: None,
-            endpoint: None,
-            admitted_at: None,
-            earlier: None,
-            hold: None,
-            outcome: UsageOutcome::Settled,
-            charged: false,
-        });
+        let expired = Posting { to: Bucket::Expired, why: Why::Expired, ..sample::posting(0, None) };
+        let expired = Fact::Posting(expired);
+        let decided = Fact::Usage(sample::usage(0));
         // Carried out late, and told at its own moment: newer facts may stand before it.
         assert!(!is_older(&entry(100, expired), &from(200)));
         assert!(is_older(&entry(100, decided.clone()), &from(200)));

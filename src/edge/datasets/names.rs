@@ -3,7 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use crate::decision::facts::Fact;
+use crate::decision::facts::{Fact, Versions, with_versions};
+use crate::decision::policy::Policy;
 use crate::edge::datasets::walk::{Entry, Walk};
 use crate::edge::kind::Kind;
 use crate::edge::limits::PLAN_CHANGES_READ_MAX;
@@ -16,10 +17,17 @@ pub(crate) struct Names {
     grants: HashMap<(u32, u64), Arc<str>>,
     /// By account.
     plans: HashMap<u32, Puts>,
+    /// What entries put, by account: where it was put before, and its plan since then.
+    puts_in: HashMap<u64, HashMap<u32, Put>>,
+    /// By revision.
+    policies: HashMap<u64, Policy>,
 }
 
 /// When an account was put, newest first: the entry, and the plan that it had from then on.
-type Puts = Vec<(u64, Option<Arc<str>>)>;
+type Puts = Vec<Put>;
+
+/// An entry that put an account, and a plan.
+type Put = (u64, Option<Arc<str>>);
 
 impl Names {
     /// Looks up what `facts` name and is not known yet: once for all of them. Accounts and grants are never
@@ -79,8 +87,9 @@ impl Names {
                 _ => None,
             })
             .collect();
+        self.note_puts(entry);
         for account in used_by {
-            let puts = self.plans.entry(account).or_default();
+            let mut puts = self.plans.remove(&account).unwrap_or_default();
             if puts.is_empty() {
                 puts.extend(replica.read_local(|state| {
                     state.account_plan(account).map(|(put_in, plan)| (put_in, plan.cloned()))
@@ -95,39 +104,72 @@ impl Names {
                         "an account was put too often since then to find its plan; ask for a later time";
                     return Err(Problem::new(Kind::Overloaded, detail));
                 }
-                let newer = walk.entry(*put_in).await?;
-                let put_before = puts_of(&newer, account).next().map_or(0, |put| put.put_before);
+                let (put_before, _) = self.put_in(walk, *put_in, account).await?;
                 if put_before == 0 {
                     puts.push((0, None));
                     break;
                 }
-                let older = walk.entry(put_before).await?;
-                puts.push((put_before, puts_of(&older, account).last().and_then(|put| put.plan.clone())));
+                let (_, plan) = self.put_in(walk, put_before, account).await?;
+                puts.push((put_before, plan));
             }
+            self.plans.insert(account, puts);
         }
         Ok(())
+    }
+
+    /// How the entry at `index` put an account: where it was put before, and the plan that it had from then on.
+    async fn put_in(&mut self, walk: &mut Walk<'_>, index: u64, account: u32) -> Result<Put, Problem> {
+        if !self.puts_in.contains_key(&index) {
+            self.note_puts(&walk.entry(index).await?);
+        }
+        let puts = self.puts_in.get(&index);
+        Ok(puts.and_then(|puts| puts.get(&account)).cloned().unwrap_or_default())
+    }
+
+    /// Goes through what an entry put once, for all accounts: it may have put thousands.
+    fn note_puts(&mut self, entry: &Entry) {
+        let puts = puts_of(entry);
+        if !puts.is_empty() {
+            self.puts_in.insert(entry.index, puts);
+        }
+    }
+
+    /// Reads the policies that name what the decisions of an entry looked at, from the entries that put them.
+    pub(crate) async fn learn_policies(&mut self, walk: &mut Walk<'_>, entry: &Entry) -> Result<(), Problem> {
+        for (versions, _, fact) in with_versions(&entry.facts) {
+            let Versions { policy: revision, policy_index, .. } = versions;
+            if !matches!(fact, Fact::Layers(_)) || self.policies.contains_key(&revision) {
+                continue;
+            }
+            let put = walk.entry(policy_index).await?;
+            let document = put.facts.iter().find_map(|fact| match fact {
+                Fact::PolicyPut(put) if put.revision == revision => Some(&put.document),
+                _ => None,
+            });
+            let compiled = document
+                .and_then(|document| serde_json::from_str(document).ok())
+                .and_then(|document| Policy::compile(&document).ok());
+            let policy = compiled.ok_or_else(|| {
+                let detail = format!("the policy {revision} cannot be read from entry {policy_index}");
+                Problem::new(Kind::NodeFailing, detail)
+            })?;
+            self.policies.insert(revision, policy);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn policy(&self, revision: u64) -> Option<&Policy> {
+        self.policies.get(&revision)
     }
 
     pub(crate) fn account(&self, number: u32) -> Option<&Arc<str>> {
         self.accounts.get(&number)
     }
 
-    /// The plan that an account had when it used something: in an entry whose plans were learned, by the
-    /// fact at a place of it.
-    pub(crate) fn plan_at<'n>(
-        &'n self,
-        account: u32,
-        entry: &'n Entry,
-        place: usize,
-    ) -> Option<&'n Arc<str>> {
-        let within = entry.facts[..place].iter().rev().find_map(|fact| match fact {
-            Fact::AccountPut(put) if put.account == account => Some(put.plan.as_ref()),
-            _ => None,
-        });
-        within.unwrap_or_else(|| {
-            let mut puts = self.plans.get(&account)?.iter();
-            puts.find(|(put_in, _)| *put_in < entry.index)?.1.as_ref()
-        })
+    /// The plan that an account had before an entry whose plans were learned.
+    pub(crate) fn plan_before(&self, account: u32, entry: u64) -> Option<&Arc<str>> {
+        let mut puts = self.plans.get(&account)?.iter();
+        puts.find(|(put_in, _)| *put_in < entry)?.1.as_ref()
     }
 
     pub(crate) fn grant(&self, account: u32, number: u64) -> Option<&Arc<str>> {
@@ -135,14 +177,15 @@ impl Names {
     }
 }
 
-fn puts_of(
-    entry: &Entry,
-    account: u32,
-) -> impl DoubleEndedIterator<Item = &crate::decision::facts::AccountPut> {
-    entry.facts.iter().filter_map(move |fact| match fact {
-        Fact::AccountPut(put) if put.account == account => Some(put),
-        _ => None,
-    })
+/// What an entry put, by account: where it was put before, and the plan that the last put gave it.
+fn puts_of(entry: &Entry) -> HashMap<u32, Put> {
+    let mut puts: HashMap<u32, Put> = HashMap::new();
+    for fact in &entry.facts {
+        let Fact::AccountPut(put) = fact else { continue };
+        let (_, plan) = puts.entry(put.account).or_insert_with(|| (put.put_before, None));
+        plan.clone_from(&put.plan);
+    }
+    puts
 }
 
 /// The id of a grant, from the facts of the entry that made it.
@@ -158,10 +201,20 @@ fn name_in(facts: &[Fact], grant: u64) -> Option<Arc<str>> {
 }
 
 #[cfg(test)]
+impl Names {
+    /// Knows that an account had a plan since an entry.
+    pub(crate) fn with_plan(mut self, account: u32, put_in: u64, plan: &str) -> Names {
+        self.plans.entry(account).or_default().push((put_in, Some(plan.into())));
+        self
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::decision::State;
     use crate::decision::command::{Change, Command, PutAccount, PutPolicy, Request, Stamp};
+    use crate::edge::datasets::sample;
     use crate::units::{Millis, Span};
 
     /// A plan's grant of a day, ten days later: the state has forgotten it, and its postings say where it is named.
@@ -205,5 +258,23 @@ mod tests {
             named += 1;
         }
         assert!(named >= 2, "{named} postings of grants that are forgotten");
+    }
+
+    #[test]
+    fn an_entry_tells_of_each_account_where_it_was_put_before_and_how_it_was_put_last() {
+        let facts = vec![
+            sample::account_put(1, 5, Some("plus")),
+            sample::account_put(2, 0, None),
+            sample::account_put(1, 7, None),
+            sample::account_put(1, 7, Some("pro")),
+            sample::account_put(3, 4, Some("plus")),
+            sample::account_put(3, 7, None),
+        ];
+        let puts = puts_of(&Entry { index: 7, facts });
+        let told = |account| puts.get(&account).map(|(before, plan)| (*before, plan.as_deref()));
+        assert_eq!(told(1), Some((5, Some("pro"))));
+        assert_eq!(told(2), Some((0, None)));
+        assert_eq!(told(3), Some((4, None)));
+        assert_eq!(told(4), None);
     }
 }

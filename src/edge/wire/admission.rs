@@ -418,28 +418,32 @@ impl From<&Layer> for LayerName {
     }
 }
 
-/// `GET /v1/admissions/{id}`: with everything that became of it, where that was read.
+/// `GET /v1/admissions/{id}`: how it stands, where that is on this page, and the events that are.
 pub(crate) struct AdmissionAnswer<'a> {
-    pub(crate) view: &'a AdmissionView,
+    pub(crate) id: AdmissionId,
+    pub(crate) view: Option<&'a AdmissionView>,
     pub(crate) events: Option<&'a [EventItem]>,
+    /// Where to go on; none where there is no more.
+    pub(crate) cursor: Option<String>,
 }
 
 impl WriteJson for AdmissionAnswer<'_> {
     fn write(&self, out: &mut Vec<u8>) {
         let view = self.view;
         write_object!(out, {
-            "admission": view.id,
-            "account": *view.account,
-            "feature": *view.feature,
-            "status": Derived(&view.status),
-            "cost": AsText(view.cost),
-            "paid_by": Payments(&view.paid_by),
-            "uncovered": AsText(view.uncovered),
-            "admitted_at": AsText(view.stamp.at),
-            "expires_at"?: view.expires_at.map(AsText),
-            "resolved_at"?: view.resolved_at.map(AsText),
-            "receipt": Receipt { stamp: &view.stamp, policy: view.policy, load: view.load },
+            "admission": self.id,
+            "account"?: view.map(|view| &*view.account),
+            "feature"?: view.map(|view| &*view.feature),
+            "status"?: view.map(|view| Derived(&view.status)),
+            "cost"?: view.map(|view| AsText(view.cost)),
+            "paid_by"?: view.map(|view| Payments(&view.paid_by)),
+            "uncovered"?: view.map(|view| AsText(view.uncovered)),
+            "admitted_at"?: view.map(|view| AsText(view.stamp.at)),
+            "expires_at"?: view.and_then(|view| view.expires_at).map(AsText),
+            "resolved_at"?: view.and_then(|view| view.resolved_at).map(AsText),
+            "receipt"?: view.map(|view| Receipt { stamp: &view.stamp, policy: view.policy, load: view.load }),
             "events"?: self.events.map(Derived),
+            "cursor"?: self.cursor.as_deref(),
         });
     }
 }

@@ -235,6 +235,13 @@ pub(crate) struct EventItem {
     pub(crate) layers: Option<Vec<LayerItem>>,
 }
 
+impl EventItem {
+    /// What it consists of: itself, its postings and its layers.
+    pub(crate) fn parts(&self) -> usize {
+        1 + self.postings.len() + self.layers.as_ref().map_or(0, Vec::len)
+    }
+}
+
 /// Where in the log something was decided, when, and by what.
 #[derive(Serialize)]
 pub(crate) struct ReceiptItem {
@@ -391,7 +398,7 @@ impl LayerItem {
 
 /// A line of an account's ledger.
 #[derive(Serialize)]
-#[serde(untagged)]
+#[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum LedgerItem {
     Posting(PostingItem),
     Reset(ResetItem),

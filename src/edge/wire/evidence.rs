@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 use crate::decision::command::Stamp;
-use crate::decision::reply::{Balances, LimitStatus, Payer, Payment};
+use crate::decision::reply::{BalancesView, LimitStatus, Payer, Payment};
 use crate::edge::wire::json::{WriteJson, write_list, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::units::{Credits, Millis};
@@ -146,11 +146,12 @@ impl WriteJson for HoldEnd {
 }
 
 /// The books of a wallet or a grant.
-impl WriteJson for Balances {
+impl WriteJson for BalancesView {
     fn write(&self, out: &mut Vec<u8>) {
         write_object!(out, {
             "granted": AsText(self.granted),
             "available": AsText(self.available),
+            "scheduled": AsText(self.scheduled),
             "held": AsText(self.held),
             "spent": AsText(self.spent),
             "expired": AsText(self.expired),

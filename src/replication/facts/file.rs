@@ -54,6 +54,15 @@ impl Contents {
         self.places[..after].last().filter(|place| index < place.range.end)
     }
 
+    fn first(&self) -> Option<u64> {
+        self.places.first().map(|place| place.range.start)
+    }
+
+    /// The index after the last entry that it covers.
+    fn end(&self) -> Option<u64> {
+        self.places.last().map(|place| place.range.end)
+    }
+
     /// The ranges that it covers, as few as can be.
     pub(crate) fn ranges(&self) -> Vec<Range<u64>> {
         let mut ranges: Vec<Range<u64>> = Vec::new();
@@ -71,6 +80,28 @@ impl Contents {
 pub(crate) enum Read {
     Block(Block),
     Damaged(StorageError),
+}
+
+/// Something that a file had, or was being given, and that cannot be read.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    pub(crate) path: PathBuf,
+    /// The first entry of it; not known where it is what the file begins with.
+    pub(crate) first: Option<u64>,
+    pub(crate) loss: Loss,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// There is a table of contents, and no file.
+    Gone,
+    /// The file is shorter than its table of contents says.
+    Cut,
+    /// A block is whole by its length, and is not what was written.
+    Damaged,
+    /// The file ends before its last block does, as a kill in the middle of a write leaves it, or a copy made
+    /// meanwhile.
+    Unfinished,
 }
 
 /// A file that is being written.
@@ -153,11 +184,15 @@ fn write_contents(directory: &Path, serial: Serial, contents: &Contents) -> Resu
 
 /// The files that are there, oldest first.
 pub(crate) fn list(directory: &Path) -> Result<Vec<Serial>, StorageError> {
+    list_with(directory, BLOCKS_SUFFIX)
+}
+
+fn list_with(directory: &Path, wanted: &str) -> Result<Vec<Serial>, StorageError> {
     let fail = |source| StorageError::io("list", directory, source);
     let mut serials = Vec::new();
     for item in fs::read_dir(directory).map_err(fail)? {
         let path = item.map_err(fail)?.path();
-        if path.extension().is_none_or(|suffix| suffix != BLOCKS_SUFFIX) {
+        if path.extension().is_none_or(|suffix| suffix != wanted) {
             continue;
         }
         let serial = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
@@ -172,35 +207,59 @@ pub(crate) fn list(directory: &Path) -> Result<Vec<Serial>, StorageError> {
 /// What is in a file that an earlier process made, durable on return.
 pub(crate) fn recover(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
     match known(directory, serial)? {
-        Some(contents) => Ok(contents),
+        Some((contents, _)) => Ok(contents),
         None => rebuild(directory, serial),
     }
 }
 
 /// The same, and changes nothing in the directory.
 pub(crate) fn look(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+    Ok(inspect(directory, serial)?.0)
+}
+
+/// The same, with what cannot be read of it.
+pub(crate) fn inspect(directory: &Path, serial: Serial) -> Result<(Contents, Vec<Lost>), StorageError> {
     match known(directory, serial)? {
-        Some(contents) => Ok(contents),
+        Some((contents, lost)) => Ok((contents, lost.into_iter().collect())),
         None => scan(directory, serial),
     }
 }
 
-/// What the table beside a file says is in it, as far as the file goes.
-fn known(directory: &Path, serial: Serial) -> Result<Option<Contents>, StorageError> {
+/// The files of which only the table of contents is there.
+pub(crate) fn gone(directory: &Path) -> Result<Vec<Lost>, StorageError> {
+    let present = list(directory)?;
+    let mut gone = Vec::new();
+    for serial in list_with(directory, CONTENTS_SUFFIX)? {
+        if present.binary_search(&serial).is_ok() {
+            continue;
+        }
+        let path = path_of(directory, serial, BLOCKS_SUFFIX);
+        let first = read_contents(directory, serial)?.and_then(|contents| contents.first());
+        gone.push(Lost { path, first, loss: Loss::Gone });
+    }
+    Ok(gone)
+}
+
+/// What the table beside a file says is in it, as far as the file goes, and what it lacks.
+fn known(directory: &Path, serial: Serial) -> Result<Option<(Contents, Option<Lost>)>, StorageError> {
     let path = path_of(directory, serial, BLOCKS_SUFFIX);
     let metadata = fs::metadata(&path).map_err(|source| StorageError::io("look at", &path, source))?;
     let Some(mut contents) = read_contents(directory, serial)? else { return Ok(None) };
-    if metadata.len() < contents.bytes {
-        tracing::error!(
-            file = %path.display(),
-            bytes = metadata.len(),
-            expected_bytes = contents.bytes,
-            "a file of facts was cut; what it lacks must be fetched from other nodes"
-        );
-        contents.places.retain(|place| place.offset + place.bytes <= metadata.len());
-        contents.bytes = metadata.len();
+    if metadata.len() >= contents.bytes {
+        return Ok(Some((contents, None)));
     }
-    Ok(Some(contents))
+    tracing::error!(
+        file = %path.display(),
+        bytes = metadata.len(),
+        expected_bytes = contents.bytes,
+        "a file of facts was cut; what it lacks is missing here"
+    );
+    let whole = |place: &Place| place.offset + place.bytes <= metadata.len();
+    let first = contents.places.iter().find(|place| !whole(place)).map(|place| place.range.start);
+    contents.places.retain(whole);
+    contents.bytes = metadata.len();
+    let lost = first.map(|first| Lost { path, first: Some(first), loss: Loss::Cut });
+    Ok(Some((contents, lost)))
 }
 
 /// The table beside a file. None where it is not there or cannot be used: it can be made again.
@@ -226,7 +285,7 @@ pub(crate) fn read_contents(directory: &Path, serial: Serial) -> Result<Option<C
 
 /// Makes the table of a file again, durable with it on return.
 fn rebuild(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
-    let contents = scan(directory, serial)?;
+    let (contents, _) = scan(directory, serial)?;
     let path = path_of(directory, serial, BLOCKS_SUFFIX);
     let synced = File::open(&path).and_then(|file| file.sync_data());
     synced.map_err(|source| StorageError::io("sync", &path, source))?;
@@ -235,13 +294,18 @@ fn rebuild(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
 }
 
 /// Reads a file through. Of a block that does not check out, only the length is believed, to see
-/// whether another one follows.
-fn scan(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
+/// whether another one follows. Tells what it could not read.
+fn scan(directory: &Path, serial: Serial) -> Result<(Contents, Vec<Lost>), StorageError> {
     let path = path_of(directory, serial, BLOCKS_SUFFIX);
     let bytes = Bytes::from(fs::read(&path).map_err(|source| StorageError::io("read", &path, source))?);
     let mut contents = Contents { places: Vec::new(), bytes: bytes.len() as u64 };
-    let mut offset = 0;
+    let (mut lost, mut offset) = (Vec::new(), 0);
+    let losing = |contents: &Contents, loss| Lost { path: path.clone(), first: contents.end(), loss };
     while let Some(record) = record::front(&bytes[offset..]) {
+        if bytes[offset..].iter().all(|byte| *byte == 0) {
+            // The length of a file can be durable before what was written there is.
+            break;
+        }
         let record = bytes.slice_ref(record);
         match Block::open(&record) {
             Ok(block) => {
@@ -254,6 +318,7 @@ fn scan(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
             Err(error) => {
                 let error = &error as &dyn std::error::Error;
                 tracing::error!(file = %path.display(), offset, error, "a block of facts is damaged");
+                lost.push(losing(&contents, Loss::Damaged));
             }
         }
         offset += record.len();
@@ -264,8 +329,23 @@ fn scan(directory: &Path, serial: Serial) -> Result<Contents, StorageError> {
             bytes = bytes.len() - offset,
             "a file of facts ends in a block that was never finished"
         );
+        let damaged = is_whole_but_for_its_length(&bytes.slice(offset..));
+        lost.push(losing(&contents, if damaged { Loss::Damaged } else { Loss::Unfinished }));
     }
-    Ok(contents)
+    Ok((contents, lost))
+}
+
+/// Whether what claims to go on beyond the end of a file ends there all the same, or has another block in
+/// it: then its length is damaged, and it was not cut off while it was written.
+fn is_whole_but_for_its_length(rest: &Bytes) -> bool {
+    if Block::open(&record::with_its_length(rest).into()).is_ok() {
+        return true;
+    }
+    (1..rest.len()).any(|offset| {
+        let behind = rest.slice(offset..);
+        record::begins(&behind)
+            && record::front(&behind).is_some_and(|block| Block::open(&behind.slice_ref(block)).is_ok())
+    })
 }
 
 /// Reads one block and checks all of it.

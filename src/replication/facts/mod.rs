@@ -39,6 +39,7 @@ use crate::replication::error::StorageError;
 use crate::replication::facts::block::{Block, entry_bytes};
 use crate::replication::facts::extent::{Extent, Serial};
 use crate::replication::facts::file::{Appender, Contents, Place, Read};
+pub(crate) use crate::replication::facts::file::{Loss, Lost};
 use crate::replication::facts::tail::Tail;
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
@@ -173,12 +174,22 @@ impl FactStore {
         Ok(FactStore { common, writer: Mutex::new(Some(writer)), filling: Mutex::default() })
     }
 
-    /// Opens what is there to read it, and changes nothing in the directory.
-    pub(crate) fn open_to_read(directory: &Path) -> Result<Self, StorageError> {
-        let (shelf, _) = shelve(directory, file::look)?;
+    /// Opens what is there to read it, and changes nothing in the directory. Tells what was lost, as far as
+    /// files and their tables show it and no other file has it; what they list is checked when it is read.
+    pub(crate) fn open_to_read(directory: &Path) -> Result<(Self, Vec<Lost>), StorageError> {
+        let mut lost = file::gone(directory)?;
+        let (shelf, _) = shelve(directory, |directory, serial| {
+            let (contents, lost_of_it) = file::inspect(directory, serial)?;
+            lost.extend(lost_of_it);
+            Ok(contents)
+        })?;
+        // What a file begins with goes on where all others end, or fills a gap before.
+        let first_gap = shelf.extent.gaps(u64::MAX).first().map_or(0, |gap| gap.start);
+        lost.retain(|lost| shelf.extent.at(lost.first.unwrap_or(first_gap)).is_none());
+        lost.iter_mut().for_each(|lost| _ = lost.first.get_or_insert(first_gap));
         let next_index = shelf.extent.end();
         let common = Arc::new(Common::new(directory, shelf, next_index, file::look));
-        Ok(FactStore { common, writer: Mutex::default(), filling: Mutex::default() })
+        Ok((FactStore { common, writer: Mutex::default(), filling: Mutex::default() }, lost))
     }
 
     /// The index after the last entry of which there is something in a file.
@@ -366,7 +377,10 @@ impl Drop for FactStore {
 }
 
 /// What the files of a directory answer for, and which they are.
-fn shelve(directory: &Path, contents_of: ContentsOf) -> Result<(Shelf, Vec<Serial>), StorageError> {
+fn shelve(
+    directory: &Path,
+    mut contents_of: impl FnMut(&Path, Serial) -> Result<Contents, StorageError>,
+) -> Result<(Shelf, Vec<Serial>), StorageError> {
     let mut shelf = Shelf::default();
     let serials = file::list(directory)?;
     for &serial in &serials {
@@ -488,7 +502,7 @@ impl Common {
             Read::Block(block) => Ok(Some(block.within(&run))),
             Read::Damaged(error) => {
                 let error = &error as &dyn std::error::Error;
-                tracing::error!(error, "facts are damaged; other nodes are asked for them");
+                tracing::error!(error, "facts are damaged, and so missing here");
                 let range = place.range.start.max(run.start)..place.range.end.min(run.end);
                 let mut shelf = self.shelf();
                 if shelf.extent.at(index).is_some_and(|(_, now)| now == serial) {
@@ -522,7 +536,7 @@ impl Common {
         if let Some(place) = contents.at(index) {
             return Ok(Some((run, serial, place.clone())));
         }
-        tracing::error!(serial, index, "a file of facts lacks what it had; other nodes are asked for it");
+        tracing::error!(serial, index, "a file of facts lacks what it had, which is so missing here");
         self.shelf().extent.cut(&run);
         Ok(None)
     }

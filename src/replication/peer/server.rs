@@ -13,6 +13,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::AppendEntriesResponse;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -56,8 +57,40 @@ pub(crate) struct Desk {
     pub(crate) changes: Arc<Changes>,
     pub(crate) checkpoints: Arc<CheckpointStore>,
     pub(crate) facts: Arc<FactStore>,
+    pub(crate) door: Arc<Door>,
     /// One checkpoint is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
+}
+
+/// What calls that consensus answers go through. It is shut before consensus stops, so that none of them finds it
+/// gone: openraft calls that an error, and it is none.
+#[derive(Default)]
+pub(crate) struct Door {
+    shut: watch::Sender<bool>,
+    inside: Arc<RwLock<()>>,
+}
+
+impl Door {
+    /// Lets a call in, until what is returned is dropped.
+    fn enter(&self) -> Result<OwnedRwLockReadGuard<()>, Status> {
+        let inside = self.inside.clone().try_read_owned().ok().filter(|_| !*self.shut.borrow());
+        inside.ok_or_else(|| Status::unavailable("this node is stopping"))
+    }
+
+    /// Resolves when it is shut.
+    fn is_shut(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut shut = self.shut.subscribe();
+        async move {
+            // A door that is gone lets nobody in.
+            _ = shut.wait_for(|shut| *shut).await;
+        }
+    }
+
+    /// Lets no call in any more, and waits until those that are inside have ended.
+    pub(crate) async fn shut(&self) {
+        self.shut.send_replace(true);
+        drop(self.inside.write().await);
+    }
 }
 
 /// The service as tonic sees it.
@@ -129,6 +162,7 @@ impl Desk {
     /// Log entries, each message answered when they are on this node's disk, in order.
     fn append(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Answers>, Status> {
         let from = self.passport.check(request.metadata())?;
+        let inside = self.door.enter()?;
         let appends = tokio_stream::StreamExt::map_while(request.into_inner(), move |message| {
             let read = message
                 .map_err(|status| status.to_string())
@@ -141,8 +175,10 @@ impl Desk {
                 }
             }
         });
+        let appends = appends.take_until(Box::pin(self.door.is_shut()));
         let (passport, heard) = (self.passport.clone(), self.heard.clone());
         let answers = self.raft.stream_append(appends).map(move |answer| {
+            let _until_all_are_answered = &inside;
             let answer = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
             let appended = Appended::from(answer);
             note_leader(&heard, &appended);
@@ -154,6 +190,10 @@ impl Desk {
     async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
         let from = self.passport.check(request.metadata())?;
         let body = request.into_inner();
+        let _inside = match path {
+            path::PROPOSE | path::WALL_CLOCK | path::FACTS => None,
+            _ => Some(self.door.enter()?),
+        };
         let answer = match path {
             // A node that was taken out of the cluster serves no clients through it.
             path::PROPOSE if !self.is_member(from) => encode(&ProposeAnswer::NotMember),
@@ -273,6 +313,7 @@ impl Desk {
         })?;
         let meta = manifest.meta().map_err(|error| Status::data_loss(error.to_string()))?;
         tracing::info!(from, index = meta.last_log_id.map(|last| last.index()), "checkpoint received");
+        let _inside = self.door.enter()?;
         let snapshot = Snapshot { meta, snapshot: Checkpoint { store: self.checkpoints.clone(), manifest } };
         let answer = self
             .raft
