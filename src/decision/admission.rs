@@ -46,7 +46,13 @@ impl State {
         let levels = self.levels(account);
         let feature_at = (feature_place, feature);
         let class = self.class_of(&policy, &levels, admit.class);
-        let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits)?;
+        let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits);
+        if !admit.dry_run {
+            let refusal = verdict.as_ref().err();
+            self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
+            self.note_unmet(refusal.map_or(&[], |denied| &denied.unmet));
+        }
+        let verdict = verdict?;
         let paid_by = verdict.cover.payments();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
         if admit.dry_run {
@@ -87,6 +93,7 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    load: self.load.version,
                     endpoint: admit.endpoint.map(Arc::from),
                     region: admit.region.map(Arc::from),
                     multipliers: multipliers(feature, &admit.attributes),
@@ -116,6 +123,7 @@ impl State {
                 stamp,
                 latest: stamp.index,
                 policy: policy.revision,
+                load: self.load.version,
                 resolved_at: self.now,
             }),
         }
@@ -226,6 +234,9 @@ impl State {
         look: &Look<'_>,
         asked: u64,
     ) -> impl Iterator<Item = (MeterKey, u64, Mark)> {
+        if let Some(fair) = &look.fair {
+            self.share_out(fair, asked);
+        }
         let now = self.now;
         let account = self.account_mut(look.account);
         let (amount, carry) = look.counts_for(asked);

@@ -214,7 +214,7 @@ fn leaves_at_most_a_refusal(
 }
 
 fn without_trail(mut records: Vec<Record>) -> Vec<Record> {
-    records.retain(|record| !record.is_trail());
+    records.retain(|record| !record.is_of_asking());
     records
 }
 

@@ -976,7 +976,7 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         }
         let without_trail = |state: &State| {
             let mut records = records(state);
-            records.retain(|record| !record.is_trail());
+            records.retain(|record| !record.is_of_asking());
             records
         };
         let (left, right) = (without_trail(&at_once), without_trail(&in_steps));
