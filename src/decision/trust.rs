@@ -177,7 +177,6 @@ impl History {
         self.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
     }
 
-
     pub fn asked(&self, rule: &TrustRule, now: Millis) -> u64 {
         self.asked.read(now, rule.half_life)
     }

@@ -19,7 +19,7 @@ use crate::units::{Ppm, Span};
 
 use drive::{FEATURE, Run, Setting, drive};
 use report::Report;
-use scenario::{Backends, Part, Scenario};
+use scenario::{Backends, Classes, Part, Scenario};
 
 const ACCOUNTS_MAX: i64 = 1_000_000;
 /// Policies are written for a backend that does so many tokens in a second, and scaled to the one that is simulated.
@@ -85,6 +85,9 @@ pub(super) struct Args {
     /// How the backend fares
     #[arg(long, value_enum, default_value = "failing")]
     backends: Backends,
+    /// Which accounts are of which class, and so have which plan
+    #[arg(long, value_enum, default_value = "bulk")]
+    classes: Classes,
     /// How many tokens a second one request is worked on at most
     #[arg(long, value_name = "TOKENS", default_value_t = 300, value_parser = clap::value_parser!(u64).range(1..))]
     pace: u64,
@@ -126,7 +129,7 @@ fn simulate(args: &Args) -> Result<Report, CliError> {
         scale: args.scale,
     };
     let part = Part { from_ms: args.from.0, for_ms: args.duration.0 };
-    let read = Scenario::read(&reading, part, args.asked, args.backends);
+    let read = Scenario::read(&reading, part, args.asked, args.backends, args.classes);
     let (scenario, rules) = read.map_err(SimulateError::Trace)?;
     if scenario.asked.is_empty() {
         return Err(SimulateError::Empty.into());

@@ -44,6 +44,16 @@ pub(super) enum Backends {
     Sound,
 }
 
+/// Who gets which class, by how much they ask for in all: standard, sheddable, batch and critical in turn, from
+/// who asks for most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Classes {
+    /// Batch is for bulk work: none of the half that asks for least is; they are sheddable in its place
+    Bulk,
+    /// Whoever's turn it is
+    InTurn,
+}
+
 /// The part of a trace that is used.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Part {
@@ -58,6 +68,7 @@ impl Scenario {
         part: Part,
         asked_share: f64,
         backends: Backends,
+        classes: Classes,
     ) -> Result<(Scenario, Vec<String>), TraceError> {
         let trace = trace::open(reading)?;
         let mut callers = Callers::default();
@@ -87,7 +98,7 @@ impl Scenario {
             Backends::Sound => vec![full; seconds as usize],
             Backends::Failing => failing(&by_second, full),
         };
-        Ok((Scenario { asked, callers: callers.ranked(), seconds, full, capacity }, trace.rules))
+        Ok((Scenario { asked, callers: callers.ranked(classes), seconds, full, capacity }, trace.rules))
     }
 }
 
@@ -115,7 +126,7 @@ fn failing(asked: &[u64], full: u64) -> Vec<u64> {
 }
 
 /// Who asked for how much.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Callers {
     places: std::collections::HashMap<Arc<str>, usize>,
     asked: Vec<(Arc<str>, u64)>,
@@ -131,8 +142,7 @@ impl Callers {
         place
     }
 
-    /// By rank, from who asks for most: standard, sheddable, batch and critical in turn.
-    fn ranked(self) -> Vec<Caller> {
+    fn ranked(self, classes: Classes) -> Vec<Caller> {
         const IN_TURN: [Class; 4] = [Class::Standard, Class::Sheddable, Class::Batch, Class::Critical];
         let mut ranks: Vec<usize> = (0..self.asked.len()).collect();
         ranks.sort_by_key(|place| (std::cmp::Reverse(self.asked[*place].1), *place));
@@ -142,8 +152,12 @@ impl Callers {
             .map(|(account, _)| Caller { account: account.clone(), class: Class::Standard, is_small: false })
             .collect();
         for (rank, place) in ranks.iter().enumerate() {
-            callers[*place].class = IN_TURN[rank % IN_TURN.len()];
-            callers[*place].is_small = rank >= ranks.len().div_ceil(2);
+            let is_small = rank >= ranks.len().div_ceil(2);
+            let class = match IN_TURN[rank % IN_TURN.len()] {
+                Class::Batch if is_small && classes == Classes::Bulk => Class::Sheddable,
+                class => class,
+            };
+            callers[*place] = Caller { class, is_small, ..callers[*place].clone() };
         }
         callers
     }
@@ -169,9 +183,12 @@ mod tests {
         for (account, tokens) in [("d", 1), ("b", 5), ("a", 4), ("a", 4), ("c", 2)] {
             callers.ask(&account.into(), tokens);
         }
-        let ranked: Vec<_> = callers.ranked();
-        let of = |account: &str| ranked.iter().find(|caller| &*caller.account == account).expect("it asked");
-        assert_eq!(["a", "b", "c", "d"].map(|account| of(account).class as usize), [1, 2, 3, 0]);
-        assert_eq!(["a", "b", "c", "d"].map(|account| of(account).is_small), [false, false, true, true]);
+        let all = ["a", "b", "c", "d"];
+        for (classes, expected) in [(Classes::InTurn, [1, 2, 3, 0]), (Classes::Bulk, [1, 2, 2, 0])] {
+            let ranked = callers.clone().ranked(classes);
+            let of = |account| ranked.iter().find(|caller| &*caller.account == account).expect("it asked");
+            assert_eq!(all.map(|account| of(account).class as usize), expected);
+            assert_eq!(all.map(|account| of(account).is_small), [false, false, true, true]);
+        }
     }
 }
