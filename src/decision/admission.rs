@@ -267,7 +267,7 @@ impl State {
             if amount > 0 {
                 rule.take(&mut meter, self.now, amount);
             }
-            look.status_with(Some(&meter), carry, self.now)
+            look.status(Some(&meter), carry, self.now)
         });
         let drawn = i128::from(verdict.cover.drawn().0);
         Outcome::Admitted(Box::new(Admitted {

@@ -672,8 +672,8 @@ impl State {
 
     /// A limit on its account, as it stands.
     pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
-        let meter = self.account_at(look.account).meter(look.limit.key);
-        look.status(meter, self.now)
+        let account = self.account_at(look.account);
+        look.status(account.meter(look.limit.key), account.carry(look.limit.key), self.now)
     }
 
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
@@ -844,11 +844,7 @@ impl Look<'_> {
     }
 
     /// As it stands on `meter`, and as far as load lets it be used.
-    pub fn status(&self, meter: Option<&Meter>, at: Millis) -> LimitStatus {
-        self.status_with(meter, self.carry, at)
-    }
-
-    pub fn status_with(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
+    pub fn status(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
         let status = limit_status(self.limit, self.level, meter, at);
         if self.factor == Factor::ONE && self.rule == self.limit.rule {
             return status;
