@@ -78,14 +78,16 @@ def compared(results, folder, trace):
         for one, colour in zip(CLASSES, COLOURS):
             factor.plot(minutes, smooth(seconds[f"factor_{one}"], width), color=colour, linewidth=0.8, label=one)
         factor.plot(minutes, smooth(seconds["factor"], width), color="black", linewidth=1.2, label="all of the capacity")
-        factor.set_ylim(0, 1.05)
         served.set_title({"fixed": "fixed limits, as large as is safe", "adaptive": "limits that move"}[name])
         factor.set_xlabel("minutes")
     for place, label in enumerate(("let through,\nthousand tokens/s", "refused,\nthousand tokens/s", "utilisation", "load factor")):
         axes[place, 0].set_ylabel(label)
-    axes[0, 1].legend(ncols=3, fontsize=6.5, loc="upper right")
+    for place in (0, 1):
+        axes[place, 1].set_ylim(0, 1.3 * axes[place, 1].dataLim.ymax)
+    axes[0, 1].legend(ncols=5, fontsize=6.5, loc="upper right", handlelength=1)
     axes[2, 1].legend(ncols=2, fontsize=6.5, loc="upper right")
-    axes[3, 1].legend(ncols=3, fontsize=6.5, loc="lower right")
+    axes[3, 1].set_ylim(0, 1.3)
+    axes[3, 1].legend(ncols=5, fontsize=6.5, loc="upper right", handlelength=1)
     figure.suptitle(f"{NAMES[trace]}; each point is {width} seconds", fontsize=9)
     save(figure, folder / f"adaptive-{trace}.png")
 
@@ -111,7 +113,7 @@ def noisy(results, folder):
 
 
 def save(figure, path):
-    figure.savefig(path, dpi=110, metadata={"Software": None})
+    figure.savefig(path, dpi=100, metadata={"Software": None})
     plt.close(figure)
     print(path)
 
