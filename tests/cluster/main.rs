@@ -21,4 +21,5 @@ mod quorum;
 mod races;
 mod restarts;
 mod seed;
+mod signals;
 mod topups;

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::decision::Fault;
 use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
-    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
+    Bucket, Change, Charge, FactId, Moment, Moved, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate,
+    Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -290,6 +291,11 @@ enum LayerAmounts {
         /// How much of it could be used because of load, where that was not all.
         #[serde(skip_serializing_if = "Option::is_none")]
         factor: Option<Ppm>,
+        /// The policy's quota, where another one applied: of slots, fewer can be taken.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base_quota: Option<Amount>,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        moved: Option<MovedBy>,
     },
     /// The share of the request's class in the capacity before it.
     Share {
@@ -316,6 +322,21 @@ enum LayerAmounts {
     },
 }
 
+/// What moves an adaptive guard: its factor is both together, within its bounds.
+#[derive(Serialize)]
+struct MovedBy {
+    load: Ppm,
+    trust: Ppm,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<Fault>,
+}
+
+impl MovedBy {
+    fn new(moved: Moved) -> MovedBy {
+        MovedBy { load: moved.by_load, trust: moved.trust.factor, fault: moved.trust.fault }
+    }
+}
+
 #[derive(Serialize)]
 struct ChangeItem {
     before: Amount,
@@ -340,7 +361,11 @@ impl LayerItem {
                 let quota = amount(limit.quota);
                 let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
                 let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
-                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after, factor })
+                let base_quota = (limit.base != limit.quota).then(|| amount(limit.base));
+                let moved = limit.moved.map(MovedBy::new);
+                let layer =
+                    LayerAmounts::Limit { name, unit, then, quota, before, after, factor, base_quota, moved };
+                ("limit", layer)
             }
             NamedLayer::Share(share) => {
                 let amount = |amount| Amount::of(&share.unit, amount);
