@@ -69,6 +69,23 @@ def compared(results, trace):
             row(f"{group}, {name}", f"{summary[key]['all']:.2f}", *refused)
 
 
+def parted(results):
+    """What each part of the adaptive policy brings."""
+    print("\n### parts\n")
+    head("", "trace", "useful, against fixed", "overload, %", "small refused, %")
+    parts = (("-part-load", "load and shares"), ("-part-fair", "and fair"), ("-part-guards", "and adaptive guards"), ("", "and trust"))
+    for trace in ("azure", "servegen"):
+        whole = read(results / f"{trace}.json")
+        for suffix, what in parts:
+            report = read(results / f"{trace}{suffix}.json")
+            if report is None:
+                continue
+            adaptive = report["adaptive"]
+            ratio = adaptive["useful"] / whole["fixed"]["useful"]
+            small = adaptive["refused_of_small"]["all"]
+            row(what, trace, f"{ratio:.2f}", f"{adaptive['overloaded_percent']:.2f}", f"{small:.2f}")
+
+
 def varied(results):
     print("\n### variants\n")
     head("", "trace", "useful, adaptive / fixed", "overload fixed, %", "adaptive, %", "small refused fixed, %", "adaptive, %")
@@ -115,6 +132,7 @@ def main():
     results = Path(sys.argv[1])
     for trace in ("azure", "servegen"):
         compared(results, trace)
+    parted(results)
     varied(results)
     noisy(results)
 
