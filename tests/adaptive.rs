@@ -29,7 +29,7 @@ fn number(report: &Value, path: &str) -> f64 {
 
 /// The three things that limits that move are to be better at, or no worse.
 fn assert_is_better(report: &Value) {
-    let of = |path| number(report, path);
+    let of = |path: &str| number(report, path);
     assert!(of("/fixed/overloaded_percent") < 1.0, "the fixed limits are safe: {report}");
     assert!(of("/ratio") >= 1.2, "more useful work: {report}");
     assert!(of("/adaptive/overloaded_percent") < 1.0, "hardly ever overloaded: {report}");
