@@ -6,6 +6,7 @@ use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
 use crate::cli::exercise::ExerciseError;
 use crate::cli::replay::ReplayError;
+use crate::cli::simulate::SimulateError;
 use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::decision::policy::PolicyError;
@@ -36,6 +37,8 @@ pub enum CliError {
     Bench(#[from] BenchError),
     #[error(transparent)]
     Exercise(#[from] ExerciseError),
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]

@@ -21,6 +21,7 @@ mod policy;
 mod receipt;
 pub mod replay;
 mod serve;
+mod simulate;
 mod token;
 mod topup;
 
@@ -46,7 +47,7 @@ const CLUSTER_HEADING: &str = "Cluster";
 const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
 
 /// The commands that ask no node.
-const LOCAL_COMMANDS: [&[&str]; 3] = [&["serve"], &["token"], &["policy", "check"]];
+const LOCAL_COMMANDS: [&[&str]; 4] = [&["serve"], &["token"], &["policy", "check"], &["simulate"]];
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
@@ -139,6 +140,9 @@ enum Command {
     /// Drive a cluster of its own with mixed operations drawn from a seed, and check every answer
     #[command(hide = true)]
     Exercise(exercise::Args),
+    /// Compare fixed limits with limits that move, over a trace and a backend that is not there
+    #[command(hide = true)]
+    Simulate(simulate::Args),
     /// Make a random access token, and the hash of it for a node's configuration
     Token,
 }
@@ -225,6 +229,7 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Replay(args) => replay::run(args, global).await,
             Command::Bench(args) => bench::run(args, global).await,
             Command::Exercise(args) => exercise::run(args, global).await,
+            Command::Simulate(args) => simulate::run(&args, global),
             Command::Token => token::run(global),
         }
     })
@@ -293,7 +298,7 @@ mod tests {
             }
         });
         local.sort();
-        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate token"]);
+        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate simulate", "quorate token"]);
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
 }
 
 /// A file's text, and the document that it is, checked as a node would check it.
-fn read(path: &Path) -> Result<(String, Document), CliError> {
+pub(super) fn read(path: &Path) -> Result<(String, Document), CliError> {
     let written =
         std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.to_owned(), source })?;
     let form = |field: String, error: toml::de::Error| {

@@ -8,7 +8,7 @@ mod feed;
 mod functions;
 mod report;
 mod servegen;
-mod trace;
+pub(in crate::cli) mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
