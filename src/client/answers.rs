@@ -122,6 +122,9 @@ pub struct LimitView {
     pub resets_at: Option<Millis>,
     #[serde(default, deserialize_with = "span")]
     pub window: Option<Span>,
+    /// Whether it decides and counts, and refuses nothing.
+    #[serde(default)]
+    pub shadow: bool,
 }
 
 /// A length of time, as text such as `5h` or as whole milliseconds.
@@ -165,6 +168,9 @@ pub struct Admitted {
     pub credits: WalletView,
     #[serde(default)]
     pub hold: Option<HoldExpiry>,
+    /// The limits in shadow mode that would have refused.
+    #[serde(default)]
+    pub would_refuse: Vec<ProblemLayer>,
     pub receipt: Receipt,
 }
 
@@ -430,6 +436,9 @@ pub struct TopUpView {
 pub struct PolicyView {
     pub revision: u64,
     pub policy: serde_json::Value,
+    /// How many accounts have each plan that any has.
+    #[serde(default)]
+    pub accounts_by_plan: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

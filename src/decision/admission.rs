@@ -48,9 +48,11 @@ impl State {
         let class = self.class_of(&policy, &levels, admit.class);
         let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits)?;
         let paid_by = verdict.cover.payments();
+        let would_refuse = verdict.would_refuse();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
         if admit.dry_run {
-            return Ok(self.would_admit(admit, &verdict, &levels, &priced, paid_by));
+            let admitted = self.would_admit(admit, &verdict, &levels, &priced, paid_by);
+            return Ok(Outcome::Admitted(Box::new(Admitted { would_refuse, ..admitted })));
         }
 
         let id = AdmissionId(self.next_admission);
@@ -128,6 +130,7 @@ impl State {
             available,
             held,
             hold_expires_at,
+            would_refuse,
         })))
     }
 
@@ -245,7 +248,7 @@ impl State {
         levels: &Levels,
         priced: &Priced,
         paid_by: Vec<Payment>,
-    ) -> Outcome {
+    ) -> Admitted {
         let hold = admit.hold_ttl.is_some();
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| {
@@ -259,7 +262,7 @@ impl State {
             look.status_with(Some(&meter), carry, self.now)
         });
         let drawn = i128::from(verdict.cover.drawn().0);
-        Outcome::Admitted(Box::new(Admitted {
+        Admitted {
             id: AdmissionId(0),
             dry_run: true,
             cost: priced.cost,
@@ -268,7 +271,8 @@ impl State {
             available: saturating_credits(self.drawable_sum(levels, self.now) - drawn),
             held: saturating_credits(self.held_sum(levels) + if hold { drawn } else { 0 }),
             hold_expires_at: admit.hold_ttl.map(|ttl| self.now.saturating_add(ttl)),
-        }))
+            would_refuse: Vec::new(),
+        }
     }
 
     pub(super) fn find_account(&self, path: &str) -> Result<AccountPlace, Box<Refusal>> {

@@ -39,6 +39,9 @@ pub struct LimitRead {
     pub used: Change,
     /// How much of it could be used because of load: an amount counted for as much more.
     pub factor: Ppm,
+    /// Whether it decided and refused nothing, and whether it would have refused: then it did not count.
+    pub shadow: bool,
+    pub would_refuse: bool,
     pub(super) measure: Measure,
     /// The place of its plan in the policy; none for a capacity.
     pub(super) plan: Option<u32>,
@@ -118,6 +121,8 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                     quota: quota.unwrap_or(limit.rule.quota()),
                     used,
                     factor: factor.unwrap_or(Ppm::ONE),
+                    shadow: limit.shadow,
+                    would_refuse: false,
                     measure: applied.measure,
                     key: limit.key,
                     plan: plan_here,
@@ -128,6 +133,18 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                 let (class, unit) = (layers.class, limits[place].unit.clone());
                 let key = feature.class_shares[place][class as usize].key;
                 NamedLayer::Share(ShareRead { class, unit, used, factor, key })
+            }
+            LayerSeen::WouldRefuse => {
+                let level = level()?;
+                let is_share = |read: &LayerRead| matches!(read.layer, NamedLayer::Share(_));
+                let before = read.iter_mut().rev().find(|read| !is_share(read));
+                match before.filter(|read| read.level == level).map(|read| &mut read.layer) {
+                    Some(NamedLayer::Limit(limit)) if limit.shadow && !limit.would_refuse => {
+                        limit.would_refuse = true;
+                    }
+                    _ => return Err(LayersUnreadable),
+                }
+                continue;
             }
             LayerSeen::SpendingCap { cap, spent } => NamedLayer::SpendingCap { cap, spent },
             LayerSeen::Wallet { available, held } => NamedLayer::Wallet { available, held },

@@ -15,7 +15,7 @@ use crate::decision::facts::{Change, LayerSeen};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
-use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
+use crate::decision::reply::{Admitted, Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
 use crate::decision::wallet::Wallet;
 use crate::units::{Credits, Millis, Ppm};
@@ -52,6 +52,8 @@ pub(super) struct Look<'p> {
     pub carry: Carry,
     /// The share of the request's class, where classes share it.
     pub share: Option<ShareLook>,
+    /// It is in shadow mode, and would refuse the request: so it does not count it.
+    pub would_refuse: bool,
 }
 
 /// A spending cap on the way, as it reads before the decision.
@@ -258,7 +260,8 @@ impl State {
                 return Err(Denied { cost: Some(priced.cost), ..refusal.into() });
             }
         }
-        let looks = self.looks(policy, levels, Some(feature), class);
+        let mut looks = self.looks(policy, levels, Some(feature), class);
+        looks.iter_mut().for_each(|look| look.try_shadow(priced));
         let caps = self.cap_looks(levels);
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
@@ -320,6 +323,7 @@ impl State {
                     factor: Factor::ONE,
                     carry: Carry::default(),
                     share: None,
+                    would_refuse: false,
                 };
                 if place == AccountPlace::CLUSTER {
                     self.follow_load(&mut look, feature_place, feature, applied.limit, class);
@@ -469,6 +473,7 @@ impl State {
                     let used = Change::none(share.reading.used);
                     seen.push(LayerSeen::Share { used, factor: share.factor.0 });
                 }
+                seen.extend(look.would_refuse.then_some(LayerSeen::WouldRefuse));
             }
             if let (Some(look), Some(cap)) = (caps.next_if(|cap| cap.account == place), account.spending_cap)
             {
@@ -507,6 +512,7 @@ impl State {
                     let meter = self.account_at(AccountPlace::CLUSTER).meter(share.key);
                     *used = Change::new(used.before, share.rule.read(meter, self.now).used);
                 }
+                LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     let Some(cap) = caps.next() else { continue };
                     let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
@@ -532,7 +538,7 @@ impl State {
         looks: &'a [Look<'_>],
         priced: &'a Priced,
     ) -> impl Iterator<Item = Objection> + 'a {
-        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse);
+        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse && !look.limit.shadow);
         guards.filter_map(move |look| {
             let amount = look.guarded(priced);
             if look.admits(amount) {
@@ -720,6 +726,13 @@ pub(super) fn saturating_credits(sum: i128) -> Credits {
 }
 
 impl Verdict<'_> {
+    /// The limits in shadow mode that would have refused, up to [`Admitted::WOULD_REFUSE_MAX`].
+    pub fn would_refuse(&self) -> Vec<Layer> {
+        let looks = self.looks.iter().filter(|look| look.would_refuse);
+        let layers = looks.map(|look| Layer::Limit { level: look.level, name: look.limit.name.clone() });
+        layers.take(Admitted::WOULD_REFUSE_MAX).collect()
+    }
+
     /// Completes what was seen by what the verdict debits: no meter is read twice.
     pub fn complete(&self, seen: &mut [LayerSeen], priced: &Priced, hold: bool) {
         let drawn_in_all = self.cover.drawn().0.unsigned_abs();
@@ -739,6 +752,7 @@ impl Verdict<'_> {
                         .map_or(0, |(look, share)| share.counted(look.taken(priced, &self.cover, hold)).0);
                     *used = Change::new(used.before, used.before.saturating_add(counted));
                 }
+                LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     *spent = Change::new(spent.before, spent.before.saturating_add(drawn_in_all));
                 }
@@ -784,9 +798,15 @@ impl Look<'_> {
         }
     }
 
+    /// Has a limit in shadow mode say whether it would refuse. Each is asked as if it were the only one.
+    fn try_shadow(&mut self, priced: &Priced) {
+        self.would_refuse = self.limit.shadow && !self.admits(self.guarded(priced));
+    }
+
     /// How much this limit takes of a request that is covered so. Only a hold stays in its slot.
     pub fn taken(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
+            _ if self.would_refuse => 0,
             (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
             (Then::Credits, Measure::Unit(place)) => {
@@ -854,6 +874,7 @@ pub(super) fn limit_status(limit: &Limit, level: u8, meter: Option<&Meter>, at: 
         base: None,
         resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
+        shadow: limit.shadow,
     }
 }
 

@@ -160,7 +160,13 @@ fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
                     Ppm::ONE => String::new(),
                     factor => format!(", of which {factor} can be used"),
                 };
-                format!("{}@{level} {used} of {} {}{factor}", limit.name, amount(limit.quota), limit.unit)
+                let shadow = match (limit.shadow, limit.would_refuse) {
+                    (false, _) => "",
+                    (true, false) => ", in shadow mode",
+                    (true, true) => ", in shadow mode: would refuse",
+                };
+                let quota = amount(limit.quota);
+                format!("{}@{level} {used} of {quota} {}{factor}{shadow}", limit.name, limit.unit)
             }
             NamedLayer::Share(share) => {
                 let used = change(share.used, &|amount| amount.to_string());

@@ -8,8 +8,8 @@ use serde::Serialize;
 
 use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
-    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
+    Bucket, Change, Charge, FactId, Layers, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate,
+    Refused, Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -56,6 +56,12 @@ pub(crate) struct UsageItem {
     account: Option<Arc<str>>,
     feature: Arc<str>,
     usage: BTreeMap<Arc<str>, u64>,
+    /// What a request said of itself, as far as it changed the price or was refused, and its class where it
+    /// came to looking at limits.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: BTreeMap<Arc<str>, Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<Class>,
     compute_ms: Option<u64>,
     duration_ms: Option<u64>,
     region: Option<Arc<str>>,
@@ -89,6 +95,11 @@ impl UsageItem {
             account: usage.account.and_then(|number| names.account(number)).cloned(),
             feature: usage.feature.clone(),
             usage: usage.units.iter().map(|used| (used.unit.clone(), used.quantity)).collect(),
+            attributes: charge.map_or_else(BTreeMap::new, |charge| {
+                let multipliers = charge.multipliers.iter();
+                multipliers.map(|one| (one.attribute.clone(), one.value.clone())).collect()
+            }),
+            class: None,
             compute_ms: usage.compute_ms,
             duration_ms: usage.duration_ms,
             region: usage.region.clone(),
@@ -101,6 +112,17 @@ impl UsageItem {
             charged: usage.charged,
             charge: charge.map(|charge| id(index, charge.number)),
         }
+    }
+}
+
+impl UsageItem {
+    /// Tells more of what was asked for: what it looked at, and why it was refused.
+    pub(crate) fn with(self, layers: Option<&Layers>, refused: Option<&Refused>) -> UsageItem {
+        let attributes = match refused {
+            Some(refused) => refused.attributes.iter().cloned().collect(),
+            None => self.attributes,
+        };
+        UsageItem { attributes, class: layers.map(|layers| layers.class), ..self }
     }
 }
 
@@ -290,6 +312,9 @@ enum LayerAmounts {
         /// How much of it could be used because of load, where that was not all.
         #[serde(skip_serializing_if = "Option::is_none")]
         factor: Option<Ppm>,
+        /// In shadow mode, and whether it would have refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        would_refuse: Option<bool>,
     },
     /// The share of the request's class in the capacity before it.
     Share {
@@ -334,7 +359,10 @@ impl LayerItem {
                 let quota = amount(limit.quota);
                 let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
                 let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
-                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after, factor })
+                let would_refuse = limit.shadow.then_some(limit.would_refuse);
+                let limit =
+                    LayerAmounts::Limit { name, unit, then, quota, before, after, factor, would_refuse };
+                ("limit", limit)
             }
             NamedLayer::Share(share) => {
                 let amount = |amount| Amount::of(&share.unit, amount);
