@@ -18,6 +18,7 @@ mod explain;
 mod output;
 mod policy;
 mod receipt;
+mod rehearsal;
 pub mod replay;
 mod serve;
 mod token;
@@ -111,7 +112,7 @@ enum Command {
     /// Show, confirm or fail top-ups: what accounts ask for when their credits run out
     #[command(name = "topup", subcommand)]
     TopUp(topup::TopUpCommand),
-    /// Show, replace or check the policy: features, prices, plans and limits
+    /// Show, replace, check or try the policy: features, prices, plans and limits
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Show or change who is in the cluster
