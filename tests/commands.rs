@@ -570,3 +570,39 @@ fn what_a_limit_in_shadow_mode_would_have_refused_is_told() {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }
 }
+
+#[test]
+fn trying_a_policy_lets_credits_decide_only_where_they_did() {
+    let nodes = Nodes::start(1);
+    let policy = drawing(100, "shadow = true");
+    let done = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+    };
+    done(&["policy", "put", path(&policy)]);
+    done(&["account", "put", "studio:poor", "--plan", "artist"]);
+    done(&["grant", "add", "studio", "first", "20"]);
+    let ask =
+        |pixels: &str| nodes.quorate(&["admit", "studio:poor", "draw", "--usage", pixels]).status.code();
+    assert_eq!(ask("pixels=15"), Some(0));
+    assert_eq!(ask("pixels=10"), Some(1), "five are left");
+    done(&["grant", "add", "studio", "second", "10"]);
+    assert_eq!(ask("pixels=10"), Some(0));
+    let (_, held) = nodes.json(&["admit", "studio:poor", "draw", "--usage", "pixels=5", "--hold", "10m"]);
+    done(&["admission", "release", held["admission"].as_str().expect("an id")]);
+
+    let (_, same) = nodes.json(&["policy", "test", path(&policy)]);
+    assert_eq!((&same["requests"], &same["as_recorded"]), (&json!(4), &json!(4)), "{same:#}");
+    assert_eq!(same["in_force"]["refused_by_reason"], json!({"credits_short": 1}));
+
+    // At twice the price the first costs more than there is, so the second can be paid, and then not the third.
+    let text = std::fs::read_to_string(policy.path()).expect("the policy");
+    let dearer = text.replace("price.pixels = \"1\"", "price.pixels = \"2\"");
+    std::fs::write(policy.path(), dearer).expect("written");
+    let (_, dearer) = nodes.json(&["policy", "test", path(&policy)]);
+    assert_eq!(
+        (&dearer["newly_refused"], &dearer["newly_admitted"], &dearer["new"]["cost"]),
+        (&json!(2), &json!(1), &json!("30")),
+        "{dearer:#}"
+    );
+}

@@ -249,10 +249,10 @@ impl<'t> Comparison<'t> {
             let events = traffic.of_earlier_holds;
             left_out.push(format!("holds that began before the range: {events} of their events"));
         }
-        if traffic.of_unknown_accounts > 0 {
+        if traffic.not_whole > 0 {
+            let requests = traffic.not_whole;
             left_out.push(format!(
-                "requests of accounts that there are none of: {}",
-                traffic.of_unknown_accounts
+                "requests that are not on record whole, such as those of unknown accounts: {requests}"
             ));
         }
         if traffic.taken_to_be_held > 0 {

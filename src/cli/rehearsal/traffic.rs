@@ -12,6 +12,9 @@ use crate::units::{Credits, Millis, Span};
 
 /// The unit that a request counts once without saying so.
 const REQUESTS: &str = "requests";
+/// Why a request was refused of which the record does not have all.
+const NOT_WHOLE: [&str; 6] =
+    ["account_unknown", "feature_unknown", "unit_unknown", "unit_repeated", "text_invalid", "hold_too_long"];
 /// How many items a page has: as many as a node lets it have.
 const PAGE_ITEMS: usize = 1_000;
 /// How many accounts are read at one time.
@@ -31,9 +34,9 @@ pub(super) struct Traffic {
     pub requests: u64,
     /// Whether there were more requests in the range than were to be read.
     pub is_cut: bool,
-    /// Events of holds that began before, and requests of accounts that there are none of.
+    /// Events of holds that began before, and requests that are not on record whole.
     pub of_earlier_holds: u64,
-    pub of_unknown_accounts: u64,
+    pub not_whole: u64,
     /// Requests that were refused and are taken to be held as long as others, should they be admitted.
     pub taken_to_be_held: u64,
 }
@@ -254,12 +257,13 @@ fn gather(
     let holds = Holds::of(&items, until);
     let mut events = Vec::with_capacity(items.len());
     let (mut held, mut later) = (HashSet::new(), Vec::new());
-    let (mut requests, mut of_earlier_holds, mut of_unknown_accounts, mut taken_to_be_held) = (0, 0, 0, 0);
+    let (mut requests, mut of_earlier_holds, mut not_whole, mut taken_to_be_held) = (0, 0, 0, 0);
     for item in items.into_iter().rev() {
         let at = item.at;
         let of_hold = item.admission.as_ref().is_some_and(|id| held.contains(id));
-        let Some(account) = item.account.clone() else {
-            of_unknown_accounts += 1;
+        let is_whole = item.reason.as_deref().is_none_or(|reason| !NOT_WHOLE.contains(&reason));
+        let Some(account) = item.account.clone().filter(|_| is_whole) else {
+            not_whole += 1;
             continue;
         };
         if is_decision(&item) && !of_hold {
@@ -306,7 +310,7 @@ fn gather(
         requests,
         is_cut: false,
         of_earlier_holds,
-        of_unknown_accounts,
+        not_whole,
         taken_to_be_held,
     }
 }
@@ -377,5 +381,106 @@ impl Holds {
 
     fn usual(&self, feature: &str) -> Option<Span> {
         self.0.get(feature).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn item(at: u64, more: Value) -> UsageItem {
+        let mut item = json!({"id": format!("{at}.0"), "index": at, "at": at, "account": "a:b", "feature": "f",
+            "usage": {"requests": 1, "seconds": at}, "outcome": "held", "charged": false, "charge": null,
+            "admission": null});
+        let more = more.as_object().expect("fields").clone();
+        let fields = item.as_object_mut().expect("an object");
+        fields.extend(more);
+        for (name, value) in fields {
+            if let ("at" | "admitted_at" | "held_until", Some(millis)) = (name.as_str(), value.as_u64()) {
+                *value = json!(Millis(millis));
+            }
+        }
+        serde_json::from_value(item).expect("an item")
+    }
+
+    fn gathered(items: Vec<UsageItem>) -> Traffic {
+        let document: Document = serde_json::from_value(json!({
+            "features": {"f": {"units": ["requests", "seconds"],
+                "attributes": {"res": {"default": "low", "multipliers": {"low": "1", "high": "2"}}}}},
+            "plans": {"p": {"class": "sheddable"}},
+        }))
+        .expect("a policy");
+        let account = |path: &str, plan: Option<&str>| Account {
+            path: path.into(),
+            plan: plan.map(str::to_owned),
+            state: AccountState::Open,
+            spending_cap: None,
+            credits: Credits::ZERO,
+        };
+        let accounts = vec![account("a", Some("p")), account("a:b", None)];
+        gather(items, &document, accounts, Millis(0), Millis(100_000))
+    }
+
+    #[test]
+    fn requests_are_as_they_were_asked() {
+        let refused = json!({"outcome": "refused", "reason": "limit_reached", "refusal": "ref_1_0",
+            "class": "batch", "attributes": {"res": "low"}});
+        let settled = json!({"outcome": "settled", "admission": "adm_1", "admitted_at": 7, "class": "sheddable",
+            "attributes": {"res": "high"}});
+        let unknown = json!({"outcome": "refused", "reason": "unit_unknown", "refusal": "ref_1_1"});
+        let traffic = gathered(vec![item(9, unknown), item(8, refused), item(7, settled)]);
+        assert_eq!((traffic.requests, traffic.not_whole), (2, 1));
+        let asked: Vec<&Asked> = traffic
+            .events
+            .iter()
+            .map(|event| match &event.what {
+                What::Asked(asked) => &**asked,
+                _ => panic!("only requests"),
+            })
+            .collect();
+        assert_eq!((asked[0].id.as_str(), asked[1].id.as_str()), ("adm_1", "ref_1_0"));
+        // The plan is that of the nearest account above; only what is less important than it was asked for.
+        assert_eq!((asked[0].plan.as_deref(), asked[0].class), (Some("p"), None));
+        assert_eq!(asked[1].class, Some(Class::Batch));
+        // What goes without saying is not said.
+        assert_eq!(asked[0].usage, [("seconds".to_owned(), 7)]);
+        assert_eq!(asked[0].attributes, [("res".to_owned(), "high".to_owned())]);
+        assert!(asked[1].attributes.is_empty());
+    }
+
+    #[test]
+    fn what_was_refused_is_held_as_long_as_others_were() {
+        let held = |id: &str, until: u64| json!({"admission": id, "held_until": until, "admitted_at": 10});
+        let ended = |id: &str| json!({"admission": id, "outcome": "settled", "admitted_at": 10});
+        let refused = json!({"outcome": "refused", "reason": "slots_taken", "refusal": "ref_1_0"});
+        let traffic = gathered(vec![
+            item(5_010, ended("adm_2")),
+            item(4_000, ended("adm_of_before")),
+            item(3_010, ended("adm_1")),
+            item(20, refused),
+            item(10, held("adm_2", 60_010)),
+            item(10, held("adm_1", 60_010)),
+        ]);
+        assert_eq!((traffic.requests, traffic.of_earlier_holds, traffic.taken_to_be_held), (3, 1, 1));
+        let mut told = Vec::new();
+        for event in &traffic.events {
+            told.push(match &event.what {
+                What::Asked(asked) => (event.at.0, asked.id.as_str(), asked.hold.map_or(0, |hold| hold.0)),
+                What::Settled { admission, .. } => (event.at.0, admission.as_str(), 0),
+                _ => panic!("asked or settled"),
+            });
+        }
+        // Of three and five seconds, the longer is in the middle, and a second is spare.
+        let expected = [
+            (10, "adm_1", 60_000),
+            (10, "adm_2", 60_000),
+            (20, "ref_1_0", 6_000),
+            (3_010, "adm_1", 0),
+            (5_010, "adm_2", 0),
+            (5_020, "ref_1_0", 0),
+        ];
+        assert_eq!(told, expected);
     }
 }
