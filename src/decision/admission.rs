@@ -46,7 +46,13 @@ impl State {
         let levels = self.levels(account);
         let feature_at = (feature_place, feature);
         let class = self.class_of(&policy, &levels, admit.class);
-        let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits)?;
+        let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits);
+        if !admit.dry_run {
+            let refusal = verdict.as_ref().err();
+            self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
+            self.note_unmet(verdict.as_ref().map_or_else(|denied| &denied.unmet, |verdict| &verdict.unmet));
+        }
+        let verdict = verdict?;
         let paid_by = verdict.cover.payments();
         let would_refuse = verdict.would_refuse();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
@@ -89,6 +95,7 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    load: self.load.version,
                     endpoint: admit.endpoint.map(Arc::from),
                     region: admit.region.map(Arc::from),
                     multipliers: multipliers(feature, &admit.attributes),
@@ -118,6 +125,7 @@ impl State {
                 stamp,
                 latest: stamp.index,
                 policy: policy.revision,
+                load: self.load.version,
                 resolved_at: self.now,
             }),
         }
@@ -229,6 +237,9 @@ impl State {
         look: &Look<'_>,
         asked: u64,
     ) -> impl Iterator<Item = (MeterKey, u64, Mark)> {
+        if let Some(fair) = &look.fair {
+            self.share_out(fair, asked);
+        }
         let now = self.now;
         let account = self.account_mut(look.account);
         let (amount, carry) = look.counts_for(asked);
@@ -259,7 +270,7 @@ impl State {
             if amount > 0 {
                 rule.take(&mut meter, self.now, amount);
             }
-            look.status_with(Some(&meter), carry, self.now)
+            look.status(Some(&meter), carry, self.now)
         });
         let drawn = i128::from(verdict.cover.drawn().0);
         Admitted {

@@ -11,6 +11,7 @@
 
 use crate::decision::command::Class;
 use crate::decision::factor::{Carry, Factor};
+use crate::decision::fairness::reserve;
 use crate::decision::meter::{Reading, Rule};
 use crate::decision::policy::{ClassShare, MeterKey};
 use crate::decision::state::State;
@@ -47,6 +48,11 @@ impl ShareLook {
         self.factor.within(self.reading.room, self.carry).min(amount)
     }
 
+    /// Whether the share covers `amount`, with `spare` left of it.
+    fn reaches(&self, amount: u64, spare: u64) -> bool {
+        self.factor.within(self.reading.room.saturating_sub(spare), self.carry) >= amount
+    }
+
     /// What `amount` counts for on the share.
     pub fn counted(&self, amount: u64) -> (u64, Carry) {
         self.factor.counted(self.own(amount), self.carry)
@@ -61,15 +67,20 @@ impl Look<'_> {
 
     /// Whether a guard lets `amount` pass.
     pub fn admits(&self, amount: u64) -> bool {
+        let is_over = self.fair.is_some_and(|fair| fair.is_over(amount));
+        let spare = |quota| if is_over { reserve(quota) } else { 0 };
+        let spared = spare(self.rule.quota());
         let (counted, _) = self.counts_for(amount);
-        let Some(share) = &self.share else { return counted <= self.reading.room };
-        let is_own = share.own(amount) == amount;
+        let Some(share) = &self.share else {
+            return counted.saturating_add(spared) <= self.reading.room;
+        };
+        let is_own = share.reaches(amount, spare(share.rule.quota()));
         if is_own && share.class == Class::Critical {
             return true;
         }
         let kept = self.factor.counted(share.kept, Carry::default()).0;
         let lent = if is_own { 0 } else { self.not_lent(share.class) };
-        self.reading.room >= counted.saturating_add(kept).saturating_add(lent)
+        self.reading.room >= counted.saturating_add(kept).saturating_add(lent.max(spared))
     }
 
     /// What must stay free when a class borrows.
@@ -122,24 +133,28 @@ impl State {
         }
     }
 
-    /// When a guard would let `amount` pass, if nothing else happened and load stayed as it is. Where classes share
-    /// it, it may be said too late, and never too early: what critical uses by then is not foreseen.
+    /// When a guard would let `amount` pass, if nothing else happened and load stayed as it is. Where classes or
+    /// accounts share it, it may be said too late, and never too early: what critical uses by then, and who
+    /// has more than a fair part, is not foreseen.
     pub(super) fn guard_passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let passes_at = |amount: u64| {
             let meter = self.account_at(look.account).meter(look.limit.key);
             look.rule.passes_at(meter, self.now, amount)
         };
-        let (counted, _) = look.counts_for(amount);
-        let Some(share) = &look.share else { return passes_at(counted) };
+        let (counted, _) = look.lasting.counted(amount, look.carry);
+        let spare = |quota| if look.fair.is_some() { reserve(quota) } else { 0 };
+        let spared = spare(look.rule.quota());
+        let Some(share) = &look.share else { return passes_at(counted.saturating_add(spared)) };
         let (own, _) = share.factor.counted(amount, share.carry);
+        let own = own.saturating_add(spare(share.rule.quota()));
         let own_at = share.rule.passes_at(self.account_at(look.account).meter(share.key), self.now, own);
         if share.class == Class::Critical {
-            return own_at.into_iter().chain(passes_at(counted)).min();
+            return own_at.into_iter().chain(passes_at(counted.saturating_add(spared))).min();
         }
         let kept = look.factor.counted(share.kept_whole, Carry::default()).0;
         let whole = counted.saturating_add(kept);
-        let own_at = own_at.zip(passes_at(whole)).map(|(own, whole)| own.max(whole));
-        let lent_at = passes_at(whole.saturating_add(look.not_lent(share.class)));
+        let own_at = own_at.zip(passes_at(whole.saturating_add(spared))).map(|(own, whole)| own.max(whole));
+        let lent_at = passes_at(whole.saturating_add(look.not_lent(share.class).max(spared)));
         own_at.into_iter().chain(lent_at).min()
     }
 }

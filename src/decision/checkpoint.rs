@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::audit::keys::together;
 use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
+use crate::decision::fairness::{Sharers, SharersKey, Sharing};
 use crate::decision::hold::Hold;
 use crate::decision::keys::{KeptAnswer, KeysView};
 use crate::decision::ledger::fingerprint_of_key;
@@ -21,6 +22,7 @@ use crate::decision::policy::{Document, Feature, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
+use crate::decision::trust::Past;
 use crate::decision::view::Reserved;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
@@ -34,6 +36,8 @@ pub struct View {
     recent: Recent,
     trail: Pages<u64>,
     loads: BTreeMap<Arc<str>, FeatureLoad>,
+    sharing: Sharing,
+    pasts: Slab<Past>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -53,6 +57,8 @@ enum Kind {
     Trail(Vec<u64>),
     /// The load on a feature.
     Load(Arc<str>, Box<FeatureLoad>),
+    Sharers(SharersKey, Arc<Sharers>),
+    Past(Box<Past>),
 }
 
 /// Accounts whose trail is in one record.
@@ -119,6 +125,8 @@ impl State {
             recent: self.recent.clone(),
             trail: self.trail.clone(),
             loads: self.load.features.clone(),
+            sharing: self.sharing.clone(),
+            pasts: self.pasts.clone(),
         }
     }
 }
@@ -138,7 +146,12 @@ impl View {
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
         let loads = self.loads.iter().map(|(name, load)| Kind::Load(name.clone(), Box::new(load.clone())));
-        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).chain(loads).map(Record)
+        let sharing = self.sharing.iter().map(|(key, sharers)| Kind::Sharers(*key, Arc::clone(sharers)));
+        let mut pasts: Vec<&Past> = self.pasts.iter().collect();
+        pasts.sort_unstable_by_key(|past| past.account);
+        let pasts = pasts.into_iter().map(|past| Kind::Past(Box::new(past.clone())));
+        let first = head.chain(accounts).chain(holds).chain(answers).chain(recent);
+        first.chain(trail).chain(loads).chain(sharing).chain(pasts).map(Record)
     }
 
     /// What is counted over the whole state, for an audit.
@@ -217,10 +230,10 @@ fn parts(page: &Arc<Vec<Account>>) -> Vec<Arc<Vec<Account>>> {
 }
 
 impl Record {
-    /// Whether it only says where the latest facts of accounts are: the one part of the state that a
-    /// refusal changes.
-    pub fn is_trail(&self) -> bool {
-        matches!(self.0, Kind::Trail(_))
+    /// Whether it says nothing of what anybody has, but only where the latest facts of accounts are, who asked
+    /// for what, and how accounts behaved: all that a refusal changes.
+    pub fn is_of_asking(&self) -> bool {
+        matches!(self.0, Kind::Trail(_) | Kind::Sharers(..) | Kind::Past(_))
     }
 }
 
@@ -345,6 +358,11 @@ impl UnderWay {
                 self.state.recent.keep(*resolved);
             }
             Kind::Load(name, load) => drop(self.state.load.features.insert(name, *load)),
+            Kind::Sharers(key, sharers) => drop(self.state.sharing.insert(key, sharers)),
+            Kind::Past(past) => {
+                check(past.account)?;
+                self.state.insert_past(*past);
+            }
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);
             }),

@@ -22,6 +22,7 @@ use crate::decision::command::{AccountState, Class, Source, SpendingCap, TopUp};
 use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason, TopUpId};
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// One fact of a log entry.
@@ -285,7 +286,8 @@ pub struct Layers {
 pub enum LayerSeen {
     /// The next level begins: 0, the cluster, is the first. Which plan its account has, by the place among
     /// the policy's plans in the order of their names.
-    Level { plan: Option<u32> },
+    /// What moves its adaptive guards, if anything does.
+    Level { plan: Option<u32>, moved: Option<Moved> },
     /// The next limit of the plan, or of the feature's capacity, that counts the feature: in the policy's
     /// order. What it had used; credits are in millionths.
     Limit {
@@ -298,12 +300,30 @@ pub enum LayerSeen {
     },
     /// The share of the request's class in that capacity, and how much of the share could be used.
     Share { used: Change, factor: Ppm },
+    /// What the owner of the request has of that capacity, and what is its fair part of it by its weight, while
+    /// there is not enough for all.
+    Fair { has: u64, part: u64, weight: u32 },
     /// The account's spending cap, and what wallets had paid in its period.
     SpendingCap { cap: SpendingCap, spent: Change },
     /// The account's wallet: what could be drawn, and what holds kept.
     Wallet { available: Change, held: Change },
     /// The limit before it is in shadow mode: it would have refused, and so did not count the request.
     WouldRefuse,
+}
+
+/// What moves the adaptive guards of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// How much load lets the request's class use of the feature.
+    pub by_load: Ppm,
+    /// What the account's own past makes of it.
+    pub trust: Trust,
+}
+
+impl Moved {
+    pub fn is_moved(&self) -> bool {
+        self.by_load != Ppm::ONE || self.trust != Trust::NEUTRAL
+    }
 }
 
 /// An amount before a decision, and after it.

@@ -13,12 +13,155 @@
 //! least are forgotten, which are those whom no level would keep from anything.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
+use crate::decision::command::Class;
 use crate::decision::fading::Fading;
+use crate::decision::hold::{Debit, Hold};
+use crate::decision::meter::Rule;
+use crate::decision::policy::{Feature, MeterKey, Policy};
+use crate::decision::state::State;
+use crate::decision::waterfall::Levels;
 use crate::units::{Millis, Span};
+
+/// Everybody who shares a capacity fairly: by its limit, and by the class where classes have shares of it.
+pub(super) type Sharing = BTreeMap<SharersKey, Arc<Sharers>>;
+
+pub(super) type SharersKey = (MeterKey, Class);
+
+/// How a request stands among those with whom it shares a capacity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FairLook {
+    pub key: SharersKey,
+    pub owner: AccountPlace,
+    pub weight: u32,
+    pub counts: Counts,
+    /// What the owner has.
+    pub has: u64,
+    /// What it can have without being above the others, where there is not enough for all.
+    pub part: Option<u64>,
+}
+
+/// What a request asked of a capacity that had no room for it.
+pub(super) struct Unmet {
+    look: FairLook,
+    amount: u64,
+}
+
+impl FairLook {
+    /// Whether the owner would be above the others with `amount` more.
+    pub fn is_over(&self, amount: u64) -> bool {
+        self.part.is_some_and(|part| self.has.saturating_add(amount) > part)
+    }
+
+    pub fn unmet(&self, amount: u64) -> Unmet {
+        Unmet { look: *self, amount }
+    }
+}
+
+impl State {
+    /// How a request of a class stands among those who share a limit of a capacity, where that is shared fairly.
+    pub(super) fn fair_look(
+        &self,
+        policy: &Policy,
+        levels: &Levels,
+        feature: &Feature,
+        limit: usize,
+        class: Class,
+    ) -> Option<FairLook> {
+        let owner = levels.iter().nth(1).filter(|_| feature.fair)?;
+        let plan = levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?));
+        let weight = plan.map_or(1, |plan| plan.weight);
+        let limit = &feature.capacity_limits[limit];
+        let (key, counts) = (sharers_key(feature, limit.key, class), Counts::of(&limit.rule));
+        let sharers = self.sharing.get(&key);
+        Some(FairLook {
+            key,
+            owner,
+            weight,
+            counts,
+            has: sharers.map_or(0, |sharers| sharers.has(owner, self.now, counts)),
+            part: sharers.and_then(|sharers| sharers.fair_part(weight)),
+        })
+    }
+
+    /// Counts what an owner got of a capacity.
+    pub(super) fn share_out(&mut self, look: &FairLook, amount: u64) {
+        let now = self.now;
+        let FairLook { key, owner, weight, counts, .. } = *look;
+        Arc::make_mut(self.sharing.entry(key).or_default()).take(owner, weight, amount, now, counts);
+    }
+
+    /// Counts what was asked for in vain.
+    pub(super) fn note_unmet(&mut self, unmet: &[Unmet]) {
+        let now = self.now;
+        for Unmet { look, amount } in unmet {
+            let FairLook { key, owner, weight, counts, .. } = *look;
+            Arc::make_mut(self.sharing.entry(key).or_default()).refuse(owner, weight, *amount, now, counts);
+        }
+    }
+
+    /// Takes back what an owner got for a hold, as far as it was not used: `unused` of what was counted.
+    pub(super) fn share_back(&mut self, hold: &Hold, levels: &Levels, debit: &Debit, unused: u64) {
+        let now = self.now;
+        let Some(owner) = levels.iter().nth(1) else { return };
+        let Some((_, feature)) = self.policy.feature(&hold.feature).filter(|(_, feature)| feature.fair)
+        else {
+            return;
+        };
+        let Some(limit) = feature.capacity_limits.iter().find(|limit| limit.key == debit.key) else { return };
+        let (key, counts) = (sharers_key(feature, limit.key, hold.class), Counts::of(&limit.rule));
+        let asked = u128::from(debit.asked) * u128::from(unused) / u128::from(debit.amount.max(1));
+        let asked = u64::try_from(asked).unwrap_or(debit.asked);
+        if let Some(sharers) = self.sharing.get_mut(&key).filter(|_| asked > 0) {
+            Arc::make_mut(sharers).give_back(owner, asked, now, counts);
+        }
+    }
+
+    /// Works out anew who gets how much of each capacity that is shared fairly.
+    pub(super) fn step_sharing(&mut self) {
+        if self.sharing.is_empty() {
+            return;
+        }
+        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        let mut sharing = std::mem::take(&mut self.sharing);
+        for feature_at in policy.features.iter().enumerate().filter(|(_, feature)| feature.fair) {
+            for class in Class::ALL {
+                for look in self.capacity_looks(feature_at, class) {
+                    let key = sharers_key(feature_at.1, look.limit.key, class);
+                    // Where classes make no difference, one of them stands for all.
+                    let Some(sharers) = sharing.get_mut(&key).filter(|_| key.1 == class) else { continue };
+                    Arc::make_mut(sharers).step(look.left(), now, Counts::of(&look.limit.rule));
+                }
+            }
+        }
+        sharing.retain(|_, sharers| !sharers.owners.is_empty());
+        self.sharing = sharing;
+    }
+
+    /// Forgets who shared what, where a policy that was put just now does not share it fairly.
+    pub(super) fn sharing_follows_policy(&mut self) {
+        let policy = Arc::clone(&self.policy);
+        let is_fair = |(limit, class): &SharersKey| {
+            let mut fair = policy.features.iter().filter(|feature| feature.fair);
+            fair.any(|feature| {
+                let mut limits = feature.capacity_limits.iter();
+                limits.any(|other| other.key == *limit) && (feature.shares.is_some() || *class == ALIKE)
+            })
+        };
+        self.sharing.retain(|key, _| is_fair(key));
+    }
+}
+
+/// Stands for all classes where they make no difference.
+const ALIKE: Class = Class::Critical;
+
+fn sharers_key(feature: &Feature, limit: MeterKey, class: Class) -> SharersKey {
+    (limit, if feature.shares.is_some() { class } else { ALIKE })
+}
 
 /// Those who share a capacity, or a class's part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +195,16 @@ pub(super) enum Counts {
 impl Counts {
     /// For how long a refusal counts as something that is asked for, where nothing else says.
     const ASKED: Span = Span(5_000);
+    /// For windows of the calendar, which are not all equally long.
+    const CALENDAR: Span = Span::HOUR;
+
+    pub fn of(rule: &Rule) -> Counts {
+        match (rule, rule.window()) {
+            (Rule::Slots { .. }, _) => Counts::Taken,
+            (_, None) => Counts::Over { half_life: Counts::CALENDAR },
+            (_, Some(window)) => Counts::Over { half_life: Span(window.0.div_ceil(2)) },
+        }
+    }
 
     fn half_life(self) -> Span {
         match self {
@@ -86,18 +239,6 @@ impl Sharers {
     /// What an owner has.
     pub fn has(&self, owner: AccountPlace, now: Millis, counts: Counts) -> u64 {
         self.owners.get(&owner).map_or(0, |sharer| sharer.has(now, counts))
-    }
-
-    /// Whether an owner would be above the others with `amount` more.
-    pub fn is_over(
-        &self,
-        owner: AccountPlace,
-        weight: u32,
-        amount: u64,
-        now: Millis,
-        counts: Counts,
-    ) -> bool {
-        self.fair_part(weight).is_some_and(|part| self.has(owner, now, counts).saturating_add(amount) > part)
     }
 
     pub fn take(&mut self, owner: AccountPlace, weight: u32, amount: u64, now: Millis, counts: Counts) {
@@ -254,6 +395,11 @@ mod tests {
         }
     }
 
+    fn is_over(sharers: &Sharers, owner: AccountPlace, amount: u64, now: Millis) -> bool {
+        let counts = Counts::Over { half_life: Span(500) };
+        sharers.fair_part(1).is_some_and(|part| sharers.has(owner, now, counts) + amount > part)
+    }
+
     #[test]
     fn one_who_asks_for_most_cannot_starve_the_others() {
         let counts = Counts::Over { half_life: Span(500) };
@@ -272,8 +418,7 @@ mod tests {
                 if at / 10 % every != 0 {
                     continue;
                 }
-                let most =
-                    if sharers.is_over(owner, 1, amount, now, counts) { 100 - reserve(100) } else { 100 };
+                let most = if is_over(&sharers, owner, amount, now) { 100 - reserve(100) } else { 100 };
                 match used + amount <= most {
                     true => sharers.take(owner, 1, amount, now, counts),
                     false => sharers.refuse(owner, 1, amount, now, counts),

@@ -37,6 +37,8 @@ pub(super) struct Hold {
     pub feature: Arc<str>,
     pub stamp: Stamp,
     pub policy: u64,
+    /// The version of the load.
+    pub load: u64,
     /// What does the work and where, in the caller's words.
     pub endpoint: Option<Arc<str>>,
     pub region: Option<Arc<str>>,
@@ -323,7 +325,11 @@ impl State {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
             account.give_back(debit.key, id, unused, hold.stamp.at, debit.mark);
+            if debit.account == AccountPlace::CLUSTER {
+                self.share_back(&hold, &levels, debit, unused);
+            }
         }
+        self.remember_end(&hold, &levels, actual.cost, status);
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
             let unused = Credits(draw.amount.0 - spent.0);
@@ -355,6 +361,7 @@ impl State {
             stamp: hold.stamp,
             latest: self.entry_index(),
             policy: hold.policy,
+            load: hold.load,
             resolved_at: self.now,
         });
         Settled {

@@ -466,9 +466,10 @@ pub struct AdmissionView {
     pub cost: Credits,
     pub paid_by: Vec<Payment>,
     pub uncovered: Credits,
-    /// Where it was admitted, and under which policy.
+    /// Where it was admitted, and under which policy and load.
     pub stamp: Stamp,
     pub policy: u64,
+    pub load: u64,
     /// While it is held.
     pub expires_at: Option<Millis>,
     pub resolved_at: Option<Millis>,

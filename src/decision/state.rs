@@ -7,6 +7,7 @@ use foldhash::fast::RandomState;
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Command, Request, Stamp};
+use crate::decision::fairness::Sharing;
 use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
 use crate::decision::ledger::Recorder;
@@ -16,6 +17,7 @@ use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::renewals::EntryBound;
 use crate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId};
+use crate::decision::trust::Past;
 use crate::units::Millis;
 
 /// Everything that is agreed: the policy, the accounts with what limits counted and what wallets
@@ -46,7 +48,12 @@ pub struct State {
     /// accounts, so that a refusal, which changes nothing else, does not copy pages of them.
     pub(super) trail: Pages<u64>,
     pub(super) load: Load,
+    /// Who shares the capacities that are shared fairly.
+    pub(super) sharing: Sharing,
+    /// How accounts behaved, where their plans have a rule for it.
+    pub(super) pasts: Slab<Past>,
 
+    pub(super) past_by_account: HashMap<AccountPlace, u32, RandomState>,
     pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
     /// The holds at or below each account, soonest to expire first.
@@ -99,6 +106,9 @@ impl State {
             keys: Keys::default(),
             trail,
             load: Load::default(),
+            sharing: Sharing::new(),
+            pasts: Slab::default(),
+            past_by_account: HashMap::default(),
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),

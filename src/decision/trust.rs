@@ -11,7 +11,13 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::account::AccountPlace;
 use crate::decision::fading::Fading;
+use crate::decision::hold::Hold;
+use crate::decision::policy::{Feature, Plan};
+use crate::decision::reply::{AdmissionStatus, Refusal};
+use crate::decision::state::State;
+use crate::decision::waterfall::Levels;
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// How trust moves the guards of a plan.
@@ -54,9 +60,38 @@ pub struct Trust {
     pub fault: Option<Fault>,
 }
 
+impl TrustRule {
+    /// Whether it can come to this.
+    pub(super) fn allows(&self, trust: Trust) -> bool {
+        let most = Ppm::ONE.0.saturating_add(if trust.fault.is_none() { self.bonus.0 } else { 0 });
+        let least = if trust.fault.is_some() { ONE.saturating_sub(self.malus.0) } else { ONE };
+        (least..=most).contains(&trust.factor.0)
+    }
+}
+
 impl Trust {
     /// Without a past, or a rule.
     pub const NEUTRAL: Trust = Trust { factor: Ppm::ONE, fault: None };
+}
+
+impl Fault {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Fault::Hammering => "asking again before the moment that was told",
+            Fault::Misjudging => "holding much more or less than it uses",
+            Fault::Abandoning => "letting holds expire",
+            Fault::Surging => "asking for much more than it usually does",
+        }
+    }
+}
+
+/// How an account used the features, as long as its plan has a rule for it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Past {
+    pub account: AccountPlace,
+    /// By name. Of too many, the one that was asked least gives way.
+    histories: Vec<History>,
 }
 
 /// How an account used a feature.
@@ -66,10 +101,11 @@ pub(super) struct History {
     began: Millis,
     asked: Fading,
     refused: Fading,
-    /// Asked before the moment that a refusal told.
+    /// Refused again before the moment that was told.
     early: Fading,
-    /// That moment.
+    /// That moment, and when it was told.
     told: Millis,
+    told_at: Millis,
     /// What was held by holds that have ended, and how far that was from what was used.
     held: Fading,
     misjudged: Fading,
@@ -95,6 +131,8 @@ pub struct HistoryRead {
 impl History {
     /// The usual rate fades so many times slower than the rest.
     const USUAL_SPAN: u64 = 24;
+    /// What was sent before the answer came is not held against anybody.
+    const UNDER_WAY: Span = Span::SECOND;
     /// Fewer requests than so many, faded as they are, say nothing.
     const ASKED_MIN: u64 = 10;
     /// So many, faded as they are, earn the whole bonus.
@@ -113,16 +151,17 @@ impl History {
     pub fn ask(&mut self, rule: &TrustRule, now: Millis) {
         self.asked.add(1, now, rule.half_life);
         self.usual.add(1, now, usual_half_life(rule));
-        if now < self.told {
-            self.early.add(1, now, rule.half_life);
-        }
     }
 
-    /// That it was refused, and told when to ask again.
+    /// That it was refused, and told when to ask again. Who is refused again before it was too early; who is
+    /// admitted was not.
     pub fn refuse(&mut self, rule: &TrustRule, would_pass_at: Option<Millis>, now: Millis) {
         self.refused.add(1, now, rule.half_life);
-        // Who was told later moments by other guards is held to the one that was told last.
-        self.told = would_pass_at.unwrap_or(self.told);
+        if now >= self.told {
+            (self.told, self.told_at) = (would_pass_at.unwrap_or(now), now);
+        } else if now.since(self.told_at) >= History::UNDER_WAY {
+            self.early.add(1, now, rule.half_life);
+        }
     }
 
     /// That a hold was settled.
@@ -136,11 +175,6 @@ impl History {
     pub fn abandon(&mut self, rule: &TrustRule, held: Credits, now: Millis) {
         self.held.add(held.0.unsigned_abs(), now, rule.half_life);
         self.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
-    }
-
-    /// Whether nothing is left of it.
-    pub fn is_faded(&self, rule: &TrustRule, now: Millis) -> bool {
-        self.usual.read(now, usual_half_life(rule)) == 0 && self.held.read(now, rule.half_life) == 0
     }
 
     pub fn asked(&self, rule: &TrustRule, now: Millis) -> u64 {
@@ -200,6 +234,101 @@ impl History {
             early: Ppm(ratio(read(self.early), asked, ONE)),
             misjudged: Ppm(ratio(read(self.misjudged), held, ONE)),
             abandoned: Ppm(ratio(read(self.abandoned), held, ONE)),
+        }
+    }
+}
+
+impl Past {
+    /// Features of which an account's use is remembered.
+    const HISTORIES_MAX: usize = 16;
+
+    fn of(&self, feature: &str) -> Option<&History> {
+        let found = self.histories.binary_search_by(|history| (*history.feature).cmp(feature));
+        Some(&self.histories[found.ok()?])
+    }
+
+    fn history_mut(&mut self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> &mut History {
+        let found = self.histories.binary_search_by(|history| history.feature.cmp(feature));
+        let place = found.unwrap_or_else(|_| {
+            if self.histories.len() >= Past::HISTORIES_MAX {
+                let asked = |place: &usize| self.histories[*place].asked(rule, now);
+                let least = (0..self.histories.len()).min_by_key(asked);
+                least.map(|least| self.histories.remove(least));
+            }
+            let place = self.histories.partition_point(|history| history.feature < *feature);
+            self.histories.insert(place, History::new(feature.clone(), now));
+            place
+        });
+        &mut self.histories[place]
+    }
+}
+
+impl State {
+    /// What the past of an account with this plan makes of its adaptive guards for a feature.
+    pub(super) fn trust_in(&self, plan: &Plan, place: AccountPlace, feature: &Feature) -> Trust {
+        let history = plan.trust.and_then(|rule| Some((rule, self.past(place)?.of(&feature.name)?)));
+        history.map_or(Trust::NEUTRAL, |(rule, history)| history.trust(&rule, self.now))
+    }
+
+    fn past(&self, place: AccountPlace) -> Option<&Past> {
+        self.pasts.get(*self.past_by_account.get(&place)?)
+    }
+
+    pub(super) fn insert_past(&mut self, past: Past) {
+        let account = past.account;
+        let place = self.pasts.insert(past);
+        self.past_by_account.insert(account, place);
+    }
+
+    /// Remembers of every account on the way that it asked, and if it was refused.
+    pub(super) fn remember_request(
+        &mut self,
+        levels: &Levels,
+        feature: &Arc<str>,
+        refusal: Option<&Refusal>,
+    ) {
+        self.remember(levels, feature, |history, rule, now| {
+            history.ask(rule, now);
+            if let Some(refusal) = refusal {
+                history.refuse(rule, refusal.would_pass_at, now);
+            }
+        });
+    }
+
+    /// Remembers how well a hold was judged that has ended, when that cost so much.
+    pub(super) fn remember_end(
+        &mut self,
+        hold: &Hold,
+        levels: &Levels,
+        used: Credits,
+        status: AdmissionStatus,
+    ) {
+        self.remember(levels, &hold.feature, |history, rule, now| match status {
+            AdmissionStatus::Settled => history.settle(rule, hold.cost, used, now),
+            AdmissionStatus::Expired => history.abandon(rule, hold.cost, now),
+            AdmissionStatus::Held | AdmissionStatus::Released => {}
+        });
+    }
+
+    fn remember(
+        &mut self,
+        levels: &Levels,
+        feature: &Arc<str>,
+        what: impl Fn(&mut History, &TrustRule, Millis),
+    ) {
+        if !self.policy.plans.iter().any(|plan| plan.trust.is_some()) {
+            return;
+        }
+        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        for place in levels.iter() {
+            let plan = self.account_at(place).plan.and_then(|plan| policy.plan(plan));
+            let Some(rule) = plan.and_then(|plan| plan.trust) else { continue };
+            if self.past(place).is_none() {
+                self.insert_past(Past { account: place, histories: Vec::new() });
+            }
+            let past = self.past_by_account.get(&place).and_then(|past| self.pasts.get_mut(*past));
+            let past = past.expect("it was made where it was missing");
+            what(past.history_mut(&rule, feature, now), &rule, now);
         }
     }
 }

@@ -190,6 +190,7 @@ impl State {
                 uncovered: Credits::ZERO,
                 stamp: hold.stamp,
                 policy: hold.policy,
+                load: hold.load,
                 expires_at: Some(hold.expires_at),
                 resolved_at: None,
             });
@@ -205,6 +206,7 @@ impl State {
             uncovered: resolved.uncovered,
             stamp: resolved.stamp,
             policy: resolved.policy,
+            load: resolved.load,
             expires_at: None,
             resolved_at: Some(resolved.resolved_at),
         })

@@ -11,12 +11,14 @@ use crate::decision::account::AccountPlace;
 use crate::decision::capacity::ShareLook;
 use crate::decision::command::{AccountState, Class};
 use crate::decision::factor::{Carry, Factor};
-use crate::decision::facts::{Change, LayerSeen};
+use crate::decision::facts::{Change, LayerSeen, Moved};
+use crate::decision::fairness::{FairLook, Unmet};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
 use crate::decision::reply::{Admitted, Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
+use crate::decision::trust::Trust;
 use crate::decision::wallet::Wallet;
 use crate::units::{Credits, Millis, Ppm};
 
@@ -47,11 +49,17 @@ pub(super) struct Look<'p> {
     pub rule: Rule,
     pub measure: Measure,
     pub reading: Reading,
-    /// How much of it can be used because of load.
+    /// How much of it can be used because of load, and for an adaptive guard because of trust.
     pub factor: Factor,
+    /// The same without what is earned and fades.
+    pub lasting: Factor,
     pub carry: Carry,
     /// The share of the request's class, where classes share it.
     pub share: Option<ShareLook>,
+    /// How the request stands among those who share it fairly.
+    pub fair: Option<FairLook>,
+    /// What moves an adaptive guard, if anything does.
+    pub moved: Option<Moved>,
     /// It is in shadow mode, and would refuse the request: so it does not count it.
     pub would_refuse: bool,
 }
@@ -104,6 +112,8 @@ pub(super) struct Verdict<'p> {
     pub looks: Vec<Look<'p>>,
     pub caps: Vec<CapLook>,
     pub cover: Cover,
+    /// What it asks of capacities in shadow mode that would have refused.
+    pub unmet: Vec<Unmet>,
 }
 
 /// A refusal, and for the record what it costs and what was looked at, as far as it came to that.
@@ -112,11 +122,13 @@ pub(super) struct Denied {
     pub cost: Option<Credits>,
     pub class: Class,
     pub seen: Vec<LayerSeen>,
+    /// What it asked of capacities in vain.
+    pub unmet: Vec<Unmet>,
 }
 
 impl From<Box<Refusal>> for Denied {
     fn from(refusal: Box<Refusal>) -> Denied {
-        Denied { refusal, cost: None, class: Class::default(), seen: Vec::new() }
+        Denied { refusal, cost: None, class: Class::default(), seen: Vec::new(), unmet: Vec::new() }
     }
 }
 
@@ -274,9 +286,15 @@ impl State {
             .iter()
             .map(|objection| objection.refusal.would_pass_at)
             .try_fold(Millis(0), |latest, at| Some(latest.max(at?)));
+        // Whom something of its own stops as well asks nothing of a capacity.
+        let only_capacities = objections.iter().all(|objection| objection.is_of_capacity());
         match objections.into_iter().max_by_key(Objection::weight) {
-            None => Ok(Verdict { looks, caps, cover }),
+            None => {
+                let unmet = unmet(looks.iter().filter(|look| look.would_refuse), priced);
+                Ok(Verdict { looks, caps, cover, unmet })
+            }
             Some(Objection { refusal, .. }) => {
+                let unmet = if only_capacities { unmet(looks.iter(), priced) } else { Vec::new() };
                 let listed = looks.iter().filter(|_| list_limits);
                 let limits = listed.map(|look| self.status(look)).collect();
                 let refusal = Box::new(Refusal { would_pass_at, limits, ..*refusal });
@@ -284,7 +302,7 @@ impl State {
                     true => self.seen(policy, levels, &looks, &caps, &self.funds(levels)),
                     false => Vec::new(),
                 };
-                Err(Denied { refusal, cost: Some(priced.cost), class, seen })
+                Err(Denied { refusal, cost: Some(priced.cost), class, seen, unmet })
             }
         }
     }
@@ -299,58 +317,78 @@ impl State {
         class: Class,
     ) -> Vec<Look<'p>> {
         let Some((feature_place, feature)) = feature else { return Vec::new() };
-        let mut looks = Vec::with_capacity(8);
-        for place in levels.iter() {
+        let mut looks = self.capacity_looks((feature_place, feature), class);
+        for (look, applied) in looks.iter_mut().zip(&feature.capacity) {
+            look.fair = self.fair_look(policy, levels, feature, applied.limit, class);
+        }
+        for place in levels.iter().skip(1) {
             let account = self.account_at(place);
-            let (limits, applied) = match account.plan {
-                _ if place == AccountPlace::CLUSTER => (&feature.capacity_limits, &feature.capacity),
-                None => continue,
-                Some(plan) => match policy.plan(plan) {
-                    None => continue,
-                    Some(plan) => (&plan.limits, &plan.by_feature[feature_place]),
-                },
-            };
-            for applied in applied {
-                let limit = &limits[applied.limit];
-                let (level, measure) = (account.level, applied.measure);
-                let mut look = Look {
-                    account: place,
-                    level,
-                    limit,
-                    rule: limit.rule,
-                    measure,
-                    reading: Reading { used: 0, room: 0 },
-                    factor: Factor::ONE,
-                    carry: Carry::default(),
-                    share: None,
-                    would_refuse: false,
-                };
-                if place == AccountPlace::CLUSTER {
-                    self.follow_load(&mut look, feature_place, feature, applied.limit, class);
-                }
-                look.reading = look.rule.read(account.meter(limit.key), self.now);
+            let Some(plan) = account.plan.and_then(|plan| policy.plan(plan)) else { continue };
+            let (by_load, trust) =
+                (self.load.class_factor(feature_place, class), self.trust_in(plan, place, feature));
+            for applied in &plan.by_feature[feature_place] {
+                let limit = &plan.limits[applied.limit];
+                let factors = limit.adaptive.map(|within| {
+                    let factor = |trust| Factor(within.bounded(by_load, trust));
+                    (factor(trust.factor), factor(trust.factor.min(Ppm::ONE)))
+                });
+                let mut look = self.look(place, limit, applied.measure, factors);
+                look.moved = limit.adaptive.map(|_| Moved { by_load, trust }).filter(Moved::is_moved);
                 looks.push(look);
             }
         }
         looks
     }
 
-    /// What load and the request's class make of a limit of a capacity.
-    fn follow_load(&self, look: &mut Look<'_>, place: usize, feature: &Feature, limit: usize, class: Class) {
+    /// The capacities of a feature, for a request of a class.
+    pub(super) fn capacity_looks<'p>(
+        &self,
+        (place, feature): (usize, &'p Feature),
+        class: Class,
+    ) -> Vec<Look<'p>> {
         let factor = self.load.factor(feature);
-        match look.rule {
+        let mut looks = Vec::with_capacity(8);
+        for applied in &feature.capacity {
+            let limit = &feature.capacity_limits[applied.limit];
+            let mut look = self.look(AccountPlace::CLUSTER, limit, applied.measure, Some((factor, factor)));
+            let shares = feature.class_shares.get(applied.limit);
+            let by_class = || self.load.class_factor(place, class);
+            look.share = shares.map(|shares| self.share_look(class, shares, by_class()));
+            looks.push(look);
+        }
+        looks
+    }
+
+    /// A limit on an account, of which so much can be used: now, and when what fades has faded.
+    fn look<'p>(
+        &self,
+        place: AccountPlace,
+        limit: &'p Limit,
+        measure: Measure,
+        factors: Option<(Factor, Factor)>,
+    ) -> Look<'p> {
+        let account = self.account_at(place);
+        let (now, lasting) = factors.unwrap_or((Factor::ONE, Factor::ONE));
+        let (rule, factor, lasting) = match limit.rule {
             // Rounded up: while anything may be used, one is not none.
-            Rule::Slots { quota } => look.rule = Rule::Slots { quota: factor.of(quota) },
-            _ => look.factor = factor,
+            Rule::Slots { quota } => (Rule::Slots { quota: now.of(quota) }, Factor::ONE, Factor::ONE),
+            rule => (rule, now, lasting),
+        };
+        Look {
+            account: place,
+            level: account.level,
+            limit,
+            rule,
+            measure,
+            reading: rule.read(account.meter(limit.key), self.now),
+            factor,
+            lasting,
+            carry: if factor == Factor::ONE { Carry::default() } else { account.carry(limit.key) },
+            share: None,
+            fair: None,
+            moved: None,
+            would_refuse: false,
         }
-        if look.factor != Factor::ONE {
-            look.carry = self.account_at(look.account).carry(look.limit.key);
-        }
-        let shares = feature.class_shares.get(limit);
-        look.share = shares.map(|shares| {
-            let factors = self.load.factors.get(place).copied().unwrap_or([Ppm::ONE; Class::ALL.len()]);
-            self.share_look(class, shares, factors[class as usize])
-        });
     }
 
     /// The class of a request: that of the nearest plan, or what it asks for, whichever is less important.
@@ -462,16 +500,20 @@ impl State {
         funds: &Funds,
     ) -> Vec<LayerSeen> {
         let mut seen = Vec::with_capacity(2 * levels.len + looks.len() + caps.len());
-        let (mut looks, mut caps) = (looks.iter().peekable(), caps.iter().peekable());
+        let (all, mut looks, mut caps) = (looks, looks.iter().peekable(), caps.iter().peekable());
         for (place, funds) in levels.iter().zip(funds.0) {
             let account = self.account_at(place);
             let plan = account.plan.and_then(|plan| policy.plan_places.get(plan.place()).copied().flatten());
-            seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32) });
+            let moved = all.iter().filter(|look| look.account == place).find_map(|look| look.moved);
+            seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32), moved });
             while let Some(look) = looks.next_if(|look| look.account == place) {
                 seen.push(look.seen());
                 if let Some(share) = &look.share {
                     let used = Change::none(share.reading.used);
                     seen.push(LayerSeen::Share { used, factor: share.factor.0 });
+                }
+                if let Some((fair, part)) = look.fair.and_then(|fair| Some((fair, fair.part?))) {
+                    seen.push(LayerSeen::Fair { has: fair.has, part, weight: fair.weight });
                 }
                 seen.extend(look.would_refuse.then_some(LayerSeen::WouldRefuse));
             }
@@ -512,7 +554,7 @@ impl State {
                     let meter = self.account_at(AccountPlace::CLUSTER).meter(share.key);
                     *used = Change::new(used.before, share.rule.read(meter, self.now).used);
                 }
-                LayerSeen::WouldRefuse => {}
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     let Some(cap) = caps.next() else { continue };
                     let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
@@ -640,8 +682,8 @@ impl State {
 
     /// A limit on its account, as it stands.
     pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
-        let meter = self.account_at(look.account).meter(look.limit.key);
-        look.status(meter, self.now)
+        let account = self.account_at(look.account);
+        look.status(account.meter(look.limit.key), account.carry(look.limit.key), self.now)
     }
 
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
@@ -752,7 +794,7 @@ impl Verdict<'_> {
                         .map_or(0, |(look, share)| share.counted(look.taken(priced, &self.cover, hold)).0);
                     *used = Change::new(used.before, used.before.saturating_add(counted));
                 }
-                LayerSeen::WouldRefuse => {}
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     *spent = Change::new(spent.before, spent.before.saturating_add(drawn_in_all));
                 }
@@ -825,11 +867,7 @@ impl Look<'_> {
     }
 
     /// As it stands on `meter`, and as far as load lets it be used.
-    pub fn status(&self, meter: Option<&Meter>, at: Millis) -> LimitStatus {
-        self.status_with(meter, self.carry, at)
-    }
-
-    pub fn status_with(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
+    pub fn status(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
         let status = limit_status(self.limit, self.level, meter, at);
         if self.factor == Factor::ONE && self.rule == self.limit.rule {
             return status;
@@ -843,10 +881,18 @@ impl Look<'_> {
     /// Says what load and class have to do with a refusal.
     fn explained(&self, mut detail: String) -> String {
         // Writing to a text cannot fail.
+        let by = if self.moved.is_some() { "load and trust let" } else { "load lets" };
         if self.factor != Factor::ONE {
-            let _infallible = write!(detail, "; load lets {} of it be used", self.factor.0);
+            let _infallible = write!(detail, "; {by} {} of it be used", self.factor.0);
         } else if self.rule != self.limit.rule {
-            let _infallible = write!(detail, "; load lets {} of them be taken", self.rule.quota());
+            let _infallible = write!(detail, "; {by} {} of them be taken", self.rule.quota());
+        }
+        if let Some(Moved { trust: Trust { factor, fault: Some(fault) }, .. }) = self.moved {
+            let _infallible = write!(detail, "; trust is {factor}, for {}", fault.name());
+        }
+        if let Some((has, part)) = self.fair.and_then(|fair| Some((fair.has, fair.part?))) {
+            let (has, part) = (self.amount_text(has), self.amount_text(part));
+            let _infallible = write!(detail, "; its owner has {has} of it, and a fair part is {part}");
         }
         if let Some(share) = &self.share {
             let class = share.class.name();
@@ -969,6 +1015,12 @@ pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, cr
     }
 }
 
+/// What a request asks of the capacities that are shared fairly.
+fn unmet<'l>(looks: impl Iterator<Item = &'l Look<'l>>, priced: &Priced) -> Vec<Unmet> {
+    let fair = looks.filter_map(|look| Some((look.fair?, look.guarded(priced))));
+    fair.filter(|(_, amount)| *amount > 0).map(|(fair, amount)| fair.unmet(amount)).collect()
+}
+
 /// A refusal, and how long it stands.
 struct Objection {
     kind: ObjectionKind,
@@ -993,6 +1045,10 @@ impl Objection {
 
     fn for_good(refusal: Box<Refusal>) -> Objection {
         Objection { kind: ObjectionKind::ForGood, refusal }
+    }
+
+    fn is_of_capacity(&self) -> bool {
+        matches!(self.refusal.layer, Layer::Limit { level: 0, .. })
     }
 
     /// The heaviest objection is the one that stands longest; what nobody can date stands longer

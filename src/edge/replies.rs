@@ -45,7 +45,7 @@ fn insert_refusal(headers: &mut HeaderMap, now: Millis, refusal: &Refusal) {
 /// The answer to one request. `admission` is the one that the request was about, if any.
 pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
     let now = reply.stamp.at;
-    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: Some(reply.load) };
+    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
     let mut answer = match &reply.outcome {
         Outcome::Admitted(admitted) => {
             let body = AdmittedAnswer { admitted, entry: Entry::default(), receipt };
@@ -105,7 +105,7 @@ pub(crate) async fn batch(replies: &[Reply], replayed: bool) -> Answer {
         if place % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: Some(reply.load) };
+        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
         let entry = Entry { is_in_batch: true, replayed: reply.replayed };
         match &reply.outcome {
             Outcome::Admitted(admitted) => AdmittedAnswer { admitted, entry, receipt }.write(&mut body),

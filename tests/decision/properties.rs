@@ -9,17 +9,18 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
-    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
-    TopUpDelivered,
+    AccountState, Admit, Change, Class, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount,
+    PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source,
+    SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::facts::{Fact, with_moments};
 use quorate::decision::policy::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings,
+    Then,
 };
 use quorate::decision::reply::{AdmissionId, Layer, Outcome, Reply, TopUpId, TopUpStatus};
-use quorate::decision::{Record, State, View};
+use quorate::decision::{Record, State, TrustRule, View};
 use quorate::units::{Credits, Millis, Ppm, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -58,6 +59,18 @@ enum Act {
         doubled: bool,
         hold: Option<Span>,
         dry_run: bool,
+    },
+    /// Of a class that the request names, for video.
+    AdmitAs {
+        class: Class,
+        account: &'static str,
+        usage: Vec<(&'static str, u64)>,
+        hold: Option<Span>,
+    },
+    /// What a backend of video reports.
+    Signals {
+        utilisation: Ppm,
+        ttl: Span,
     },
     Settle {
         nth: u64,
@@ -251,6 +264,50 @@ pub fn policies() -> impl Strategy<Value = Document> {
     })
 }
 
+/// Policies in which load, classes, fair parts and trust move the limits.
+fn moving_policies() -> impl Strategy<Value = Document> {
+    let ppm = |values: &'static [u64]| select(values.to_vec()).prop_map(Ppm);
+    let floor = ppm(&[100_000, 400_000]);
+    let load = (floor, ppm(&[400_000, 1_000_000, 1_500_000]), ppm(&[10_000, 300_000]));
+    let load = load.prop_map(|(floor, silent, restore)| LoadDocument {
+        floor,
+        silent,
+        restore,
+        ceiling: Ppm(1_500_000),
+        ..LoadDocument::default()
+    });
+    let shares = select(vec![
+        [100_000, 300_000, 300_000, 300_000],
+        [0, 1_000_000, 0, 0],
+        [50_000, 50_000, 900_000, 0],
+    ]);
+    let shares = shares.prop_map(|shares| Class::ALL.into_iter().zip(shares.map(Ppm)).collect());
+    let video = (prop::option::of(load), prop::option::of(shares), any::<bool>());
+    let trust = (ppm(&[0, 200_000, 3_000_000]), ppm(&[0, 500_000, 999_999]), select(vec![1_000, 60_000]));
+    let trust =
+        trust.prop_map(|(bonus, malus, half_life)| TrustRule { bonus, malus, half_life: Span(half_life) });
+    let adaptive = (ppm(&[1, 500_000, 1_000_000]), ppm(&[1_000_000, 1_200_000, 4_000_000]));
+    let adaptive = adaptive.prop_map(|(floor, ceiling)| AdaptiveDocument { floor, ceiling });
+    let plan = (
+        select(Class::ALL.to_vec()),
+        prop::option::of(select(vec![1_u32, 3, 1_000])),
+        prop::option::of(trust),
+        prop::option::weighted(0.8, adaptive),
+    );
+    let plans = prop::collection::vec(plan, PLANS.len());
+    (policies(), video, plans).prop_map(|(mut document, (load, shares, fair), plans)| {
+        let video = document.features.get_mut("video").expect("a feature of every policy");
+        (video.load, video.shares, video.fair) = (load, shares, fair);
+        for (plan, (class, weight, trust, adaptive)) in document.plans.values_mut().zip(plans) {
+            (plan.class, plan.weight, plan.trust) = (class, weight, trust);
+            for limit in plan.limits.iter_mut().filter(|limit| limit.then == Then::Refuse) {
+                limit.adaptive = adaptive;
+            }
+        }
+        document
+    })
+}
+
 fn usages() -> impl Strategy<Value = Vec<(&'static str, u64)>> {
     let units = select(vec!["requests", "seconds", "frames", "tokens"]);
     prop::collection::vec((units, amounts()), 0..3)
@@ -388,6 +445,24 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     steps(act.boxed(), count)
 }
 
+/// Steps among which many are of the feature that moves, and report on it.
+fn moving_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let hold = prop::option::weighted(0.6, spans());
+    let admit = (select(Class::ALL.to_vec()), select(ACCOUNTS.to_vec()), usages_of(true), hold);
+    let ttl = select(vec![Span(1), Span(1_500), Span(600_000)]);
+    let signals = (select(vec![0, 300_000, 800_000, 900_000, 1_300_000, 20_000_000]), ttl);
+    let act = prop_oneof![
+        1 => (0..3_usize).prop_map(|which| Act::Policy { which }),
+        2 => grants(),
+        6 => admits(),
+        12 => admit.prop_map(|(class, account, usage, hold)| Act::AdmitAs { class, account, usage, hold }),
+        6 => settles(),
+        2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        8 => signals.prop_map(|(utilisation, ttl)| Act::Signals { utilisation: Ppm(utilisation), ttl }),
+    ];
+    steps(act.boxed(), count)
+}
+
 fn steps(act: BoxedStrategy<Act>, count: usize) -> impl Strategy<Value = Vec<Step>> {
     let later = prop_oneof![
         6 => Just(0_i64),
@@ -468,6 +543,29 @@ impl Performer {
                 endpoint: Some("render-7"),
                 region: None,
                 class: None,
+            }),
+            Act::AdmitAs { class, account, usage, hold } => Command::Admit(Admit {
+                account,
+                feature: "video",
+                usage: usage.clone(),
+                attributes: Vec::new(),
+                hold_ttl: *hold,
+                dry_run: false,
+                list_limits: true,
+                endpoint: None,
+                region: None,
+                class: Some(*class),
+            }),
+            Act::Signals { utilisation, ttl } => Command::Signals(Signals {
+                signals: vec![Signal {
+                    feature: "video",
+                    region: "here",
+                    source: "gpu",
+                    utilisation: Some(*utilisation),
+                    queue_depth: None,
+                    latency: None,
+                    ttl: *ttl,
+                }],
             }),
             Act::Settle { nth, usage, last } => Command::Settle(Settle {
                 admission: self.held(*nth),
@@ -623,9 +721,23 @@ pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<(Vec<(u64, Fact
 
 #[test]
 fn every_law_holds_and_replays_and_restores_are_the_same() {
-    let strategy =
-        (prop::collection::vec(granting_policies(), 1..4), any_steps(50), any::<prop::sample::Index>());
-    run("every_law_holds", 150, strategy, |(documents, steps, cut)| {
+    let documents = prop::collection::vec(granting_policies(), 1..4);
+    check_laws("every_law_holds", 150, documents, any_steps(50));
+}
+
+#[test]
+fn every_law_holds_where_limits_move() {
+    let documents = prop::collection::vec(moving_policies(), 1..3);
+    check_laws("every_law_holds_where_limits_move", 150, documents, moving_steps(60));
+}
+
+fn check_laws(
+    name: &'static str,
+    cases: u32,
+    documents: impl Strategy<Value = Vec<Document>>,
+    steps: impl Strategy<Value = Vec<Step>>,
+) {
+    run(name, cases, (documents, steps, any::<prop::sample::Index>()), |(documents, steps, cut)| {
         let names = Names::new();
         let mut performer = Performer::new(&documents);
         let mut lawful = Lawful::new();
@@ -951,10 +1063,9 @@ fn a_limit_in_shadow_mode_says_what_it_would_do() {
     let policy = (policies(), limits(0, false), 1_u64..8).prop_map(|(mut document, mut limit, quota)| {
         limit.quota = Quota::Whole(quota);
         limit.features = None;
-        limit.then = Then::Refuse;
-        limit.shadow = false;
+        (limit.then, limit.shadow, limit.adaptive) = (Then::Refuse, false, None);
         for plan in document.plans.values_mut() {
-            plan.limits = vec![limit.clone()];
+            (plan.limits, plan.trust) = (vec![limit.clone()], None);
         }
         document.features.values_mut().for_each(|feature| feature.capacity.clear());
         document
@@ -1108,7 +1219,7 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         }
         let without_trail = |state: &State| {
             let mut records = records(state);
-            records.retain(|record| !record.is_trail());
+            records.retain(|record| !record.is_of_asking());
             records
         };
         let (left, right) = (without_trail(&at_once), without_trail(&in_steps));

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use quorate::decision::facts::{
-    AccountPut, Change, Charge, Fact, Layers, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
+    AccountPut, Change, Charge, Fact, Layers, Moved, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
 };
 use quorate::decision::layers::{self, LayerRead, NamedLayer};
 use quorate::decision::policy::Policy;
@@ -165,12 +165,26 @@ fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
                     (true, false) => ", in shadow mode",
                     (true, true) => ", in shadow mode: would refuse",
                 };
-                let quota = amount(limit.quota);
-                format!("{}@{level} {used} of {quota} {}{factor}{shadow}", limit.name, limit.unit)
+                let moved = limit.moved.map_or_else(String::new, |Moved { by_load, trust }| {
+                    let fault = trust.fault.map_or_else(String::new, |fault| format!(" for {fault:?}"));
+                    format!(" (load {by_load}, trust {}{fault})", trust.factor)
+                });
+                format!(
+                    "{}@{level} {used} of {} {}{factor}{moved}{shadow}",
+                    limit.name,
+                    amount(limit.quota),
+                    limit.unit
+                )
             }
             NamedLayer::Share(share) => {
                 let used = change(share.used, &|amount| amount.to_string());
                 format!("share of {} {used}, of which {} can be used", share.class.name(), share.factor)
+            }
+            NamedLayer::Fair(fair) => {
+                format!(
+                    "a fair part by weight {} is {}, and the owner has {}",
+                    fair.weight, fair.part, fair.has
+                )
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 format!("cap@{level} {} of {}", change(spent, &credits), cap.credits)

@@ -13,6 +13,7 @@ use crate::decision::facts::{
 use crate::decision::layers::{self, LayerRead, LimitRead, NamedLayer};
 use crate::decision::policy::{Measure, Then};
 use crate::decision::reply::Layer;
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm};
 
 /// What limits and spending caps were left with, as long as the same rule counts. Nothing but a decision that
@@ -181,7 +182,7 @@ impl Audit {
             let account = levels[usize::from(*level)];
             match layer {
                 NamedLayer::Limit(limit) => self.check_limit(&decided, account, limit),
-                NamedLayer::Share(_) => {}
+                NamedLayer::Share(_) | NamedLayer::Fair(_) => {}
                 NamedLayer::SpendingCap { cap, spent } => self.check_cap(&decided, account, *cap, *spent),
                 NamedLayer::Wallet { .. } => {}
             }
@@ -202,6 +203,7 @@ impl Audit {
         let latest = latest.filter(|(plan, _)| *plan == limit.plan).map(|(_, used)| used);
         self.check_growth(decided.id, account, &limit.name, limit.used, latest);
         self.check_shadow(decided, limit);
+        self.check_moved(decided.id, account, limit);
     }
 
     /// Checks that a limit in shadow mode that says that it would have refused would have had to.
@@ -213,6 +215,27 @@ impl Audit {
         };
         if limit.would_refuse && !decided.had_to_refuse(limit, cost) {
             self.find(Finding::RefusedForNothing { id: decided.id, layer: limit.name.clone() });
+        }
+    }
+
+    /// Checks that an adaptive guard stood where load and trust put it, and trust within its bounds.
+    fn check_moved(&mut self, id: FactId, account: u32, limit: &LimitRead) {
+        let Some(adaptive) = limit.adaptive else { return };
+        let policy = self.policy();
+        let rule = limit.plan.and_then(|plan| policy.plans.get(plan as usize)).and_then(|plan| plan.trust);
+        let trust = limit.moved.map_or(Trust::NEUTRAL, |moved| moved.trust);
+        let is_possible = rule.map_or(trust == Trust::NEUTRAL, |rule| rule.allows(trust));
+        let by_load = limit.moved.map_or(Ppm::ONE, |moved| moved.by_load);
+        let factor = Factor(adaptive.bounded(by_load, trust.factor));
+        let (stands, is_slots) = (Factor(limit.factor), limit.measure == Measure::Slot);
+        let is_there = if is_slots {
+            limit.quota == factor.of(limit.base)
+        } else {
+            stands == factor && limit.quota == limit.base
+        };
+        if !is_possible || !is_there {
+            let (account, layer) = (self.path(account), limit.name.clone());
+            self.find(Finding::MovedOther { id, account, layer, expected: factor.0 });
         }
     }
 
@@ -344,7 +367,7 @@ impl LimitRead {
 
 impl Decided<'_> {
     fn is_shared(&self) -> bool {
-        self.read.iter().any(|read| matches!(read.layer, NamedLayer::Share(_)))
+        self.read.iter().any(|read| matches!(read.layer, NamedLayer::Share(_) | NamedLayer::Fair(_)))
     }
 
     /// Whether it admits, and is not the end of what was held.
@@ -410,7 +433,7 @@ impl Decided<'_> {
             (Then::Credits, Measure::Cost) => used,
             _ => used.saturating_sub(held),
         };
-        if limit.plan.is_none() && self.moves {
+        if limit.plan.is_none() && self.moves || limit.adaptive.is_some() {
             // What was reserved counted for more or less, at the factor of its time.
             return Expected(-i128::from(u64::MAX), limit.counted(most).1);
         }

@@ -175,6 +175,10 @@ pub enum Finding {
     },
     #[error("{id}: {layer} of {account} had used {before}, and {latest} after the last that counted there")]
     LayerGrew { id: FactId, account: Arc<str>, layer: Arc<str>, before: u64, latest: u64 },
+    #[error(
+        "{id}: load and trust put {layer} of {account} elsewhere: so much of it could be used: {expected}"
+    )]
+    MovedOther { id: FactId, account: Arc<str>, layer: Arc<str>, expected: Ppm },
     #[error("{id}: {layer} of {account} is left with {after} of {quota} used")]
     QuotaExceeded { id: FactId, account: Arc<str>, layer: Arc<str>, quota: u64, after: u64 },
     #[error("{id}: the wallet of {account} is said to have {said:?} {when} it; by the postings {replayed:?}")]

@@ -136,14 +136,14 @@ impl State {
         let earliest = last.saturating_sub(State::STEPS_MADE_UP_MAX * step);
         let mut at = self.load.next_step_at.0.max(earliest);
         self.load.next_step_at = Millis(last + step);
-        if self.load.features.is_empty() {
-            return;
-        }
-        while at <= last {
+        while at <= last && !self.load.features.is_empty() {
             self.now = Millis(at);
             self.step_features();
             at += step;
         }
+        // What is shared fairly follows from how things stand, and not from how they came to stand so.
+        self.now = Millis(last);
+        self.step_sharing();
         self.now = now;
     }
 
@@ -194,6 +194,7 @@ impl State {
         for (feature, factor, pressure) in moved {
             self.note_load_moved(feature, factor, pressure, LoadMove::Policy);
         }
+        self.sharing_follows_policy();
     }
 
     /// A feature's load, and how the classes share what there is.
@@ -234,6 +235,11 @@ impl Load {
                 Factor(self.features.get(&feature.name).map_or(Ppm::ONE, |load| load.controller.factor))
             }
         }
+    }
+
+    /// How much of its share a class may use of the feature at a place in the policy.
+    pub fn class_factor(&self, place: usize, class: Class) -> Ppm {
+        self.factors.get(place).map_or(Ppm::ONE, |factors| factors[class as usize])
     }
 
     /// By the place of a feature in `policy`.

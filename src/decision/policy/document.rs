@@ -281,6 +281,14 @@ pub struct AdaptiveDocument {
     pub ceiling: Ppm,
 }
 
+impl AdaptiveDocument {
+    /// How much of the guard can be used, when load and trust let so much be.
+    pub(in crate::decision) fn bounded(&self, by_load: Ppm, by_trust: Ppm) -> Ppm {
+        let both = u128::from(by_load.0) * u128::from(by_trust.0) / u128::from(Ppm::ONE.0);
+        Ppm(u64::try_from(both).unwrap_or(u64::MAX).clamp(self.floor.0, self.ceiling.0))
+    }
+}
+
 impl Default for AdaptiveDocument {
     fn default() -> Self {
         AdaptiveDocument { floor: Ppm(500_000), ceiling: Ppm(1_500_000) }

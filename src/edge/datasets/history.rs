@@ -294,6 +294,7 @@ impl History {
                 position: decided.position,
             },
             policy: charge.policy,
+            load: versions.load,
             expires_at: holds.next().map(|hold| hold.until).filter(|_| !is_over),
             resolved_at: is_over.then_some(ended.at),
         })

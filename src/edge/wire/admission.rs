@@ -454,7 +454,7 @@ impl WriteJson for AdmissionAnswer<'_> {
             "admitted_at": AsText(view.stamp.at),
             "expires_at"?: view.expires_at.map(AsText),
             "resolved_at"?: view.resolved_at.map(AsText),
-            "receipt": Receipt { stamp: &view.stamp, policy: view.policy, load: None },
+            "receipt": Receipt { stamp: &view.stamp, policy: view.policy, load: view.load },
             "events"?: self.events.map(Derived),
         });
     }

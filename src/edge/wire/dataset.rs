@@ -323,6 +323,12 @@ enum LayerAmounts {
         after: Amount,
         factor: Ppm,
     },
+    /// What the owner has of that capacity, and what is its fair part, while there is not enough for all.
+    Fair {
+        has: Amount,
+        fair_part: Amount,
+        weight: u32,
+    },
     SpendingCap {
         period: Period,
         quota: Amount,
@@ -368,6 +374,10 @@ impl LayerItem {
                 let amount = |amount| Amount::of(&share.unit, amount);
                 let (before, after) = (amount(share.used.before), amount(share.used.after()));
                 ("share", LayerAmounts::Share { class: share.class, before, after, factor: share.factor })
+            }
+            NamedLayer::Fair(fair) => {
+                let (has, fair_part) = (Amount::of(&fair.unit, fair.has), Amount::of(&fair.unit, fair.part));
+                ("fair", LayerAmounts::Fair { has, fair_part, weight: fair.weight })
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 let ChangeItem { before, after } = credits(spent);

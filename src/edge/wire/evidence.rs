@@ -12,8 +12,8 @@ use crate::units::{Credits, Millis};
 pub(crate) struct Receipt<'a> {
     pub(crate) stamp: &'a Stamp,
     pub(crate) policy: u64,
-    /// The version of the load, where it is known.
-    pub(crate) load: Option<u64>,
+    /// The version of the load.
+    pub(crate) load: u64,
 }
 
 impl WriteJson for Receipt<'_> {
@@ -24,7 +24,7 @@ impl WriteJson for Receipt<'_> {
             "term": self.stamp.term,
             "at": AsText(self.stamp.at),
             "policy": self.policy,
-            "load"?: self.load,
+            "load": self.load,
             "decided_by": "quorum",
         });
     }
