@@ -606,3 +606,91 @@ fn trying_a_policy_lets_credits_decide_only_where_they_did() {
         "{dearer:#}"
     );
 }
+
+#[test]
+fn a_cut_refuses_batch_first_and_people_see_why() {
+    const ASKED: [&str; 5] = ["admit", ACCOUNT, "code.task", "--usage", "requests=1,output_tokens=1000"];
+    let nodes = with_account();
+    let batch = |more: &[&str]| nodes.json(&[&ASKED[..], &["--class", "batch"], more].concat());
+    let (code, first) = batch(&[]);
+    assert_eq!(code, 0, "{first:#}");
+    let report = |more: &[&str]| {
+        let signal = ["signal", "code.task", "--region", "here", "--source", "gpu7", "--ttl", "10m"];
+        nodes.quorate(&[&signal, more].concat())
+    };
+    let told =
+        nodes.text(&report(&["--utilisation", "1.3", "--latency", "45s", "--queue-depth", "9"]).stdout);
+    assert!(told.starts_with("reported: it counts for 10m\n"), "{told}");
+    nodes.wait_until("batch is refused", |_| batch(&["--dry-run"]).1["reason"] == "capacity_reached");
+    nodes.wait_until("load is at the floor", |nodes| {
+        nodes.json(&["feature", "show", "code.task"]).1["factor"] == "0.35"
+    });
+    let told = nodes.text(&nodes.quorate(&["feature", "show", "code.task"]).stdout);
+    for part in [
+        "code.task: 0.35 of its capacity can be used; ",
+        "  standard     0.4         0.125\n",
+        "  tokens_out_per_minute: 0 of 21000000000 (of 60000000000) output_tokens used\n",
+        "here    gpu7            1.3      9      45s",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let refused = nodes.quorate(&[&ASKED[..], &["--class", "batch"]].concat());
+    let told = nodes.text(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    for part in [
+        "load lets 0.35 of it be used; that is what is left for class batch",
+        "tokens_out_per_minute (cluster) is moved: by the policy it is 60000000000",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (code, admitted) = nodes.json(&ASKED);
+    assert_eq!(code, 0, "standard goes on: {admitted:#}");
+    let id = admitted["admission"].as_str().expect("an id");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", ACCOUNT, id]).stdout);
+    for part in
+        ["0.35 of it could be used, so what is asked counted for more (by load)", "share of class standard"]
+    {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    // The same now is a request of the same class.
+    let id = first["admission"].as_str().expect("an id");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", ACCOUNT, id]).stdout);
+    for part in ["share of class batch in it", "the same request now would be refused: capacity_reached"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+
+    report(&["--utilisation", "0.2"]);
+    nodes.wait_until("batch is admitted again", |_| batch(&["--dry-run"]).0 == 0);
+    let told = nodes.text(&nodes.quorate(&["feature", "list"]).stdout);
+    assert!(told.contains("video.generate       1        0  nobody reports"), "{told}");
+    let (code, listed) = nodes.json(&["feature", "list"]);
+    assert_eq!((code, &listed["items"][0]["feature"]), (0, &json!("code.task")));
+    let (code, refusal) = nodes.json(&["feature", "show", "nothing"]);
+    assert_eq!((code, &refusal["reason"]), (1, &json!("feature_unknown")));
+    let none = nodes.quorate(&["signal", "code.task", "--region", "here", "--source", "gpu7"]);
+    assert_eq!(none.status.code(), Some(2), "a report says something");
+}
+
+#[test]
+fn an_account_shows_what_moves_its_limits() {
+    // Nobody reports, so the factor is what the policy says for that.
+    let nodes = Nodes::start_with(1, "", "tests/cluster/signals.toml");
+    assert!(nodes.quorate(&["account", "put", "acme", "--plan", "wallet"]).status.success());
+    let told = nodes.text(&nodes.quorate(&["account", "show", "acme"]).stdout);
+    for part in [
+        "moved now  feature  base  load  trust  factor  quota  why",
+        "month      work     1000   0.5      1     0.5    500  load",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (_, account) = nodes.json(&["account", "show", "acme"]);
+    let moved = json!({"feature": "work", "load": "0.5", "trust": "1", "factor": "0.5", "quota": "500"});
+    assert_eq!(account["adaptive"][0]["features"], json!([moved]), "{account:#}");
+    let (_, admitted) = nodes.json(&["admit", "acme", "work"]);
+    let limits = admitted["limits"].as_array().expect("limits");
+    let month = limits.iter().find(|limit| limit["name"] == "month").expect("the guard");
+    assert_eq!((&month["quota"], &month["base_quota"]), (&json!("500"), &json!("1000")), "{month}");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", "acme"]).stdout);
+    let part = "0.5 of it could be used, so what is asked counted for more (load 0.5, trust 1)";
+    assert!(told.contains(part), "{part:?} is missing:\n{told}");
+}

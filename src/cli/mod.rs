@@ -15,6 +15,7 @@ mod datasets;
 mod error;
 mod exercise;
 mod explain;
+mod load;
 mod output;
 mod policy;
 mod receipt;
@@ -115,6 +116,11 @@ enum Command {
     /// Show, replace, check or try the policy: features, prices, plans and limits
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Report how hard a backend is pressed on a feature
+    Signal(load::SignalArgs),
+    /// Show how hard features are pressed, and how classes share their capacity
+    #[command(subcommand)]
+    Feature(load::FeatureCommand),
     /// Show or change who is in the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -211,6 +217,8 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Grant(command) => account::run_grant(command, global).await,
             Command::TopUp(command) => topup::run(command, global).await,
             Command::Policy(command) => policy::run(command, global).await,
+            Command::Signal(args) => load::signal(&args, global).await,
+            Command::Feature(command) => load::run(command, global).await,
             Command::Cluster(command) => cluster::run(command, global).await,
             Command::Usage(args) => datasets::usage(&args, global).await,
             Command::Charges(args) => datasets::charges(&args, global).await,

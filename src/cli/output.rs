@@ -119,7 +119,14 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
             resets,
         ]);
     }
-    table.lines(indent)
+    let mut text = table.lines(indent);
+    for limit in limits {
+        if let Some(base) = limit.base_quota {
+            let name = limit_name(limit, levels.len() > 1);
+            put(&mut text, format_args!("{:indent$}{name} is moved: by the policy it is {base}\n", ""));
+        }
+    }
+    text
 }
 
 fn limit_name(limit: &LimitView, with_level: bool) -> String {
@@ -147,8 +154,10 @@ pub(super) fn payments(payments: &[Payment], indent: usize) -> String {
 
 /// Where and when a decision was made.
 pub(super) fn receipt(receipt: &Receipt) -> String {
+    // Before anything was moved there is nothing to cite.
+    let load = if receipt.load > 0 { format!(", load {}", receipt.load) } else { String::new() };
     format!(
-        "decided at {} (log {}.{}, term {}, policy {})\n",
+        "decided at {} (log {}.{}, term {}, policy {}{load})\n",
         receipt.at, receipt.index, receipt.position, receipt.term, receipt.policy
     )
 }

@@ -159,7 +159,8 @@ impl State {
 /// Stands for all classes where they make no difference.
 const ALIKE: Class = Class::Critical;
 
-fn sharers_key(feature: &Feature, limit: MeterKey, class: Class) -> SharersKey {
+/// Under which those who share a limit of a capacity are kept.
+pub(super) fn sharers_key(feature: &Feature, limit: MeterKey, class: Class) -> SharersKey {
     (limit, if feature.shares.is_some() { class } else { ALIKE })
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{AccountState, Class, Source, SpendingCap, Stamp, TopUp};
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// An answer to one command.
@@ -431,6 +432,8 @@ pub struct HoldView {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FeatureView {
     pub feature: Arc<str>,
+    /// Whether the policy moves it by load.
+    pub follows_load: bool,
     pub load_version: u64,
     /// How much of the capacity may be used.
     pub factor: Ppm,
@@ -439,8 +442,55 @@ pub struct FeatureView {
     /// How much of its share each class may use, most important first.
     pub by_class: [Ppm; Class::ALL.len()],
     pub shares: Option<[Ppm; Class::ALL.len()]>,
+    /// The limits of the capacity, as they stand.
+    pub capacity: Vec<CapacityView>,
     /// The reports that count now, by region and source.
     pub signals: Vec<SignalView>,
+}
+
+/// A limit of a feature's capacity, and how the classes share it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapacityView {
+    pub limit: LimitStatus,
+    /// Most important first.
+    pub by_class: [ClassRoom; Class::ALL.len()],
+}
+
+/// What a class has of a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassRoom {
+    pub class: Class,
+    /// Its own share, where classes have shares.
+    pub share: Option<ShareStatus>,
+    /// What one of its requests could take now, of its own share or borrowed.
+    pub available: u64,
+    /// What is a fair part for an owner of the weight 1, where it is shared fairly and while there is not enough
+    /// for all.
+    pub fair_part: Option<u64>,
+}
+
+/// The share of a class in a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareStatus {
+    /// As the policy says.
+    pub base: u64,
+    /// As much of it as load lets be used.
+    pub quota: u64,
+    pub used: u64,
+}
+
+/// How hard a feature is pressed, in short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureLoadView {
+    pub feature: Arc<str>,
+    /// Whether the policy moves it by load.
+    pub follows_load: bool,
+    /// How much of the capacity may be used.
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    /// How many sources have a report that counts.
+    pub sources: u64,
 }
 
 /// A report that counts.
@@ -482,6 +532,33 @@ pub enum AdmissionStatus {
     Settled,
     Released,
     Expired,
+}
+
+/// What moves an adaptive guard on an account now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptiveView {
+    pub name: Arc<str>,
+    pub level: u8,
+    pub unit: Arc<str>,
+    /// The policy's quota, and the least and the most of it that can be used.
+    pub quota: u64,
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// For which of the features that it counts it is another one.
+    pub features: Vec<MovedView>,
+}
+
+/// What moves an adaptive guard for a feature, and what it comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedView {
+    pub feature: Arc<str>,
+    /// How much load lets requests of the account's class use.
+    pub by_load: Ppm,
+    /// What the past of the guard's account makes of it.
+    pub trust: Trust,
+    /// Both together, within the guard's bounds.
+    pub factor: Ppm,
+    pub quota: u64,
 }
 
 // --- the text form of ids --------------------------------------------------------------------------

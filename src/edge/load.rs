@@ -9,9 +9,9 @@ use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
-use crate::edge::wire::load::{FeatureAnswer, SignalsBody};
+use crate::edge::wire::load::{FeatureAnswer, FeaturesAnswer, SignalsBody};
 
-/// Reports that one call may bring.
+/// Reports that one call may bring: of every source that one feature can have.
 const SIGNALS_MAX: usize = 256;
 
 pub(crate) async fn signals(asked: Asked) -> Result<Answer, Problem> {
@@ -30,4 +30,10 @@ pub(crate) async fn feature(mut asked: Asked) -> Result<Answer, Problem> {
         Problem::new(Kind::Refused(Reason::FeatureUnknown), format!("there is no feature {feature:?}"))
     })?;
     Ok(Answer::json(StatusCode::OK, &FeatureAnswer(&view)))
+}
+
+pub(crate) async fn features(asked: Asked) -> Result<Answer, Problem> {
+    asked.query()?.finish()?;
+    let (load, items) = asked.replica().read(|state| state.features()).await?;
+    Ok(Answer::json(StatusCode::OK, &FeaturesAnswer { load, items: &items }))
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 
-use crate::decision::reply::{Layer, Outcome, Reason, Reply};
+use crate::decision::reply::{FeatureLoadView, Layer, Outcome, Reason, Reply};
 use crate::edge::calls::Call;
 use crate::edge::kind::Kind;
 use crate::replication::{ClusterView, FactsStatus};
@@ -129,6 +129,14 @@ pub(crate) struct Connections {
     pub(crate) timed_out: AtomicU64,
 }
 
+/// What the state of this node says.
+pub(crate) struct Gauges {
+    pub(crate) top_ups_pending: u64,
+    pub(crate) load_version: u64,
+    /// The features that load moves.
+    pub(crate) features: Vec<FeatureLoadView>,
+}
+
 /// Counts one.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
@@ -179,11 +187,11 @@ impl Metrics {
         }
     }
 
-    /// All of it as text, with where the log is and how much of the facts is here.
-    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, top_ups_pending: u64) -> String {
+    /// All of it as text, with where the log is, how much of the facts is here, and what the state says.
+    pub(crate) fn text(&self, cluster: &ClusterView, facts: &FactsStatus, gauges: &Gauges) -> String {
         let mut text = String::with_capacity(8 * 1024);
         // Writing to a string cannot fail.
-        let _infallible = self.write(&mut text, cluster, facts, top_ups_pending);
+        let _infallible = self.write(&mut text, cluster, facts, gauges);
         text
     }
 
@@ -192,7 +200,7 @@ impl Metrics {
         text: &mut String,
         cluster: &ClusterView,
         facts: &FactsStatus,
-        top_ups_pending: u64,
+        gauges: &Gauges,
     ) -> std::fmt::Result {
         family(text, "quorate_http_requests_total", "counter", "Requests by call and class of status.")?;
         for (call, classes) in Call::ALL.iter().zip(&self.requests.0) {
@@ -306,8 +314,39 @@ impl Metrics {
             facts.missing_entries,
         )?;
         let help = "Top-ups that are neither confirmed nor failed.";
-        single(text, "quorate_topups_pending", "gauge", help, top_ups_pending)
+        single(text, "quorate_topups_pending", "gauge", help, gauges.top_ups_pending)?;
+        let help = "The version of the load: it rises whenever a factor moves.";
+        single(text, "quorate_load_version", "gauge", help, gauges.load_version)?;
+        write_load(text, &gauges.features)
     }
+}
+
+/// What a gauge says of a feature, if anything.
+type GaugeOf = dyn Fn(&FeatureLoadView) -> Option<String>;
+
+/// How hard features are pressed, and what that does. A feature that nobody reports on has no pressure.
+fn write_load(text: &mut String, features: &[FeatureLoadView]) -> std::fmt::Result {
+    let factor = |feature: &FeatureLoadView| Some(feature.factor.to_string());
+    let pressure = |feature: &FeatureLoadView| Some(feature.pressure?.to_string());
+    let sources = |feature: &FeatureLoadView| Some(feature.sources.to_string());
+    let families: [(&str, &str, &GaugeOf); 3] = [
+        ("quorate_load_factor", "How much of a feature's capacity load lets be used.", &factor),
+        (
+            "quorate_load_pressure",
+            "How hard a feature's backends are pressed; 1 is at the target.",
+            &pressure,
+        ),
+        ("quorate_load_sources", "Sources whose report on a feature counts now.", &sources),
+    ];
+    for (name, help, value) in families {
+        family(text, name, "gauge", help)?;
+        for feature in features {
+            if let Some(value) = value(feature) {
+                writeln!(text, "{name}{{feature=\"{}\"}} {value}", feature.feature)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 fn family(text: &mut String, name: &str, kind: &str, help: &str) -> std::fmt::Result {
@@ -328,6 +367,7 @@ fn seconds(us: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::units::Ppm;
 
     #[test]
     fn reasons_stand_at_their_own_index() {
@@ -355,7 +395,15 @@ mod tests {
         }
         let cluster = ClusterView { cluster_id: "c".into(), node: 1, leader: None, term: 0, members: vec![] };
         let facts = FactsStatus { bytes: 7, missing_entries: 3, complete_from: 9 };
-        let text = metrics.text(&cluster, &facts, 2);
+        let feature = FeatureLoadView {
+            feature: "video.generate".into(),
+            follows_load: true,
+            factor: Ppm(750_000),
+            pressure: None,
+            sources: 0,
+        };
+        let gauges = Gauges { top_ups_pending: 2, load_version: 4, features: vec![feature] };
+        let text = metrics.text(&cluster, &facts, &gauges);
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
@@ -364,9 +412,13 @@ mod tests {
             "quorate_facts_bytes 7",
             "quorate_facts_missing_entries 3",
             "quorate_topups_pending 2",
+            "quorate_load_version 4",
+            "quorate_load_factor{feature=\"video.generate\"} 0.75",
+            "quorate_load_sources{feature=\"video.generate\"} 0",
             "quorate_http_requests_total{method=\"POST\",route=\"/v1/admissions\",status=\"2xx\"} 4",
         ] {
             assert!(text.lines().any(|found| found == line), "{line}\n{text}");
         }
+        assert!(!text.contains("quorate_load_pressure{"), "nobody reports: {text}");
     }
 }

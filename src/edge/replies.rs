@@ -67,7 +67,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             Answer::json(StatusCode::OK, &ExtendedAnswer { admission, hold, receipt })
         }
         Outcome::AccountPut(view) => {
-            Answer::json(StatusCode::OK, &AccountAnswer { view, receipt: Some(receipt) })
+            Answer::json(StatusCode::OK, &AccountAnswer { view, adaptive: None, receipt: Some(receipt) })
         }
         Outcome::GrantPut(grant) => {
             let status = if reply.replayed { StatusCode::OK } else { StatusCode::CREATED };

@@ -142,6 +142,7 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::GetPolicy => policy::get(asked).await,
         Call::PutPolicy => policy::put(asked).await,
         Call::Signal => load::signals(asked).await,
+        Call::GetFeatures => load::features(asked).await,
         Call::GetFeature => load::feature(asked).await,
         Call::GetCluster => cluster::get(asked).await,
         Call::ChangeMembers => cluster::change_members(asked).await,

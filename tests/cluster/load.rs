@@ -25,6 +25,7 @@ pub fn admission(account: &str) -> Admission<'_> {
         dry_run: false,
         endpoint: None,
         region: None,
+        class: None,
     }
 }
 

@@ -22,4 +22,5 @@ mod quorum;
 mod races;
 mod restarts;
 mod seed;
+mod signals;
 mod topups;

@@ -290,6 +290,7 @@ impl Replay {
                     dry_run: false,
                     endpoint: None,
                     region: None,
+                    class: None,
                 };
                 Some((account, BatchAdmission { key, admission }))
             })

@@ -15,13 +15,18 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::capacity::ShareLook;
 use crate::decision::command::{Class, Signal, Signals};
 use crate::decision::factor::Factor;
 use crate::decision::facts::{self, Fact};
+use crate::decision::fairness::sharers_key;
+use crate::decision::meter::Rule;
 use crate::decision::path::{self, SEGMENT_LEN_MAX};
 use crate::decision::policy::{Feature, Policy};
 use crate::decision::refusal::outcome;
-use crate::decision::reply::{FeatureView, Outcome, Reason, Refusal, SignalView};
+use crate::decision::reply::{
+    CapacityView, ClassRoom, FeatureLoadView, FeatureView, Outcome, Reason, Refusal, ShareStatus, SignalView,
+};
 use crate::decision::state::State;
 use crate::units::{Millis, Ppm, Span};
 
@@ -202,16 +207,17 @@ impl State {
         let (place, feature) = self.policy.feature(name)?;
         let load = self.load.features.get(&feature.name);
         let signals = load.into_iter().flat_map(|load| &load.signals);
-        let counts = |report: &&Report| report.expires_at > self.now;
         Some(FeatureView {
             feature: feature.name.clone(),
+            follows_load: feature.load.is_some(),
             load_version: self.load.version,
             factor: load.map_or(Ppm::ONE, |load| load.controller.factor),
             pressure: load.and_then(|load| load.controller.pressure),
             by_class: self.load.factors[place],
             shares: feature.shares,
+            capacity: self.capacity(place, feature),
             signals: signals
-                .filter(|(_, report)| counts(report))
+                .filter(|(_, report)| report.counts_at(self.now))
                 .map(|((region, source), report)| SignalView {
                     region: region.clone(),
                     source: source.clone(),
@@ -223,6 +229,54 @@ impl State {
                 })
                 .collect(),
         })
+    }
+
+    /// The version of the load, and how hard each feature is pressed, by name.
+    pub fn features(&self) -> (u64, Vec<FeatureLoadView>) {
+        let mut views: Vec<FeatureLoadView> =
+            self.policy.features.iter().map(|feature| self.feature_load(feature)).collect();
+        views.sort_by(|one, other| one.feature.cmp(&other.feature));
+        (self.load.version, views)
+    }
+
+    fn feature_load(&self, feature: &Feature) -> FeatureLoadView {
+        let load = self.load.features.get(&feature.name);
+        let reports = load.into_iter().flat_map(|load| load.signals.values());
+        FeatureLoadView {
+            feature: feature.name.clone(),
+            follows_load: feature.load.is_some(),
+            factor: load.map_or(Ppm::ONE, |load| load.controller.factor),
+            pressure: load.and_then(|load| load.controller.pressure),
+            sources: reports.filter(|report| report.counts_at(self.now)).count() as u64,
+        }
+    }
+
+    /// The limits of a feature's capacity, and how the classes share each of them now.
+    fn capacity(&self, place: usize, feature: &Feature) -> Vec<CapacityView> {
+        let by_class = Class::ALL.map(|class| self.capacity_looks((place, feature), class));
+        let limits = 0..by_class.iter().map(Vec::len).min().unwrap_or(0);
+        limits
+            .map(|limit| CapacityView {
+                limit: self.status(&by_class[0][limit]),
+                by_class: Class::ALL.map(|class| {
+                    let look = &by_class[class as usize][limit];
+                    let share = look.share.as_ref().zip(feature.class_shares.get(limit));
+                    let share = share.map(|(share, shares)| share.status(shares[class as usize].rule));
+                    let sharers = self.sharing.get(&sharers_key(feature, look.limit.key, class));
+                    let fair_part = sharers.and_then(|sharers| sharers.fair_part(1));
+                    ClassRoom { class, share, available: look.left(), fair_part }
+                }),
+            })
+            .collect()
+    }
+}
+
+impl ShareLook {
+    /// The share as it stands, where `base` is what the policy says of it.
+    fn status(&self, base: Rule) -> ShareStatus {
+        let quota = self.factor.of(self.rule.quota());
+        let left = self.factor.within(self.reading.room, self.carry).min(quota);
+        ShareStatus { base: base.quota(), quota, used: quota - left }
     }
 }
 
@@ -268,6 +322,10 @@ impl FeatureLoad {
 }
 
 impl Report {
+    fn counts_at(&self, now: Millis) -> bool {
+        self.expires_at > now
+    }
+
     fn of(signal: &Signal<'_>, now: Millis) -> Report {
         Report {
             utilisation: signal.utilisation,

@@ -6,7 +6,9 @@ use crate::decision::command::{
     AccountState, Change, Command, Period, PutAccount, PutGrant, Reset, ResetBy, Revoke, Source, SpendingCap,
     TopUp,
 };
-use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView, LimitReset, ResetDone};
+use crate::decision::reply::{
+    AccountView, AdaptiveView, GrantRevoked, GrantView, HoldView, LimitReset, MovedView, ResetDone,
+};
 use crate::edge::body::Object;
 use crate::edge::problem::Problem;
 use crate::edge::wire::evidence::{Amount, Limits, Receipt};
@@ -186,6 +188,8 @@ impl ResetBody<'_> {
 /// An account as it stands; with a change, where that was decided.
 pub(crate) struct AccountAnswer<'a> {
     pub(crate) view: &'a AccountView,
+    /// Only where it was read, and not in the answer to a change.
+    pub(crate) adaptive: Option<&'a [AdaptiveView]>,
     pub(crate) receipt: Option<Receipt<'a>>,
 }
 
@@ -198,6 +202,7 @@ impl WriteJson for AccountAnswer<'_> {
             "state": Derived(&view.state),
             "spending_cap": view.spending_cap,
             "limits": Limits(&view.limits),
+            "adaptive"?: self.adaptive.map(AdaptiveList),
             "credits": view.credits,
             "grants": Grants(&view.grants),
             "grants_total": view.grants_total,
@@ -208,6 +213,59 @@ impl WriteJson for AccountAnswer<'_> {
             "top_up": view.top_up,
             "top_up_pending": view.top_up_pending,
             "receipt"?: self.receipt,
+        });
+    }
+}
+
+/// The adaptive guards that apply to it, and what moves them now.
+struct AdaptiveList<'a>(&'a [AdaptiveView]);
+
+impl WriteJson for AdaptiveList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for AdaptiveView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "name": *self.name,
+            "level": self.level,
+            "unit": *self.unit,
+            "base_quota": Amount::of(&self.unit, self.quota),
+            "floor": Derived(&self.floor),
+            "ceiling": Derived(&self.ceiling),
+            "features": MovedList { unit: &self.unit, moved: &self.features },
+        });
+    }
+}
+
+struct MovedList<'a> {
+    unit: &'a str,
+    moved: &'a [MovedView],
+}
+
+impl WriteJson for MovedList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.moved.iter().map(|moved| MovedAnswer { unit: self.unit, moved }));
+    }
+}
+
+struct MovedAnswer<'a> {
+    unit: &'a str,
+    moved: &'a MovedView,
+}
+
+impl WriteJson for MovedAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let moved = self.moved;
+        write_object!(out, {
+            "feature": *moved.feature,
+            "load": Derived(&moved.by_load),
+            "trust": Derived(&moved.trust.factor),
+            "fault"?: moved.trust.fault.as_ref().map(Derived),
+            "factor": Derived(&moved.factor),
+            "quota": Amount::of(self.unit, moved.quota),
         });
     }
 }

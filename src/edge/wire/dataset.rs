@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
+use crate::decision::Fault;
 use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Layers, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate,
-    Refused, Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
+    Bucket, Change, Charge, FactId, Layers, Moment, Moved, Multiplier, NotRenewed, NotRenewedWhy, Posting,
+    Rate, Refused, Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -312,6 +313,11 @@ enum LayerAmounts {
         /// How much of it could be used because of load, where that was not all.
         #[serde(skip_serializing_if = "Option::is_none")]
         factor: Option<Ppm>,
+        /// The policy's quota, where another one applied: of slots, fewer can be taken.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base_quota: Option<Amount>,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        moved: Option<MovedBy>,
         /// In shadow mode, and whether it would have refused.
         #[serde(skip_serializing_if = "Option::is_none")]
         would_refuse: Option<bool>,
@@ -341,6 +347,21 @@ enum LayerAmounts {
     },
 }
 
+/// What moves an adaptive guard: its factor is both together, within its bounds.
+#[derive(Serialize)]
+struct MovedBy {
+    load: Ppm,
+    trust: Ppm,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<Fault>,
+}
+
+impl MovedBy {
+    fn new(moved: Moved) -> MovedBy {
+        MovedBy { load: moved.by_load, trust: moved.trust.factor, fault: moved.trust.fault }
+    }
+}
+
 #[derive(Serialize)]
 struct ChangeItem {
     before: Amount,
@@ -365,10 +386,22 @@ impl LayerItem {
                 let quota = amount(limit.quota);
                 let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
                 let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
+                let base_quota = (limit.base != limit.quota).then(|| amount(limit.base));
+                let moved = limit.moved.map(MovedBy::new);
                 let would_refuse = limit.shadow.then_some(limit.would_refuse);
-                let limit =
-                    LayerAmounts::Limit { name, unit, then, quota, before, after, factor, would_refuse };
-                ("limit", limit)
+                let layer = LayerAmounts::Limit {
+                    name,
+                    unit,
+                    then,
+                    quota,
+                    before,
+                    after,
+                    factor,
+                    base_quota,
+                    moved,
+                    would_refuse,
+                };
+                ("limit", layer)
             }
             NamedLayer::Share(share) => {
                 let amount = |amount| Amount::of(&share.unit, amount);

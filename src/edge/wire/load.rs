@@ -3,8 +3,11 @@
 use serde::Deserialize;
 
 use crate::decision::command::{Class, Command, Signal, Signals};
-use crate::decision::reply::{FeatureView, SignalView};
+use crate::decision::reply::{
+    CapacityView, ClassRoom, FeatureLoadView, FeatureView, ShareStatus, SignalView,
+};
 use crate::edge::body::Object;
+use crate::edge::wire::evidence::Amount;
 use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::Text;
@@ -68,10 +71,109 @@ impl WriteJson for FeatureAnswer<'_> {
         write_object!(out, {
             "feature": *view.feature,
             "load": view.load_version,
+            "follows_load": view.follows_load,
             "factor": Derived(&view.factor),
             "pressure": view.pressure.map(Factor),
             "classes": Classes(view),
+            "capacity": CapacityList(&view.capacity),
             "signals": SignalList(&view.signals),
+        });
+    }
+}
+
+/// `GET /v1/features`.
+pub(crate) struct FeaturesAnswer<'a> {
+    pub(crate) load: u64,
+    pub(crate) items: &'a [FeatureLoadView],
+}
+
+impl WriteJson for FeaturesAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, { "load": self.load, "items": FeatureList(self.items), });
+    }
+}
+
+struct FeatureList<'a>(&'a [FeatureLoadView]);
+
+impl WriteJson for FeatureList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for FeatureLoadView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "feature": *self.feature,
+            "follows_load": self.follows_load,
+            "factor": Derived(&self.factor),
+            "pressure": self.pressure.map(Factor),
+            "sources": self.sources,
+        });
+    }
+}
+
+struct CapacityList<'a>(&'a [CapacityView]);
+
+impl WriteJson for CapacityList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter().map(CapacityAnswer));
+    }
+}
+
+/// A limit of a capacity as limits are shown everywhere, with what each class has of it.
+struct CapacityAnswer<'a>(&'a CapacityView);
+
+impl WriteJson for CapacityAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let CapacityView { limit, by_class } = self.0;
+        write_object!(out, { "limit": *limit, "classes": ClassRooms { unit: &limit.unit, by_class }, });
+    }
+}
+
+struct ClassRooms<'a> {
+    unit: &'a str,
+    by_class: &'a [ClassRoom],
+}
+
+impl WriteJson for ClassRooms<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.by_class.iter().map(|room| ClassRoomAnswer { unit: self.unit, room }));
+    }
+}
+
+struct ClassRoomAnswer<'a> {
+    unit: &'a str,
+    room: &'a ClassRoom,
+}
+
+impl WriteJson for ClassRoomAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let amount = |value| Amount::of(self.unit, value);
+        let ClassRoom { class, share, available, fair_part } = self.room;
+        write_object!(out, {
+            "class": Derived(class),
+            "share"?: share.map(|share| ShareAnswer { unit: self.unit, share }),
+            "available": amount(*available),
+            "fair_part"?: fair_part.map(amount),
+        });
+    }
+}
+
+struct ShareAnswer<'a> {
+    unit: &'a str,
+    share: ShareStatus,
+}
+
+impl WriteJson for ShareAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let amount = |value| Amount::of(self.unit, value);
+        let ShareStatus { base, quota, used } = self.share;
+        write_object!(out, {
+            "quota": amount(quota),
+            "base_quota"?: (base != quota).then(|| amount(base)),
+            "used": amount(used),
+            "remaining": amount(quota.saturating_sub(used)),
         });
     }
 }
