@@ -2,8 +2,9 @@
 //!
 //! A limit is not made smaller and larger from second to second: while only half of it may be used, what is
 //! asked for counts for twice as much. What was counted before stays as it is, nothing has to be looked
-//! at when a factor moves, and what a hold gives back is what it was counted for. Fractions are carried from
-//! one amount to the next, so that many small ones count for as much as one large one.
+//! at when a factor moves, and what a hold gives back is what it was counted for. Fractions are rounded up,
+//! and what that is too much is carried to the next amount: many small ones count for as much as one large one,
+//! and all together never for less than they are.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +14,8 @@ use crate::units::Ppm;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Factor(pub Ppm);
 
-/// The fraction of a unit, in millionths, that the next amount counts for besides its own.
+/// The fraction of a unit, in millionths, that the amounts before counted for beyond their own, and the next one
+/// need not count for again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Carry(u32);
 
@@ -22,7 +24,7 @@ const ONE: u128 = Ppm::ONE.0 as u128;
 impl Factor {
     pub const ONE: Factor = Factor(Ppm::ONE);
 
-    /// What `amount` counts for, and the fraction that is left over. Under a factor of nothing nothing
+    /// What `amount` counts for, and what of that is left over for the next. Under a factor of nothing nothing
     /// fits, however large a limit is.
     pub fn counted(self, amount: u64, carry: Carry) -> (u64, Carry) {
         if self == Factor::ONE || amount == 0 {
@@ -31,9 +33,10 @@ impl Factor {
         if self.0.0 == 0 {
             return (u64::MAX, carry);
         }
-        let millionths = u128::from(amount) * ONE * ONE / u128::from(self.0.0) + u128::from(carry.0);
-        let whole = u64::try_from(millionths / ONE).unwrap_or(u64::MAX);
-        (whole, Carry((millionths % ONE) as u32))
+        let millionths = (u128::from(amount) * ONE * ONE).div_ceil(u128::from(self.0.0));
+        let whole = millionths.saturating_sub(u128::from(carry.0)).div_ceil(ONE);
+        let left = u128::from(carry.0) + whole * ONE - millionths;
+        (u64::try_from(whole).unwrap_or(u64::MAX), Carry(u32::try_from(left).unwrap_or(0)))
     }
 
     /// The largest amount that counts for no more than `room`.
@@ -41,9 +44,13 @@ impl Factor {
         if self == Factor::ONE {
             return room;
         }
-        let millionths = (u128::from(room) + 1) * ONE - u128::from(carry.0);
-        let product = millionths.saturating_mul(u128::from(self.0.0));
-        u64::try_from(product.saturating_sub(1) / (ONE * ONE)).unwrap_or(u64::MAX)
+        let millionths = u128::from(room) * ONE + u128::from(carry.0);
+        u64::try_from(millionths.saturating_mul(u128::from(self.0.0)) / (ONE * ONE)).unwrap_or(u64::MAX)
+    }
+
+    /// So many of a number of slots: rounded down, and one at least while anything may be used.
+    pub fn slots(self, quota: u64) -> u64 {
+        self.within(quota, Carry::default()).max(u64::from(self.0.0 > 0).min(quota))
     }
 
     /// So much of `amount`, rounded up.

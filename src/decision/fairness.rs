@@ -23,6 +23,7 @@ use crate::decision::fading::Fading;
 use crate::decision::hold::{Debit, Hold};
 use crate::decision::meter::Rule;
 use crate::decision::policy::{Feature, MeterKey, Policy};
+use crate::decision::reply::SharerView;
 use crate::decision::state::State;
 use crate::decision::waterfall::Levels;
 use crate::units::{Millis, Span};
@@ -52,9 +53,10 @@ pub(super) struct Unmet {
 }
 
 impl FairLook {
-    /// Whether the owner would be above the others with `amount` more.
+    /// Whether the owner would be above the others with `amount` more. Who has nothing is above nobody, however
+    /// small a fair part is.
     pub fn is_over(&self, amount: u64) -> bool {
-        self.part.is_some_and(|part| self.has.saturating_add(amount) > part)
+        self.has > 0 && self.part.is_some_and(|part| self.has.saturating_add(amount) > part)
     }
 
     pub fn unmet(&self, amount: u64) -> Unmet {
@@ -140,6 +142,35 @@ impl State {
         }
         sharing.retain(|_, sharers| !sharers.owners.is_empty());
         self.sharing = sharing;
+    }
+
+    /// Who shares the capacities of a feature: of each, those who ask for most, most first.
+    pub fn sharers(&self, feature: &str) -> Vec<SharerView> {
+        let feature = self.policy.feature(feature).filter(|(_, feature)| feature.fair);
+        let limits = feature.iter().flat_map(|(_, feature)| &feature.capacity_limits);
+        let mut views = Vec::new();
+        for limit in limits {
+            let (counts, of_class) =
+                (Counts::of(&limit.rule), feature.is_some_and(|(_, feature)| feature.shares.is_some()));
+            for class in Class::ALL {
+                let Some(sharers) = self.sharing.get(&(limit.key, class)) else { continue };
+                let mut owners: Vec<_> = sharers.owners.iter().collect();
+                owners.sort_by_key(|(_, sharer)| std::cmp::Reverse(sharer.asks(self.now, counts)));
+                views.extend(owners.into_iter().take(SharerView::LISTED_MAX).map(|(owner, sharer)| {
+                    SharerView {
+                        limit: limit.name.clone(),
+                        unit: limit.unit.clone(),
+                        class: of_class.then_some(class),
+                        account: self.account_at(*owner).path.clone(),
+                        weight: sharer.weight,
+                        has: sharer.has(self.now, counts),
+                        asks: sharer.asks(self.now, counts),
+                        fair_part: sharers.fair_part(sharer.weight),
+                    }
+                }));
+            }
+        }
+        views
     }
 
     /// Forgets who shared what, where a policy that was put just now does not share it fairly.

@@ -14,6 +14,7 @@ use crate::decision::command::{Class, Extend, Release, Settle, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
 };
+use crate::decision::fairness::reserve;
 use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
@@ -329,7 +330,6 @@ impl State {
                 self.share_back(&hold, &levels, debit, unused);
             }
         }
-        self.remember_end(&hold, &levels, actual.cost, status);
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
             let unused = Credits(draw.amount.0 - spent.0);
@@ -346,6 +346,8 @@ impl State {
         }
         self.overrun(&hold, &levels, &actual, &mut paid, charge);
         self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
+        // After all of it was decided: what it says of an account counts from the next decision on.
+        self.remember_end(&hold, &levels, actual.cost, status);
         if let Some((mut seen, looks, caps)) = found {
             self.see_again(&mut seen, &levels, &looks, &caps);
             self.note_layers(usage, hold.class, seen);
@@ -622,7 +624,9 @@ impl State {
         let takes_slot = |hold: &&Hold| {
             hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
         };
-        let ends_needed = (look.reading.used + 1).checked_sub(look.rule.quota())?.max(1);
+        // Whether its owner has more than a fair part by then is not foreseen.
+        let spare = if look.fair.is_some() { reserve(look.rule.quota()) } else { 0 };
+        let ends_needed = (look.reading.used + 1 + spare).checked_sub(look.rule.quota())?.max(1);
         self.holds_of(look.account)
             .take(HOLDS_LOOKED_AT_MAX)
             .filter(takes_slot)

@@ -72,7 +72,7 @@ mod weight;
 pub const RULES: u16 = 3;
 
 pub use load::LoadMove;
-pub use trust::{Fault, Trust, TrustRule};
+pub use trust::{Fault, HistoryRead, Trust, TrustRule};
 
 pub use checkpoint::{Record, Restore, RestoreError, View};
 pub use state::State;

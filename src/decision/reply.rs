@@ -9,7 +9,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::{AccountState, Class, Source, SpendingCap, Stamp, TopUp};
-use crate::decision::trust::Trust;
+use crate::decision::trust::{HistoryRead, Trust};
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// An answer to one command.
@@ -446,6 +446,39 @@ pub struct FeatureView {
     pub capacity: Vec<CapacityView>,
     /// The reports that count now, by region and source.
     pub signals: Vec<SignalView>,
+}
+
+/// An owner among those who share a capacity fairly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharerView {
+    /// The limit of the capacity.
+    pub limit: Arc<str>,
+    pub unit: Arc<str>,
+    /// Whose part of it is shared, where classes have shares of it.
+    pub class: Option<Class>,
+    /// The account at the root.
+    pub account: Arc<str>,
+    pub weight: u32,
+    /// What it has and, with that, all that it asks for.
+    pub has: u64,
+    pub asks: u64,
+    /// What it can have without being above the others, while there is not enough for all.
+    pub fair_part: Option<u64>,
+}
+
+impl SharerView {
+    /// How many a capacity, or a class's part of it, lists: those who ask for most.
+    pub const LISTED_MAX: usize = 10;
+}
+
+/// How an account used a feature, and what that makes of its adaptive limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behaviour {
+    pub feature: Arc<str>,
+    pub trust: Trust,
+    /// How much load lets the account's class use of the feature.
+    pub by_load: Ppm,
+    pub past: HistoryRead,
 }
 
 /// A limit of a feature's capacity, and how the classes share it now.

@@ -15,7 +15,7 @@ use crate::decision::account::AccountPlace;
 use crate::decision::fading::Fading;
 use crate::decision::hold::Hold;
 use crate::decision::policy::{Feature, Plan};
-use crate::decision::reply::{AdmissionStatus, Refusal};
+use crate::decision::reply::{AdmissionStatus, Behaviour, Refusal};
 use crate::decision::state::State;
 use crate::decision::waterfall::Levels;
 use crate::units::{Credits, Millis, Ppm, Span};
@@ -268,6 +268,26 @@ impl State {
     pub(super) fn trust_in(&self, plan: &Plan, place: AccountPlace, feature: &Feature) -> Trust {
         let history = plan.trust.and_then(|rule| Some((rule, self.past(place)?.of(&feature.name)?)));
         history.map_or(Trust::NEUTRAL, |(rule, history)| history.trust(&rule, self.now))
+    }
+
+    /// How the account at `path` used each feature, where its plan has a rule for it.
+    pub fn behaviour(&self, path: &str) -> Vec<Behaviour> {
+        let place = self.account_by_path.get(path).copied();
+        let plan = place.and_then(|place| self.policy.plan(self.account_at(place).plan?));
+        let Some((place, plan)) = place.zip(plan) else { return Vec::new() };
+        let past = plan.trust.and_then(|rule| Some((rule, self.past(place)?)));
+        let histories =
+            past.iter().flat_map(|(rule, past)| past.histories.iter().map(move |past| (rule, past)));
+        let behaviour = histories.filter_map(|(rule, past)| {
+            let (feature_place, _) = self.policy.feature(&past.feature)?;
+            Some(Behaviour {
+                feature: past.feature.clone(),
+                trust: past.trust(rule, self.now),
+                by_load: self.load.class_factor(feature_place, plan.class),
+                past: past.read(rule, self.now),
+            })
+        });
+        behaviour.collect()
     }
 
     fn past(&self, place: AccountPlace) -> Option<&Past> {

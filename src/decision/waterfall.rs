@@ -370,8 +370,7 @@ impl State {
         let account = self.account_at(place);
         let (now, lasting) = factors.unwrap_or((Factor::ONE, Factor::ONE));
         let (rule, factor, lasting) = match limit.rule {
-            // Rounded up: while anything may be used, one is not none.
-            Rule::Slots { quota } => (Rule::Slots { quota: now.of(quota) }, Factor::ONE, Factor::ONE),
+            Rule::Slots { quota } => (Rule::Slots { quota: now.slots(quota) }, Factor::ONE, Factor::ONE),
             rule => (rule, now, lasting),
         };
         Look {
@@ -873,7 +872,7 @@ impl Look<'_> {
             return status;
         }
         let room = self.rule.read(meter, at).room;
-        let quota = self.factor.of(self.rule.quota());
+        let quota = self.factor.within(self.rule.quota(), Carry::default());
         let left = self.factor.within(room, carry).min(quota);
         LimitStatus { base: Some(status.quota), quota, used: quota - left, ..status }
     }

@@ -34,14 +34,15 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use quorate::decision::Trust;
 use quorate::decision::command::{
     AccountState, Admit, Change, Class, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount,
     PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source,
     SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::reply::{
-    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled, TopUpId,
-    TopUpView,
+    AdmissionId, Balances, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
+    SharerView, TopUpId, TopUpView,
 };
 use quorate::units::{Credits, Millis, Span};
 use serde_json::{Map, Value, json};
@@ -209,6 +210,9 @@ impl Scenario {
                 if let Some(class) = arguments.named("class") {
                     plan["class"] = json!(class);
                 }
+                if let Some(weight) = arguments.named("weight") {
+                    plan["weight"] = json!(weight.parse::<u32>()?);
+                }
                 if let Some(overrun) = arguments.named("overrun") {
                     plan["overrun"] = match overrun.split_once('/') {
                         Some((rule, credits)) => json!({ rule: { "credits": credits } }),
@@ -216,6 +220,20 @@ impl Scenario {
                     };
                 }
                 self.draft["plans"][name] = plan;
+            }
+            "trust" => {
+                let plan = arguments.next("a plan")?;
+                self.part("plans", &plan)?["trust"] = Value::Object(arguments.texts());
+            }
+            "adaptive" => {
+                let (plan, limit) = (arguments.next("a plan")?, arguments.next("a limit")?);
+                let limits = self.part("plans", &plan)?["limits"].as_array_mut().expect("a list");
+                let found = limits.iter_mut().find(|known| known["name"] == *limit);
+                found.ok_or("expected a limit of the plan")?["adaptive"] = Value::Object(arguments.texts());
+            }
+            "fair" => {
+                let feature = arguments.next("a feature")?;
+                self.part("features", &feature)?["fair"] = json!(true);
             }
             "limit" => {
                 let (plan, name) = (arguments.next("a plan")?, arguments.next("a name")?);
@@ -297,6 +315,35 @@ impl Scenario {
         }
         for signal in &view.signals {
             writeln!(text, "  {}/{} until {}", signal.region, signal.source, signal.expires_at)?;
+        }
+        Ok(text)
+    }
+
+    fn show_sharers(&self, feature: &str) -> Result<String> {
+        let mut text = String::new();
+        for view in self.lawful.state().sharers(feature) {
+            let class = view.class.map_or_else(String::new, |class| format!(" for {class:?}"));
+            let part = view
+                .fair_part
+                .map_or_else(|| "enough for all".to_owned(), |part| format!("a fair part is {part}"));
+            let SharerView { limit, unit, account, weight, has, asks, .. } = view;
+            writeln!(
+                text,
+                "{limit}{class}: {account} by {weight} has {has} {unit} and asks for {asks}, {part}"
+            )?;
+        }
+        Ok(text)
+    }
+
+    fn show_behaviour(&self, account: &str) -> Result<String> {
+        let mut text = String::new();
+        for behaviour in self.lawful.state().behaviour(account) {
+            let (Trust { factor, fault }, past) = (behaviour.trust, behaviour.past);
+            let fault = fault.map_or_else(String::new, |fault| format!(" for {fault:?}"));
+            writeln!(text, "{}: trust {factor}{fault}, load {}", behaviour.feature, behaviour.by_load)?;
+            writeln!(text, "  {} an hour, usually {}", past.recent_per_hour, past.usual_per_hour)?;
+            writeln!(text, "  refused {}, too early {}", past.refused, past.early)?;
+            writeln!(text, "  misjudged {}, abandoned {}", past.misjudged, past.abandoned)?;
         }
         Ok(text)
     }
@@ -539,6 +586,8 @@ impl goldenscript::Runner for Scenario {
             }
             "show" => match arguments.next("what to show")?.as_str() {
                 "feature" => self.show_feature(&arguments.next("a feature")?)?,
+                "sharers" => self.show_sharers(&arguments.next("a feature")?)?,
+                "behaviour" => self.show_behaviour(&arguments.next("an account")?)?,
                 what => self.show(what)?,
             },
             other => return Err(format!("no such command: {other}").into()),

@@ -229,7 +229,7 @@ impl Audit {
         let factor = Factor(adaptive.bounded(by_load, trust.factor));
         let (stands, is_slots) = (Factor(limit.factor), limit.measure == Measure::Slot);
         let is_there = if is_slots {
-            limit.quota == factor.of(limit.base)
+            limit.quota == factor.slots(limit.base)
         } else {
             stands == factor && limit.quota == limit.base
         };
@@ -357,11 +357,11 @@ impl LimitRead {
         self.factor == Ppm::ONE
     }
 
-    /// What an amount counts for: the fraction carried to it is not on record.
+    /// What an amount counts for: what is carried to it is not on record.
     fn counted(&self, amount: u64) -> Expected {
         let (counted, _) = Factor(self.factor).counted(amount, Carry::default());
         let carried = u64::from(!self.is_plain() && amount > 0);
-        Expected(counted.into(), counted.saturating_add(carried).into())
+        Expected(counted.saturating_sub(carried).into(), counted.into())
     }
 }
 
