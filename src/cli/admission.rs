@@ -165,6 +165,10 @@ fn admitted(answer: &Admitted, replayed: bool) -> String {
         let expires = output::moment(hold.expires_at, answer.receipt.at);
         put(&mut text, format_args!("  held until {expires}\n"));
     }
+    for layer in &answer.would_refuse {
+        let layer = output::layer(layer);
+        put(&mut text, format_args!("  would have been refused, but for shadow mode, by {layer}\n"));
+    }
     put(&mut text, format_args!("  {}", output::receipt(&answer.receipt)));
     text
 }

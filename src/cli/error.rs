@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
 use crate::cli::exercise::ExerciseError;
+use crate::cli::rehearsal::RehearsalError;
 use crate::cli::replay::ReplayError;
 use crate::cli::simulate::SimulateError;
 use crate::client::ClientError;
@@ -31,6 +32,8 @@ pub enum CliError {
     NoEvents { admission: String },
     #[error(transparent)]
     Audit(#[from] AuditError),
+    #[error(transparent)]
+    Rehearsal(#[from] RehearsalError),
     #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error(transparent)]

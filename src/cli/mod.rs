@@ -19,6 +19,7 @@ mod load;
 mod output;
 mod policy;
 mod receipt;
+mod rehearsal;
 pub mod replay;
 mod serve;
 mod simulate;
@@ -113,7 +114,7 @@ enum Command {
     /// Show, confirm or fail top-ups: what accounts ask for when their credits run out
     #[command(name = "topup", subcommand)]
     TopUp(topup::TopUpCommand),
-    /// Show, replace or check the policy: features, prices, plans and limits
+    /// Show, replace, check or try the policy: features, prices, plans and limits
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
     /// Report how hard a backend is pressed on a feature

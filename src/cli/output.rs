@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::client::{Amount, LimitView, Payer, Payment, Problem, Receipt};
+use crate::client::{Amount, LimitView, Payer, Payment, Problem, ProblemLayer, Receipt};
 use crate::units::{Millis, Span};
 
 /// Columns that line up. Cells are as wide as the widest of their column.
@@ -130,10 +130,11 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
 }
 
 fn limit_name(limit: &LimitView, with_level: bool) -> String {
+    let shadow = if limit.shadow { " (shadow)" } else { "" };
     match limit.level {
-        0 => format!("{} (cluster)", limit.name),
-        level if with_level => format!("{} (level {level})", limit.name),
-        _ => limit.name.clone(),
+        0 => format!("{} (cluster){shadow}", limit.name),
+        level if with_level => format!("{} (level {level}){shadow}", limit.name),
+        _ => format!("{}{shadow}", limit.name),
     }
 }
 
@@ -161,6 +162,20 @@ pub(super) fn receipt(receipt: &Receipt) -> String {
     )
 }
 
+/// A layer of the waterfall, and whose it is.
+pub(super) fn layer(layer: &ProblemLayer) -> String {
+    let mut shown = layer.kind.replace('_', " ");
+    if let Some(name) = &layer.name {
+        put(&mut shown, format_args!(" {name}"));
+    }
+    match layer.level {
+        Some(0) => shown.push_str(", of the cluster"),
+        Some(level) => put(&mut shown, format_args!(", of the account at level {level}")),
+        None => {}
+    }
+    shown
+}
+
 /// A refusal: why, which layer, and when it would pass.
 pub(super) fn problem(problem: &Problem) -> String {
     let mut text = format!("refused: {}\n", problem.reason_or_status());
@@ -168,16 +183,7 @@ pub(super) fn problem(problem: &Problem) -> String {
     put(&mut text, format_args!("  {detail}\n"));
     let mut facts = Table::default();
     if let Some(layer) = &problem.layer {
-        let mut shown = layer.kind.replace('_', " ");
-        if let Some(name) = &layer.name {
-            put(&mut shown, format_args!(" {name}"));
-        }
-        match layer.level {
-            Some(0) => shown.push_str(", of the cluster"),
-            Some(level) => put(&mut shown, format_args!(", of the account at level {level}")),
-            None => {}
-        }
-        facts.row(["layer".into(), shown]);
+        facts.row(["layer".into(), self::layer(layer)]);
     }
     if let Some(field) = &problem.field {
         facts.row(["field".into(), field.clone()]);

@@ -7,7 +7,14 @@ use crate::units::Ppm;
 /// Every layer, a line each, as it was found and as it was left; the one that refused says so.
 pub(super) fn layers(text: &mut String, event: &AdmissionEvent, refused_by: Option<&ProblemLayer>) {
     for layer in event.layers.iter().flatten() {
-        let refused = if refused_by.is_some_and(|by| refuses(by, layer)) { ": it refused" } else { "" };
+        let refused = match layer {
+            _ if refused_by.is_some_and(|by| refuses(by, layer)) => ": it refused",
+            LayerItem::Limit { would_refuse: Some(true), .. } => {
+                ": it would have refused, and did not count it (shadow mode)"
+            }
+            LayerItem::Limit { would_refuse: Some(false), .. } => " (shadow mode)",
+            _ => "",
+        };
         put(text, format_args!("    {}{refused}\n", told(layer)));
     }
 }

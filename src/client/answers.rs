@@ -126,6 +126,9 @@ pub struct LimitView {
     pub resets_at: Option<Millis>,
     #[serde(default, deserialize_with = "span")]
     pub window: Option<Span>,
+    /// Whether it decides and counts, and refuses nothing.
+    #[serde(default)]
+    pub shadow: bool,
 }
 
 /// A length of time, as text such as `5h` or as whole milliseconds.
@@ -169,6 +172,9 @@ pub struct Admitted {
     pub credits: WalletView,
     #[serde(default)]
     pub hold: Option<HoldExpiry>,
+    /// The limits in shadow mode that would have refused.
+    #[serde(default)]
+    pub would_refuse: Vec<ProblemLayer>,
     pub receipt: Receipt,
 }
 
@@ -569,6 +575,9 @@ pub struct SignalView {
 pub struct PolicyView {
     pub revision: u64,
     pub policy: serde_json::Value,
+    /// How many accounts have each plan that any has.
+    #[serde(default)]
+    pub accounts_by_plan: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

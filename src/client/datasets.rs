@@ -61,6 +61,14 @@ pub struct UsageItem {
     pub account: Option<String>,
     pub feature: String,
     pub usage: BTreeMap<String, u64>,
+    /// What the request said of itself, as far as it is known.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    #[serde(default)]
+    pub class: Option<String>,
+    /// When it was admitted, or refused: for what becomes of a hold, before.
+    #[serde(default)]
+    pub admitted_at: Option<Millis>,
     /// Until when a hold that begins or is extended is kept.
     #[serde(default)]
     pub held_until: Option<Millis>,
@@ -140,6 +148,9 @@ pub enum LayerItem {
         trust: Option<Ppm>,
         #[serde(default)]
         fault: Option<String>,
+        /// In shadow mode, and whether it would have refused.
+        #[serde(default)]
+        would_refuse: Option<bool>,
     },
     /// The share of the request's class in the capacity before it: what the share covered.
     Share {

@@ -50,13 +50,15 @@ impl State {
         if !admit.dry_run {
             let refusal = verdict.as_ref().err();
             self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
-            self.note_unmet(refusal.map_or(&[], |denied| &denied.unmet));
+            self.note_unmet(verdict.as_ref().map_or_else(|denied| &denied.unmet, |verdict| &verdict.unmet));
         }
         let verdict = verdict?;
         let paid_by = verdict.cover.payments();
+        let would_refuse = verdict.would_refuse();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
         if admit.dry_run {
-            return Ok(self.would_admit(admit, &verdict, &levels, &priced, paid_by));
+            let admitted = self.would_admit(admit, &verdict, &levels, &priced, paid_by);
+            return Ok(Outcome::Admitted(Box::new(Admitted { would_refuse, ..admitted })));
         }
 
         let id = AdmissionId(self.next_admission);
@@ -136,6 +138,7 @@ impl State {
             available,
             held,
             hold_expires_at,
+            would_refuse,
         })))
     }
 
@@ -256,7 +259,7 @@ impl State {
         levels: &Levels,
         priced: &Priced,
         paid_by: Vec<Payment>,
-    ) -> Outcome {
+    ) -> Admitted {
         let hold = admit.hold_ttl.is_some();
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| {
@@ -270,7 +273,7 @@ impl State {
             look.status(Some(&meter), carry, self.now)
         });
         let drawn = i128::from(verdict.cover.drawn().0);
-        Outcome::Admitted(Box::new(Admitted {
+        Admitted {
             id: AdmissionId(0),
             dry_run: true,
             cost: priced.cost,
@@ -279,7 +282,8 @@ impl State {
             available: saturating_credits(self.drawable_sum(levels, self.now) - drawn),
             held: saturating_credits(self.held_sum(levels) + if hold { drawn } else { 0 }),
             hold_expires_at: admit.hold_ttl.map(|ttl| self.now.saturating_add(ttl)),
-        }))
+            would_refuse: Vec::new(),
+        }
     }
 
     pub(super) fn find_account(&self, path: &str) -> Result<AccountPlace, Box<Refusal>> {

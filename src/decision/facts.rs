@@ -307,6 +307,8 @@ pub enum LayerSeen {
     SpendingCap { cap: SpendingCap, spent: Change },
     /// The account's wallet: what could be drawn, and what holds kept.
     Wallet { available: Change, held: Change },
+    /// The limit before it is in shadow mode: it would have refused, and so did not count the request.
+    WouldRefuse,
 }
 
 /// What moves the adaptive guards of an account.

@@ -40,6 +40,9 @@ pub struct LimitRead {
     pub used: Change,
     /// How much of it could be used because of load, and of trust: an amount counted for as much more.
     pub factor: Ppm,
+    /// Whether it decided and refused nothing, and whether it would have refused: then it did not count.
+    pub shadow: bool,
+    pub would_refuse: bool,
     /// What moved it.
     pub moved: Option<Moved>,
     /// The policy's own quota, and how far it can be moved.
@@ -147,6 +150,8 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                     quota: quota.unwrap_or(limit.rule.quota()),
                     used,
                     factor: factor.unwrap_or(Ppm::ONE),
+                    shadow: limit.shadow,
+                    would_refuse: false,
                     moved: moved_here.filter(|_| limit.adaptive.is_some()),
                     base: limit.rule.quota(),
                     adaptive: limit.adaptive,
@@ -160,6 +165,19 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                 let (class, unit) = (layers.class, limits[place].unit.clone());
                 let key = feature.class_shares[place][class as usize].key;
                 NamedLayer::Share(ShareRead { class, unit, used, factor, key })
+            }
+            LayerSeen::WouldRefuse => {
+                let level = level()?;
+                let is_of_limit =
+                    |read: &LayerRead| matches!(read.layer, NamedLayer::Share(_) | NamedLayer::Fair(_));
+                let before = read.iter_mut().rev().find(|read| !is_of_limit(read));
+                match before.filter(|read| read.level == level).map(|read| &mut read.layer) {
+                    Some(NamedLayer::Limit(limit)) if limit.shadow && !limit.would_refuse => {
+                        limit.would_refuse = true;
+                    }
+                    _ => return Err(LayersUnreadable),
+                }
+                continue;
             }
             LayerSeen::Fair { has, part, weight } => {
                 let capacity = read.iter().rev().find_map(|read: &LayerRead| read.layer.unit_of_limit());

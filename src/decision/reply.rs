@@ -92,6 +92,13 @@ pub struct Admitted {
     /// What holds, of this account and of others, keep in those wallets, as the decision left them.
     pub held: Credits,
     pub hold_expires_at: Option<Millis>,
+    /// The limits in shadow mode that would have refused: as many as [`Admitted::WOULD_REFUSE_MAX`] names.
+    pub would_refuse: Vec<Layer>,
+}
+
+impl Admitted {
+    /// How many limits that would have refused are named. The record has all of them.
+    pub const WOULD_REFUSE_MAX: usize = 8;
 }
 
 /// One payer's part of a cost.
@@ -132,6 +139,8 @@ pub struct LimitStatus {
     /// When it will be whole again if nothing more is used; `None` for slots.
     pub resets_at: Option<Millis>,
     pub window: Option<Span>,
+    /// Whether it decides and counts, and refuses nothing.
+    pub shadow: bool,
 }
 
 impl LimitStatus {

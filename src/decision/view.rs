@@ -97,6 +97,12 @@ impl State {
         (self.policy.revision(), self.policy.document())
     }
 
+    /// How many accounts have each plan that any has, by its name.
+    pub fn accounts_by_plan(&self) -> BTreeMap<Arc<str>, u64> {
+        let users = self.plan_users.iter().enumerate().filter(|(_, users)| **users > 0);
+        users.map(|(number, users)| (self.names.plan_at(number).clone(), *users)).collect()
+    }
+
     pub fn counts(&self) -> Counts {
         Counts {
             accounts: self.account_by_path.len() as u64,

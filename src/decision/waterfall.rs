@@ -16,7 +16,7 @@ use crate::decision::fairness::{FairLook, Unmet};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
-use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
+use crate::decision::reply::{Admitted, Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
 use crate::decision::trust::Trust;
 use crate::decision::wallet::Wallet;
@@ -60,6 +60,8 @@ pub(super) struct Look<'p> {
     pub fair: Option<FairLook>,
     /// What moves an adaptive guard, if anything does.
     pub moved: Option<Moved>,
+    /// It is in shadow mode, and would refuse the request: so it does not count it.
+    pub would_refuse: bool,
 }
 
 /// A spending cap on the way, as it reads before the decision.
@@ -110,6 +112,8 @@ pub(super) struct Verdict<'p> {
     pub looks: Vec<Look<'p>>,
     pub caps: Vec<CapLook>,
     pub cover: Cover,
+    /// What it asks of capacities in shadow mode that would have refused.
+    pub unmet: Vec<Unmet>,
 }
 
 /// A refusal, and for the record what it costs and what was looked at, as far as it came to that.
@@ -268,7 +272,8 @@ impl State {
                 return Err(Denied { cost: Some(priced.cost), ..refusal.into() });
             }
         }
-        let looks = self.looks(policy, levels, Some(feature), class);
+        let mut looks = self.looks(policy, levels, Some(feature), class);
+        looks.iter_mut().for_each(|look| look.try_shadow(priced));
         let caps = self.cap_looks(levels);
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
@@ -284,9 +289,12 @@ impl State {
         // Whom something of its own stops as well asks nothing of a capacity.
         let only_capacities = objections.iter().all(|objection| objection.is_of_capacity());
         match objections.into_iter().max_by_key(Objection::weight) {
-            None => Ok(Verdict { looks, caps, cover }),
+            None => {
+                let unmet = unmet(looks.iter().filter(|look| look.would_refuse), priced);
+                Ok(Verdict { looks, caps, cover, unmet })
+            }
             Some(Objection { refusal, .. }) => {
-                let unmet = if only_capacities { unmet(&looks, priced) } else { Vec::new() };
+                let unmet = if only_capacities { unmet(looks.iter(), priced) } else { Vec::new() };
                 let listed = looks.iter().filter(|_| list_limits);
                 let limits = listed.map(|look| self.status(look)).collect();
                 let refusal = Box::new(Refusal { would_pass_at, limits, ..*refusal });
@@ -378,6 +386,7 @@ impl State {
             share: None,
             fair: None,
             moved: None,
+            would_refuse: false,
         }
     }
 
@@ -505,6 +514,7 @@ impl State {
                 if let Some((fair, part)) = look.fair.and_then(|fair| Some((fair, fair.part?))) {
                     seen.push(LayerSeen::Fair { has: fair.has, part, weight: fair.weight });
                 }
+                seen.extend(look.would_refuse.then_some(LayerSeen::WouldRefuse));
             }
             if let (Some(look), Some(cap)) = (caps.next_if(|cap| cap.account == place), account.spending_cap)
             {
@@ -543,7 +553,7 @@ impl State {
                     let meter = self.account_at(AccountPlace::CLUSTER).meter(share.key);
                     *used = Change::new(used.before, share.rule.read(meter, self.now).used);
                 }
-                LayerSeen::Fair { .. } => {}
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     let Some(cap) = caps.next() else { continue };
                     let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
@@ -569,7 +579,7 @@ impl State {
         looks: &'a [Look<'_>],
         priced: &'a Priced,
     ) -> impl Iterator<Item = Objection> + 'a {
-        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse);
+        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse && !look.limit.shadow);
         guards.filter_map(move |look| {
             let amount = look.guarded(priced);
             if look.admits(amount) {
@@ -763,6 +773,13 @@ pub(super) fn saturating_credits(sum: i128) -> Credits {
 }
 
 impl Verdict<'_> {
+    /// The limits in shadow mode that would have refused, up to [`Admitted::WOULD_REFUSE_MAX`].
+    pub fn would_refuse(&self) -> Vec<Layer> {
+        let looks = self.looks.iter().filter(|look| look.would_refuse);
+        let layers = looks.map(|look| Layer::Limit { level: look.level, name: look.limit.name.clone() });
+        layers.take(Admitted::WOULD_REFUSE_MAX).collect()
+    }
+
     /// Completes what was seen by what the verdict debits: no meter is read twice.
     pub fn complete(&self, seen: &mut [LayerSeen], priced: &Priced, hold: bool) {
         let drawn_in_all = self.cover.drawn().0.unsigned_abs();
@@ -782,7 +799,7 @@ impl Verdict<'_> {
                         .map_or(0, |(look, share)| share.counted(look.taken(priced, &self.cover, hold)).0);
                     *used = Change::new(used.before, used.before.saturating_add(counted));
                 }
-                LayerSeen::Fair { .. } => {}
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     *spent = Change::new(spent.before, spent.before.saturating_add(drawn_in_all));
                 }
@@ -828,9 +845,15 @@ impl Look<'_> {
         }
     }
 
+    /// Has a limit in shadow mode say whether it would refuse. Each is asked as if it were the only one.
+    fn try_shadow(&mut self, priced: &Priced) {
+        self.would_refuse = self.limit.shadow && !self.admits(self.guarded(priced));
+    }
+
     /// How much this limit takes of a request that is covered so. Only a hold stays in its slot.
     pub fn taken(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
+            _ if self.would_refuse => 0,
             (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
             (Then::Credits, Measure::Unit(place)) => {
@@ -902,6 +925,7 @@ pub(super) fn limit_status(limit: &Limit, level: u8, meter: Option<&Meter>, at: 
         base: None,
         resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
+        shadow: limit.shadow,
     }
 }
 
@@ -997,8 +1021,8 @@ pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, cr
 }
 
 /// What a request asks of the capacities that are shared fairly.
-fn unmet(looks: &[Look<'_>], priced: &Priced) -> Vec<Unmet> {
-    let fair = looks.iter().filter_map(|look| Some((look.fair?, look.guarded(priced))));
+fn unmet<'l>(looks: impl Iterator<Item = &'l Look<'l>>, priced: &Priced) -> Vec<Unmet> {
+    let fair = looks.filter_map(|look| Some((look.fair?, look.guarded(priced))));
     fair.filter(|(_, amount)| *amount > 0).map(|(fair, amount)| fair.unmet(amount)).collect()
 }
 

@@ -1,15 +1,19 @@
 //! Counters of what the edge did, written as Prometheus text.
 //!
-//! Counting is a few relaxed additions: it never waits and never allocates. Reading sees each
-//! counter whole, but not all of them at one instant.
+//! Counting is a few relaxed additions: it never waits and never allocates, but where a limit in shadow mode
+//! would have refused, which is counted by its name. Reading sees each counter whole, but not all of
+//! them at one instant.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
 
-use crate::decision::reply::{FeatureLoadView, Outcome, Reason, Reply};
+use crate::decision::reply::{FeatureLoadView, Layer, Outcome, Reason, Reply};
 use crate::edge::calls::Call;
 use crate::edge::fact_reads::FactReads;
 use crate::edge::kind::Kind;
@@ -75,6 +79,7 @@ pub(crate) struct Metrics {
     changed: AtomicU64,
     replayed: AtomicU64,
     refused: Refused,
+    would_refuse: Mutex<WouldRefuse>,
     pub(crate) connections: Connections,
 }
 
@@ -84,6 +89,27 @@ struct Requests([[AtomicU64; CLASSES]; CALLS]);
 impl Default for Requests {
     fn default() -> Self {
         Requests([const { [const { AtomicU64::new(0) }; CLASSES] }; CALLS])
+    }
+}
+
+/// By the name of a limit in shadow mode.
+#[derive(Default)]
+struct WouldRefuse(BTreeMap<Arc<str>, u64>);
+
+impl WouldRefuse {
+    /// How many names are counted apart.
+    const NAMES_MAX: usize = 256;
+    /// The one under which all others are counted; no limit can have it.
+    const OTHERS: &'static str = "(others)";
+
+    fn count(&mut self, name: &Arc<str>) {
+        if let Some(count) = self.0.get_mut(name) {
+            *count += 1;
+            return;
+        }
+        let is_apart = self.0.len() < WouldRefuse::NAMES_MAX;
+        let name = if is_apart { name.clone() } else { WouldRefuse::OTHERS.into() };
+        *self.0.entry(name).or_default() += 1;
     }
 }
 
@@ -141,9 +167,24 @@ impl Metrics {
             return;
         }
         match &reply.outcome {
-            Outcome::Admitted(_) => count(&self.admitted),
+            Outcome::Admitted(admitted) => {
+                count(&self.admitted);
+                if !admitted.dry_run && !admitted.would_refuse.is_empty() {
+                    self.would_refuse(&admitted.would_refuse);
+                }
+            }
             Outcome::Refused(refusal) => count(&self.refused.0[refusal.reason as usize]),
             _ => count(&self.changed),
+        }
+    }
+
+    fn would_refuse(&self, layers: &[Layer]) {
+        // Counters are right whatever a thread that held them did next.
+        let mut counts = self.would_refuse.lock().unwrap_or_else(PoisonError::into_inner);
+        for layer in layers {
+            if let Layer::Limit { name, .. } = layer {
+                counts.count(name);
+            }
         }
     }
 
@@ -219,6 +260,16 @@ impl Metrics {
                 let name = Kind::Refused(reason).words().reason;
                 writeln!(text, "quorate_decisions_total{{outcome=\"refused\",reason=\"{name}\"}} {refused}")?;
             }
+        }
+
+        family(
+            text,
+            "quorate_shadow_refusals_total",
+            "counter",
+            "Admissions that a limit in shadow mode would have refused, by limit.",
+        )?;
+        for (name, refusals) in &self.would_refuse.lock().unwrap_or_else(PoisonError::into_inner).0 {
+            writeln!(text, "quorate_shadow_refusals_total{{limit=\"{name}\"}} {refusals}")?;
         }
 
         let connections = &self.connections;
@@ -341,6 +392,17 @@ mod tests {
         for (index, reason) in REASONS.into_iter().enumerate() {
             assert_eq!(reason as usize, index);
         }
+    }
+
+    #[test]
+    fn names_of_limits_beyond_the_bound_are_counted_together() {
+        let mut counts = WouldRefuse::default();
+        for place in 0..1_000 {
+            counts.count(&format!("l{place}").into());
+        }
+        counts.count(&"l0".into());
+        assert_eq!(counts.0.len(), WouldRefuse::NAMES_MAX + 1);
+        assert_eq!((counts.0["l0"], counts.0[WouldRefuse::OTHERS]), (2, 1_000 - 256));
     }
 
     #[test]

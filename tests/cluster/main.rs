@@ -17,6 +17,7 @@ mod keys;
 mod load;
 mod members;
 mod older_copies;
+mod policies;
 mod quorum;
 mod races;
 mod restarts;

@@ -19,7 +19,7 @@ use quorate::decision::policy::{
     LimitDocument, LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings,
     Then,
 };
-use quorate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId, TopUpStatus};
+use quorate::decision::reply::{AdmissionId, Layer, Outcome, Reply, TopUpId, TopUpStatus};
 use quorate::decision::{Record, State, TrustRule, View};
 use quorate::units::{Credits, Millis, Ppm, Span};
 
@@ -147,7 +147,9 @@ fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> 
     let video_units = select(vec!["requests", "seconds", "frames", "credits"]);
     let unit = if capacity { video_units.boxed() } else { units.boxed() };
     let rule = (0..6_usize, quotas(), quotas(), spans(), periods(), 1_u32..6);
-    (unit, any::<bool>(), rule, any::<bool>()).prop_map(move |(unit, pays, rule, video_only)| {
+    let shadow = prop::bool::weighted(0.2);
+    let all = (unit, any::<bool>(), rule, any::<bool>(), shadow);
+    all.prop_map(move |(unit, pays, rule, video_only, shadow)| {
         let (kind, quota, burst, window, period, slices) = rule;
         let slots = kind == 5;
         let paying = matches!(unit, "seconds" | "tokens" | "credits") && !slots && !capacity;
@@ -176,7 +178,7 @@ fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> 
             utc_offset_minutes: None,
             then: if pays && paying { Then::Credits } else { Then::Refuse },
             adaptive: None,
-            shadow: false,
+            shadow: shadow && !(pays && paying),
         }
     })
 }
@@ -792,6 +794,29 @@ fn check_laws(
     });
 }
 
+/// A document in which each plan tries a limit that would often refuse.
+pub fn trying(mut document: Document) -> Document {
+    let tried = LimitDocument {
+        name: "tried".to_owned(),
+        features: None,
+        unit: Some("requests".to_owned()),
+        quota: Quota::Whole(2),
+        algorithm: Algorithm::FixedWindow,
+        window: Some(Span::DAY),
+        burst: None,
+        slices: None,
+        anchor: Some(Anchor::Epoch),
+        period: None,
+        day: None,
+        utc_offset_minutes: None,
+        then: Then::Refuse,
+        adaptive: None,
+        shadow: true,
+    };
+    document.plans.values_mut().for_each(|plan| plan.limits.push(tried.clone()));
+    document
+}
+
 /// A document in which the plan of the account `z` has no limits, and lends; and steps after which `z` has
 /// been lent to and has paid back.
 pub fn lending(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<Step>) {
@@ -988,6 +1013,112 @@ fn one_limit_is_never_exceeded_however_closely_it_is_approached() {
     });
     let strategy = (policy, Just(vec![Some("p0")]), Just(vec![None]), steps);
     run("one_limit", 400, strategy, nothing_beyond);
+}
+
+#[test]
+fn limits_in_shadow_mode_refuse_nothing() {
+    let policies = policies().prop_map(|mut document| {
+        let of_plans = document.plans.values_mut().flat_map(|plan| &mut plan.limits);
+        let capacity = document.features.values_mut().flat_map(|feature| &mut feature.capacity);
+        of_plans.chain(capacity).for_each(|limit| limit.shadow = limit.then == Then::Refuse);
+        document
+    });
+    let would_refuse = std::cell::Cell::new(0);
+    run("shadow_refuses_nothing", 60, (policies, any_steps(60)), |(document, steps)| {
+        let names = Names::new();
+        let mut performer = Performer::new(std::slice::from_ref(&document));
+        let mut lawful = Lawful::new();
+        let plans = ACCOUNTS.into_iter().zip(PLANS.into_iter().cycle());
+        let accounts = plans.map(|(account, plan)| Act::Account {
+            account,
+            plan: Some(Some(plan)),
+            cap: None,
+            open: true,
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = lawful.apply(stamp, &Request { key: names.key(step.key, &command), command })?;
+            match &reply.outcome {
+                Outcome::Refused(refusal) if matches!(refusal.layer, Layer::Limit { .. }) => {
+                    return Err(format!("refused all the same: {refusal:?}"));
+                }
+                Outcome::Admitted(admitted) if !admitted.would_refuse.is_empty() => {
+                    would_refuse.set(would_refuse.get() + 1);
+                }
+                _ => {}
+            }
+            performer.note(&reply);
+        }
+        Ok(())
+    });
+    assert!(would_refuse.get() > 20, "limits would have refused {} times only", would_refuse.get());
+}
+
+/// One limit, and credits enough: what it says in shadow mode is what it does when it is enforced.
+#[test]
+fn a_limit_in_shadow_mode_says_what_it_would_do() {
+    let policy = (policies(), limits(0, false), 1_u64..8).prop_map(|(mut document, mut limit, quota)| {
+        limit.quota = Quota::Whole(quota);
+        limit.features = None;
+        (limit.then, limit.shadow, limit.adaptive) = (Then::Refuse, false, None);
+        for plan in document.plans.values_mut() {
+            (plan.limits, plan.trust) = (vec![limit.clone()], None);
+        }
+        document.features.values_mut().for_each(|feature| feature.capacity.clear());
+        document
+    });
+    let usage = (0_u64..5, 0_u64..5)
+        .prop_map(|(requests, seconds)| vec![("requests", requests), ("seconds", seconds)]);
+    let admit = (usage, prop::option::weighted(0.5, spans())).prop_map(|(usage, hold)| Act::Admit {
+        account: "a",
+        video: true,
+        usage,
+        doubled: false,
+        hold,
+        dry_run: false,
+    });
+    let strategy = (policy, steps(admit.boxed(), 60));
+    run("shadow_says_what_it_would_do", 150, strategy, |(document, steps)| {
+        let mut shadow = document.clone();
+        shadow.plans.values_mut().flat_map(|plan| &mut plan.limits).for_each(|limit| limit.shadow = true);
+        let names = Names::new();
+        let mut performer = Performer::new(&[document, shadow]);
+        let mut states = [State::new(), State::new()];
+        let account = Act::Account { account: "a", plan: Some(Some("p0")), cap: None, open: true };
+        let rich =
+            Act::Grant { account: "a", id: 0, credits: 1 << 50, priority: 0, effective: None, lasts: None };
+        for (which, state) in states.iter_mut().enumerate() {
+            for act in [&Act::Policy { which }, &account, &rich] {
+                let stamp = performer.stamp(0);
+                state.apply(stamp, &plain(performer.command(act, &names)));
+            }
+        }
+        for step in steps {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let [enforced, tried] =
+                states.each_mut().map(|state| state.apply(stamp, &plain(command.clone())).outcome);
+            let refuses = matches!(enforced, Outcome::Refused(_));
+            let would_refuse = match &tried {
+                Outcome::Admitted(admitted) => !admitted.would_refuse.is_empty(),
+                other => return Err(format!("refused in shadow mode: {other:?}")),
+            };
+            if refuses != would_refuse {
+                return Err(format!("enforced {enforced:?}\n tried {tried:?}\n {command:?}"));
+            }
+            let used = states.each_ref().map(|state| {
+                let view = state.account("a").expect("it is there");
+                view.limits.iter().map(|limit| (limit.used, limit.resets_at)).collect::<Vec<_>>()
+            });
+            if used[0] != used[1] {
+                return Err(format!("counted {used:?} after {command:?}"));
+            }
+        }
+        Ok(())
+    });
 }
 
 #[test]

@@ -114,6 +114,7 @@ impl Arguments {
                 || name.ends_with("_max") && name.contains("keys");
             let value = match value.parse::<i64>() {
                 Ok(value) if number => json!(value),
+                _ if name == "shadow" => json!(value == "true"),
                 _ if name == "features" => value.split(',').map(str::to_owned).collect(),
                 _ => json!(value),
             };
@@ -646,6 +647,9 @@ fn told(reply: &Reply) -> String {
             if let Some(at) = admitted.hold_expires_at {
                 line(&mut text, format!("  hold     until {at}"));
             }
+            for layer in &admitted.would_refuse {
+                line(&mut text, format!("  shadow   would be refused by {}", layer_told(layer)));
+            }
         }
         Outcome::Settled(settled) if settled.last => tell_settled(&mut text, "settled", settled, replayed),
         Outcome::Settled(settled) => {
@@ -678,12 +682,7 @@ fn told(reply: &Reply) -> String {
         Outcome::Released(settled) => tell_settled(&mut text, "released", settled, replayed),
         Outcome::Refused(refusal) => {
             let reason = serde_json::to_value(refusal.reason).expect("a reason is a word");
-            let layer = match &refusal.layer {
-                Layer::Limit { level, name } => format!("limit {name}@{level}"),
-                Layer::SpendingCap { level } => format!("spending cap @{level}"),
-                Layer::Account { level } => format!("account @{level}"),
-                other => format!("{other:?}").to_lowercase(),
-            };
+            let layer = layer_told(&refusal.layer);
             let field = refusal.field.as_ref().map_or_else(String::new, |field| format!(" ({field})"));
             line(&mut text, format!("refused at {at}: {} by {layer}{field}", reason.as_str().unwrap_or("?")));
             line(&mut text, format!("  because  {}", refusal.detail));
@@ -697,6 +696,15 @@ fn told(reply: &Reply) -> String {
         }
     }
     text
+}
+
+fn layer_told(layer: &Layer) -> String {
+    match layer {
+        Layer::Limit { level, name } => format!("limit {name}@{level}"),
+        Layer::SpendingCap { level } => format!("spending cap @{level}"),
+        Layer::Account { level } => format!("account @{level}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 fn line(text: &mut String, line: String) {

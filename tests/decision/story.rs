@@ -160,12 +160,17 @@ fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
                     Ppm::ONE => String::new(),
                     factor => format!(", of which {factor} can be used"),
                 };
+                let shadow = match (limit.shadow, limit.would_refuse) {
+                    (false, _) => "",
+                    (true, false) => ", in shadow mode",
+                    (true, true) => ", in shadow mode: would refuse",
+                };
                 let moved = limit.moved.map_or_else(String::new, |Moved { by_load, trust }| {
                     let fault = trust.fault.map_or_else(String::new, |fault| format!(" for {fault:?}"));
                     format!(" (load {by_load}, trust {}{fault})", trust.factor)
                 });
                 format!(
-                    "{}@{level} {used} of {} {}{factor}{moved}",
+                    "{}@{level} {used} of {} {}{factor}{moved}{shadow}",
                     limit.name,
                     amount(limit.quota),
                     limit.unit

@@ -202,7 +202,20 @@ impl Audit {
             self.latest.limits.insert((account, limit.key.place()), (limit.plan, limit.used.after()));
         let latest = latest.filter(|(plan, _)| *plan == limit.plan).map(|(_, used)| used);
         self.check_growth(decided.id, account, &limit.name, limit.used, latest);
+        self.check_shadow(decided, limit);
         self.check_moved(decided.id, account, limit);
+    }
+
+    /// Checks that a limit in shadow mode that says that it would have refused would have had to.
+    fn check_shadow(&mut self, decided: &Decided<'_>, limit: &LimitRead) {
+        let cost = match (decided.charge, &self.entry.refused) {
+            (Some(charge), _) => charge.amount,
+            (None, Some(refused)) => refused.cost.unwrap_or_default(),
+            (None, None) => Credits::ZERO,
+        };
+        if limit.would_refuse && !decided.had_to_refuse(limit, cost) {
+            self.find(Finding::RefusedForNothing { id: decided.id, layer: limit.name.clone() });
+        }
     }
 
     /// Checks that an adaptive guard stood where load and trust put it, and trust within its bounds.
@@ -309,11 +322,8 @@ impl Audit {
         let (name, had_to): (Arc<str>, bool) = match &refused.by {
             Layer::Limit { level, name } => {
                 let limit = decided.limits().find(|(at, limit)| at == level && limit.name == *name);
-                let had_to = limit.is_some_and(|(_, limit)| {
-                    let asked = decided.asked(limit, cost);
-                    limit.then == Then::Refuse
-                        && (limit.counted(asked).1 > limit.room().into() || decided.is_shared())
-                });
+                let had_to =
+                    limit.is_some_and(|(_, limit)| !limit.shadow && decided.had_to_refuse(limit, cost));
                 (name.clone(), had_to)
             }
             Layer::SpendingCap { level } => {
@@ -391,9 +401,15 @@ impl Decided<'_> {
         }
     }
 
+    /// Whether a limit had no room for a request of this price.
+    fn had_to_refuse(&self, limit: &LimitRead, cost: Credits) -> bool {
+        let asked = self.asked(limit, cost);
+        limit.then == Then::Refuse && (limit.counted(asked).1 > limit.room().into() || self.is_shared())
+    }
+
     /// By how much a limit was to change.
     fn expected_of(&self, limit: &LimitRead) -> Expected {
-        if matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
+        if limit.would_refuse || matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
             return Expected(0, 0);
         }
         let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);

@@ -17,7 +17,7 @@ use crate::edge::kind::{Kind, Words};
 use crate::edge::problem::Type;
 use crate::edge::wire::dataset::{EventItem, ReceiptItem};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
-use crate::edge::wire::json::{Derived, WriteJson, write_object};
+use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
@@ -277,8 +277,24 @@ impl WriteJson for AdmittedAnswer<'_> {
             "limits"?: Limits::listed(&admitted.limits),
             "credits": Funds { available: admitted.available, held: admitted.held },
             "hold"?: admitted.hold_expires_at.map(HoldEnd),
+            "would_refuse"?: WouldRefuse::some(&admitted.would_refuse),
             "receipt": self.receipt,
         });
+    }
+}
+
+/// The limits in shadow mode that would have refused.
+struct WouldRefuse<'a>(&'a [Layer]);
+
+impl<'a> WouldRefuse<'a> {
+    fn some(layers: &'a [Layer]) -> Option<WouldRefuse<'a>> {
+        (!layers.is_empty()).then_some(WouldRefuse(layers))
+    }
+}
+
+impl WriteJson for WouldRefuse<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
     }
 }
 

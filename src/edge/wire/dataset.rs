@@ -9,8 +9,8 @@ use serde::Serialize;
 use crate::decision::Fault;
 use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Moment, Moved, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate,
-    Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
+    Bucket, Change, Charge, FactId, Layers, Moment, Moved, Multiplier, NotRenewed, NotRenewedWhy, Posting,
+    Rate, Refused, Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -57,6 +57,12 @@ pub(crate) struct UsageItem {
     account: Option<Arc<str>>,
     feature: Arc<str>,
     usage: BTreeMap<Arc<str>, u64>,
+    /// What a request said of itself, as far as it changed the price or was refused, and its class where it
+    /// came to looking at limits.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: BTreeMap<Arc<str>, Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<Class>,
     compute_ms: Option<u64>,
     duration_ms: Option<u64>,
     region: Option<Arc<str>>,
@@ -90,6 +96,11 @@ impl UsageItem {
             account: usage.account.and_then(|number| names.account(number)).cloned(),
             feature: usage.feature.clone(),
             usage: usage.units.iter().map(|used| (used.unit.clone(), used.quantity)).collect(),
+            attributes: charge.map_or_else(BTreeMap::new, |charge| {
+                let multipliers = charge.multipliers.iter();
+                multipliers.map(|one| (one.attribute.clone(), one.value.clone())).collect()
+            }),
+            class: None,
             compute_ms: usage.compute_ms,
             duration_ms: usage.duration_ms,
             region: usage.region.clone(),
@@ -102,6 +113,17 @@ impl UsageItem {
             charged: usage.charged,
             charge: charge.map(|charge| id(index, charge.number)),
         }
+    }
+}
+
+impl UsageItem {
+    /// Tells more of what was asked for: what it looked at, and why it was refused.
+    pub(crate) fn with(self, layers: Option<&Layers>, refused: Option<&Refused>) -> UsageItem {
+        let attributes = match refused {
+            Some(refused) => refused.attributes.iter().cloned().collect(),
+            None => self.attributes,
+        };
+        UsageItem { attributes, class: layers.map(|layers| layers.class), ..self }
     }
 }
 
@@ -303,6 +325,9 @@ enum LayerAmounts {
         base_quota: Option<Amount>,
         #[serde(flatten, skip_serializing_if = "Option::is_none")]
         moved: Option<MovedBy>,
+        /// In shadow mode, and whether it would have refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        would_refuse: Option<bool>,
     },
     /// The share of the request's class in the capacity before it.
     Share {
@@ -370,8 +395,19 @@ impl LayerItem {
                 let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
                 let base_quota = (limit.base != limit.quota).then(|| amount(limit.base));
                 let moved = limit.moved.map(MovedBy::new);
-                let layer =
-                    LayerAmounts::Limit { name, unit, then, quota, before, after, factor, base_quota, moved };
+                let would_refuse = limit.shadow.then_some(limit.would_refuse);
+                let layer = LayerAmounts::Limit {
+                    name,
+                    unit,
+                    then,
+                    quota,
+                    before,
+                    after,
+                    factor,
+                    base_quota,
+                    moved,
+                    would_refuse,
+                };
                 ("limit", layer)
             }
             NamedLayer::Share(share) => {

@@ -85,6 +85,7 @@ impl WriteJson for LimitStatus {
             "remaining": amount(self.remaining()),
             "resets_at"?: self.resets_at.map(AsText),
             "window"?: self.window.map(AsText),
+            "shadow"?: self.shadow.then_some(true),
         });
     }
 }
