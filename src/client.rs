@@ -25,10 +25,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use answers::{
-    AccountView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer, BatchItem,
-    ClusterView, Extended, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
-    PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView, SettledView,
-    TopUpView, WalletView,
+    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer,
+    BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView, FeatureView,
+    FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
+    MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView,
+    SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
@@ -38,9 +39,9 @@ pub use datasets::{
 };
 pub use error::{BoxedError, ClientError, Problem, ProblemLayer};
 pub use requests::{
-    AccountState, AccountUpdate, Admission, BatchAdmission, ConfirmTopUpRequest, FailTopUpRequest,
+    AccountState, AccountUpdate, Admission, BatchAdmission, Class, ConfirmTopUpRequest, FailTopUpRequest,
     GrantRequest, GrantSource, MemberRequest, MembersChange, ResetRequest, RevokeRequest, SettleRequest,
-    SpendingCap, TopUpRule,
+    Signal, SpendingCap, TopUpRule,
 };
 
 use connection::{Node, SendError, Sent};
@@ -384,6 +385,30 @@ impl Client {
         fail: &FailTopUpRequest<'_>,
     ) -> Result<Answer<TopUpView>, ClientError> {
         self.change(Method::POST, format!("/v1/topups/{}/fail", segment(id)), key, fail).await
+    }
+
+    // --- load -----------------------------------------------------------------------------------
+
+    /// Reports how hard backends are pressed: all of it is taken, or nothing. It carries no key and is repeated
+    /// all the same, since the latest report of a source is the one that counts.
+    pub async fn signal(&self, signals: &[Signal<'_>]) -> Result<Answer<Signalled>, ClientError> {
+        #[derive(Serialize)]
+        struct Body<'a> {
+            signals: &'a [Signal<'a>],
+        }
+        let mut call = Call::change(Method::POST, "/v1/signals".into(), None, &Body { signals })?;
+        call.repeatable = true;
+        self.call(&call).await
+    }
+
+    /// How hard a feature is pressed, and how classes share its capacity because of it.
+    pub async fn feature(&self, feature: &str) -> Result<Answer<FeatureView>, ClientError> {
+        self.call(&Call::get(format!("/v1/features/{}", segment(feature)))).await
+    }
+
+    /// How hard each feature is pressed, in short.
+    pub async fn features(&self) -> Result<Answer<FeaturesView>, ClientError> {
+        self.call(&Call::get("/v1/features".into())).await
     }
 
     // --- datasets -------------------------------------------------------------------------------

@@ -5,13 +5,16 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use quorate::client::{Admission, Client, ClientError, MembersChange, NodeUrl, Options};
+use quorate::client::{Admission, Client, ClientError, MembersChange, NodeUrl, Options, Signal};
+use quorate::units::Ppm;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 const ADMITTED: &str = r#"{"decision":"admitted","admission":"adm_1","cost":"0","paid_by":[],"limits":[],
     "credits":{"available":"0","held":"0"},
     "receipt":{"index":1,"position":0,"term":1,"at":"2026-11-22T15:00:00Z","policy":1}}"#;
+const SIGNALLED: &str =
+    r#"{"receipt":{"index":1,"position":0,"term":1,"at":"2026-11-22T15:00:00Z","policy":1,"load":7}}"#;
 const NO_QUORUM: &str =
     r#"{"type":"https://quorate.dev/problems/no-quorum","title":"no quorum","status":503}"#;
 const UNKNOWN: &str = r#"{"type":"https://quorate.dev/problems/outcome-unknown","title":"?","status":503}"#;
@@ -108,6 +111,7 @@ const ADMISSION: Admission<'_> = Admission {
     dry_run: false,
     endpoint: None,
     region: None,
+    class: None,
 };
 
 fn keys(heard: &Heard) -> Vec<String> {
@@ -175,6 +179,28 @@ async fn never_repeats_a_call_without_a_key_that_may_have_arrived() {
     assert!(matches!(error, ClientError::OutcomeUnknown { attempts: 1, key: None, .. }), "{error:?}");
     assert_eq!(first.lock().expect("heard").len(), 1);
     assert_eq!(second.lock().expect("heard").len(), 0);
+}
+
+#[tokio::test]
+async fn repeats_a_report_of_load_without_a_key_since_the_latest_counts() {
+    let (vanishing, first) = node(Does::Vanishes).await;
+    let (well, second) = node(Does::Answers(200, SIGNALLED)).await;
+    let signal = Signal {
+        feature: "f",
+        region: "here",
+        source: "gpu1",
+        utilisation: Some(Ppm(900_000)),
+        queue_depth: None,
+        latency: None,
+        ttl_ms: 10_000,
+    };
+    let answer = client(&[&vanishing, &well]).signal(&[signal]).await.expect("taken");
+    assert_eq!((answer.attempts, answer.value.receipt.load), (2, 7));
+    assert_eq!(
+        [keys(&first), keys(&second)],
+        [const { Vec::<String>::new() }; 2],
+        "a key would push out others"
+    );
 }
 
 #[tokio::test]

@@ -428,3 +428,287 @@ fn a_top_up_is_asked_for_shown_confirmed_and_fails() {
     assert!(!told.contains("below 10 to 50"), "{told}");
     assert_eq!(nodes.quorate(&["account", "put", "buyer", "--top-up-threshold", "1"]).status.code(), Some(2));
 }
+
+/// A policy with one guard of so many drawings an hour, and one in shadow mode.
+fn drawing(quota: u64, shadow: &str) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = format!(
+        r#"
+[features.draw]
+units = ["requests", "pixels"]
+price.pixels = "1"
+
+[features.draw.attributes.colour]
+default = "grey"
+multipliers = {{ grey = "1", full = "3" }}
+
+[plans.artist]
+[[plans.artist.limits]]
+name = "hourly"
+unit = "requests"
+quota = {quota}
+algorithm = "sliding_window"
+window = "1h"
+
+[[plans.artist.limits]]
+name = "large"
+unit = "pixels"
+quota = 50
+algorithm = "fixed_window"
+anchor = "epoch"
+window = "400d"
+{shadow}
+"#
+    );
+    std::fs::write(file.path(), text).expect("written");
+    file
+}
+
+fn path(file: &tempfile::NamedTempFile) -> &str {
+    file.path().to_str().expect("UTF-8")
+}
+
+/// A node under a guard of ten drawings an hour: `busy` has asked for twelve, and was refused two of them; `calm` has
+/// asked for three, the last of them held and settled.
+fn with_drawings() -> Nodes {
+    let nodes = Nodes::start(1);
+    let policy = drawing(10, "shadow = true");
+    let done = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+    };
+    done(&["policy", "put", path(&policy)]);
+    for account in ["studio:busy", "studio:calm"] {
+        done(&["account", "put", account, "--plan", "artist"]);
+        done(&["grant", "add", account, "first", "100"]);
+    }
+    for _ in 0..12 {
+        nodes.quorate(&["admit", "studio:busy", "draw", "--usage", "pixels=2"]);
+    }
+    done(&["admit", "studio:calm", "draw", "--usage", "pixels=1", "--attribute", "colour=full"]);
+    done(&["admit", "studio:calm", "draw", "--usage", "pixels=10"]);
+    let (_, held) = nodes.json(&["admit", "studio:calm", "draw", "--usage", "pixels=60", "--hold", "10m"]);
+    assert_eq!(held["would_refuse"], json!([{"kind": "limit", "level": 2, "name": "large"}]), "{held:#}");
+    let admission = held["admission"].as_str().expect("an id");
+    done(&["admission", "settle", admission, "--usage", "pixels=40"]);
+    nodes
+}
+
+#[test]
+fn a_policy_is_tried_on_recent_traffic_before_it_is_put() {
+    let nodes = with_drawings();
+    let try_on = |file: &tempfile::NamedTempFile, more: &[&str]| {
+        nodes.json(&[&["policy", "test", path(file)], more].concat())
+    };
+
+    let (code, same) = try_on(&drawing(10, "shadow = true"), &[]);
+    assert_eq!((code, &same["requests"], &same["as_recorded"]), (0, &json!(15), &json!(15)), "{same:#}");
+    assert_eq!((&same["newly_refused"], &same["newly_admitted"]), (&json!(0), &json!(0)), "{same:#}");
+    assert_eq!(same["in_force"], same["new"]);
+    let counted = json!({"admitted": 13, "refused": 2, "refused_by_reason": {"limit_reached": 2},
+        "cost": "93", "would_refuse": {"large": 1}});
+    assert_eq!(same["new"], counted, "{same:#}");
+
+    // Tighter: six of the ten that `busy` was admitted go.
+    let (code, tighter) = try_on(&drawing(4, "shadow = true"), &[]);
+    assert_eq!((code, &tighter["newly_refused"]), (0, &json!(6)), "{tighter:#}");
+    let busy = json!({"requests": 12, "refused_in_force": 2, "refused_by_new": 8, "newly_refused": 6,
+        "newly_admitted": 0, "account": "studio:busy"});
+    assert_eq!(tighter["accounts"], json!({"lose": [busy], "gain": []}));
+    assert_eq!(tighter["by_plan"]["artist"]["newly_refused"], 6);
+    assert_eq!(tighter["by_feature"]["draw"]["requests"], 15);
+    let example = &tighter["examples"]["refused"][0];
+    assert_eq!((&example["account"], &example["reason"]), (&json!("studio:busy"), &json!("limit_reached")));
+    let id = example["id"].as_str().expect("an id");
+    assert!(nodes.quorate(&["admission", "show", id]).status.success(), "{id} can be looked up");
+
+    // Looser: the two that it was refused come.
+    let (_, looser) = try_on(&drawing(100, "shadow = true"), &[]);
+    assert_eq!((&looser["newly_refused"], &looser["newly_admitted"]), (&json!(0), &json!(2)), "{looser:#}");
+    assert_eq!(looser["accounts"]["gain"][0]["account"], "studio:busy");
+
+    // What was tried in shadow mode refuses when it is enforced, and only then.
+    let (_, enforced) = try_on(&drawing(10, ""), &[]);
+    assert_eq!(enforced["newly_refused"], 1, "{enforced:#}");
+    assert_eq!(enforced["accounts"]["lose"][0]["account"], "studio:calm");
+
+    // For a pipeline: 6 of 13 are less than half of what is admitted.
+    assert_eq!(try_on(&drawing(4, ""), &["--fail-if-refused-more", "60"]).0, 0);
+    assert_eq!(try_on(&drawing(4, "shadow = true"), &["--fail-if-refused-more", "46"]).0, 1);
+    assert_eq!(try_on(&drawing(4, "shadow = true"), &["--fail-if-refused-more", "46.2"]).0, 0);
+
+    // The latest alone, and what is left out is said.
+    let (_, cut) = try_on(&drawing(10, "shadow = true"), &["--requests", "2"]);
+    assert_eq!((&cut["requests"], &cut["cut"]), (&json!(2), &json!(true)), "{cut:#}");
+    let told = nodes.text(&nodes.quorate(&["policy", "test", path(&drawing(4, ""))]).stdout);
+    for part in [
+        "15 requests from ",
+        "15 of 15 come out under the policy in force",
+        "studio:busy ",
+        "7 would be refused that are admitted, 0 admitted that are refused",
+        "large of artist",
+        "left out",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    // Nothing was changed by all that.
+    let (_, shown) = nodes.json(&["policy", "show"]);
+    assert_eq!((&shown["revision"], &shown["accounts_by_plan"]), (&json!(2), &json!({"artist": 2})));
+}
+
+#[test]
+fn a_policy_that_could_not_be_put_is_not_tried() {
+    let nodes = with_drawings();
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    for (text, told) in [
+        ("[features.draw]\nunits = []\n", "features.draw.units: expected 1 to 8 units"),
+        ("[features.draw]\nunits = [\"requests\"]\n", "no plan artist, which accounts still have: 2"),
+    ] {
+        std::fs::write(file.path(), text).expect("written");
+        let output = nodes.quorate(&["policy", "test", path(&file)]);
+        let error = nodes.text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains(told), "{told:?} is missing: {error}");
+    }
+}
+
+#[test]
+fn what_a_limit_in_shadow_mode_would_have_refused_is_told() {
+    let nodes = with_drawings();
+    let admit = ["admit", "studio:calm", "draw", "--usage", "pixels=45"];
+    let told = nodes.text(&nodes.quorate(&admit).stdout);
+    let part = "would have been refused, but for shadow mode, by limit large, of the account at level 2";
+    assert!(told.contains(part), "{told}");
+    assert!(told.contains("large (shadow)"), "{told}");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", "studio:calm"]).stdout);
+    for part in [
+        "limit large of studio:calm: 11 of 50 pixels used before and after: it would have refused",
+        "limit hourly of studio:calm: 3 of 10 requests used before, 4 after\n",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+}
+
+#[test]
+fn trying_a_policy_lets_credits_decide_only_where_they_did() {
+    let nodes = Nodes::start(1);
+    let policy = drawing(100, "shadow = true");
+    let done = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", nodes.text(&output.stderr));
+    };
+    done(&["policy", "put", path(&policy)]);
+    done(&["account", "put", "studio:poor", "--plan", "artist"]);
+    done(&["grant", "add", "studio", "first", "20"]);
+    let ask =
+        |pixels: &str| nodes.quorate(&["admit", "studio:poor", "draw", "--usage", pixels]).status.code();
+    assert_eq!(ask("pixels=15"), Some(0));
+    assert_eq!(ask("pixels=10"), Some(1), "five are left");
+    done(&["grant", "add", "studio", "second", "10"]);
+    assert_eq!(ask("pixels=10"), Some(0));
+    let (_, held) = nodes.json(&["admit", "studio:poor", "draw", "--usage", "pixels=5", "--hold", "10m"]);
+    done(&["admission", "release", held["admission"].as_str().expect("an id")]);
+
+    let (_, same) = nodes.json(&["policy", "test", path(&policy)]);
+    assert_eq!((&same["requests"], &same["as_recorded"]), (&json!(4), &json!(4)), "{same:#}");
+    assert_eq!(same["in_force"]["refused_by_reason"], json!({"credits_short": 1}));
+
+    // At twice the price the first costs more than there is, so the second can be paid, and then not the third.
+    let text = std::fs::read_to_string(policy.path()).expect("the policy");
+    let dearer = text.replace("price.pixels = \"1\"", "price.pixels = \"2\"");
+    std::fs::write(policy.path(), dearer).expect("written");
+    let (_, dearer) = nodes.json(&["policy", "test", path(&policy)]);
+    assert_eq!(
+        (&dearer["newly_refused"], &dearer["newly_admitted"], &dearer["new"]["cost"]),
+        (&json!(2), &json!(1), &json!("30")),
+        "{dearer:#}"
+    );
+}
+
+#[test]
+fn a_cut_refuses_batch_first_and_people_see_why() {
+    const ASKED: [&str; 5] = ["admit", ACCOUNT, "code.task", "--usage", "requests=1,output_tokens=1000"];
+    let nodes = with_account();
+    let batch = |more: &[&str]| nodes.json(&[&ASKED[..], &["--class", "batch"], more].concat());
+    let (code, first) = batch(&[]);
+    assert_eq!(code, 0, "{first:#}");
+    let report = |more: &[&str]| {
+        let signal = ["signal", "code.task", "--region", "here", "--source", "gpu7", "--ttl", "10m"];
+        nodes.quorate(&[&signal, more].concat())
+    };
+    let told =
+        nodes.text(&report(&["--utilisation", "1.3", "--latency", "45s", "--queue-depth", "9"]).stdout);
+    assert!(told.starts_with("reported: it counts for 10m\n"), "{told}");
+    nodes.wait_until("batch is refused", |_| batch(&["--dry-run"]).1["reason"] == "capacity_reached");
+    nodes.wait_until("load is at the floor", |nodes| {
+        nodes.json(&["feature", "show", "code.task"]).1["factor"] == "0.35"
+    });
+    let told = nodes.text(&nodes.quorate(&["feature", "show", "code.task"]).stdout);
+    for part in [
+        "code.task: 0.35 of its capacity can be used; ",
+        "  standard     0.4         0.125\n",
+        "  tokens_out_per_minute: 0 of 21000000000 (of 60000000000) output_tokens used\n",
+        "here    gpu7            1.3      9      45s",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let refused = nodes.quorate(&[&ASKED[..], &["--class", "batch"]].concat());
+    let told = nodes.text(&refused.stdout);
+    assert_eq!(refused.status.code(), Some(1), "{told}");
+    for part in [
+        "load lets 0.35 of it be used; that is what is left for class batch",
+        "tokens_out_per_minute (cluster) is moved: by the policy it is 60000000000",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (code, admitted) = nodes.json(&ASKED);
+    assert_eq!(code, 0, "standard goes on: {admitted:#}");
+    let id = admitted["admission"].as_str().expect("an id");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", ACCOUNT, id]).stdout);
+    for part in
+        ["0.35 of it could be used, so what is asked counted for more (by load)", "share of class standard"]
+    {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    // The same now is a request of the same class.
+    let id = first["admission"].as_str().expect("an id");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", ACCOUNT, id]).stdout);
+    for part in ["share of class batch in it", "the same request now would be refused: capacity_reached"] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+
+    report(&["--utilisation", "0.2"]);
+    nodes.wait_until("batch is admitted again", |_| batch(&["--dry-run"]).0 == 0);
+    let told = nodes.text(&nodes.quorate(&["feature", "list"]).stdout);
+    assert!(told.contains("video.generate       1        0  nobody reports"), "{told}");
+    let (code, listed) = nodes.json(&["feature", "list"]);
+    assert_eq!((code, &listed["items"][0]["feature"]), (0, &json!("code.task")));
+    let (code, refusal) = nodes.json(&["feature", "show", "nothing"]);
+    assert_eq!((code, &refusal["reason"]), (1, &json!("feature_unknown")));
+    let none = nodes.quorate(&["signal", "code.task", "--region", "here", "--source", "gpu7"]);
+    assert_eq!(none.status.code(), Some(2), "a report says something");
+}
+
+#[test]
+fn an_account_shows_what_moves_its_limits() {
+    // Nobody reports, so the factor is what the policy says for that.
+    let nodes = Nodes::start_with(1, "", "tests/cluster/signals.toml");
+    assert!(nodes.quorate(&["account", "put", "acme", "--plan", "wallet"]).status.success());
+    let told = nodes.text(&nodes.quorate(&["account", "show", "acme"]).stdout);
+    for part in [
+        "moved now  feature  base  load  trust  factor  quota  why",
+        "month      work     1000   0.5      1     0.5    500  load",
+    ] {
+        assert!(told.contains(part), "{part:?} is missing:\n{told}");
+    }
+    let (_, account) = nodes.json(&["account", "show", "acme"]);
+    let moved = json!({"feature": "work", "load": "0.5", "trust": "1", "factor": "0.5", "quota": "500"});
+    assert_eq!(account["adaptive"][0]["features"], json!([moved]), "{account:#}");
+    let (_, admitted) = nodes.json(&["admit", "acme", "work"]);
+    let limits = admitted["limits"].as_array().expect("limits");
+    let month = limits.iter().find(|limit| limit["name"] == "month").expect("the guard");
+    assert_eq!((&month["quota"], &month["base_quota"]), (&json!("500"), &json!("1000")), "{month}");
+    let told = nodes.text(&nodes.quorate(&["account", "explain", "acme"]).stdout);
+    let part = "0.5 of it could be used, so what is asked counted for more (load 0.5, trust 1)";
+    assert!(told.contains(part), "{part:?} is missing:\n{told}");
+}

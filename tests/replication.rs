@@ -164,6 +164,7 @@ fn admit(account: &str, key: Option<&str>) -> Proposal {
         list_limits: true,
         endpoint: None,
         region: None,
+        class: None,
     });
     one(&command, key)
 }
@@ -291,6 +292,7 @@ async fn a_batch_with_a_thousand_payers_each_is_answered_through_a_follower_and_
             list_limits: true,
             endpoint: None,
             region: None,
+            class: None,
         });
         batch.push(&Request { key: None, command }).expect("it fits");
     }

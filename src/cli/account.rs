@@ -6,12 +6,12 @@ use crate::cli::arguments::CreditsPerPeriod;
 use crate::cli::datasets::{self, PageArgs};
 use crate::cli::explain;
 use crate::cli::output::{self, Table, put};
-use crate::cli::{CliError, Done, Global};
+use crate::cli::{CliError, Done, Global, receipt};
 use crate::client::{
-    AccountState, AccountUpdate, AccountView, BalancesView, GrantRequest, GrantSource, GrantView,
-    ResetRequest, ResetView, RevokeRequest, SpendingCap, TopUpRule,
+    AccountState, AccountUpdate, AccountView, AdaptiveView, BalancesView, GrantRequest, GrantSource,
+    GrantView, MovedView, ResetRequest, ResetView, RevokeRequest, SpendingCap, TopUpRule,
 };
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Ppm};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum AccountCommand {
@@ -321,6 +321,7 @@ fn view(account: &AccountView) -> String {
     if !account.limits.is_empty() {
         text.push_str(&output::limits(&account.limits, None, 2));
     }
+    text.push_str(&adaptive(&account.adaptive));
     if !account.grants.is_empty() {
         text.push_str(&grants(&account.grants, 2));
         if account.grants_total > account.grants.len() as u64 {
@@ -337,6 +338,37 @@ fn view(account: &AccountView) -> String {
         text.push_str(&holds.lines(4));
     }
     text
+}
+
+/// What moves the adaptive guards now: the policy's quota, each factor, and what they come to.
+fn adaptive(guards: &[AdaptiveView]) -> String {
+    let mut table = Table::new(&[2, 3, 4, 5, 6]);
+    table.row(["moved now", "feature", "base", "load", "trust", "factor", "quota", "why"].map(str::to_owned));
+    let moved = guards.iter().flat_map(|guard| guard.features.iter().map(move |moved| (guard, moved)));
+    let mut any = false;
+    for (guard, MovedView { feature, load, trust, fault, factor, quota }) in moved {
+        any = true;
+        let mut why = Vec::new();
+        if *load != Ppm::ONE {
+            why.push("load".to_owned());
+        }
+        match fault {
+            Some(fault) => why.push(receipt::fault_words(fault).to_owned()),
+            None if *trust > Ppm::ONE => why.push("responsible use".to_owned()),
+            None => {}
+        }
+        table.row([
+            guard.name.clone(),
+            feature.clone(),
+            guard.base_quota.to_string(),
+            load.to_string(),
+            trust.to_string(),
+            factor.to_string(),
+            quota.to_string(),
+            why.join("; "),
+        ]);
+    }
+    if any { table.lines(2) } else { String::new() }
 }
 
 fn balances(credits: &BalancesView) -> String {

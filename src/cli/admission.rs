@@ -2,11 +2,11 @@
 
 use clap::Subcommand;
 
-use crate::cli::arguments::{self, NamedValue, UnitAmount};
+use crate::cli::arguments::{self, ClassArgument, NamedValue, UnitAmount};
 use crate::cli::output::{self, put};
 use crate::cli::{CliError, Done, Global, explain};
 use crate::client::{
-    Admission, AdmissionStatus, AdmissionView, Admitted, PaceVerdict, SettleRequest, SettledView,
+    Admission, AdmissionStatus, AdmissionView, Admitted, Class, PaceVerdict, SettleRequest, SettledView,
 };
 use crate::units::{Credits, Span};
 
@@ -35,6 +35,9 @@ pub(super) struct AdmitArgs {
     /// Where the work is done, for the record
     #[arg(long)]
     region: Option<String>,
+    /// How important it is, no more than its plan says; as important as that when absent
+    #[arg(long, value_enum)]
+    class: Option<ClassArgument>,
     /// The idempotency key; a random one when absent
     #[arg(long)]
     key: Option<String>,
@@ -98,6 +101,7 @@ pub(super) async fn admit(args: AdmitArgs, global: &Global) -> Result<Done, CliE
         dry_run: args.dry_run,
         endpoint: args.endpoint.as_deref(),
         region: args.region.as_deref(),
+        class: args.class.map(Class::from),
     };
     let answer = global.client()?.admit(args.key.as_deref(), &admission).await?;
     Ok(Done::ok(match global.json {
@@ -160,6 +164,10 @@ fn admitted(answer: &Admitted, replayed: bool) -> String {
     if let Some(hold) = &answer.hold {
         let expires = output::moment(hold.expires_at, answer.receipt.at);
         put(&mut text, format_args!("  held until {expires}\n"));
+    }
+    for layer in &answer.would_refuse {
+        let layer = output::layer(layer);
+        put(&mut text, format_args!("  would have been refused, but for shadow mode, by {layer}\n"));
     }
     put(&mut text, format_args!("  {}", output::receipt(&answer.receipt)));
     text

@@ -2,6 +2,7 @@
 
 use std::str::FromStr;
 
+use crate::client::Class;
 use crate::units::Credits;
 
 /// An amount of a unit: `video_seconds=20`.
@@ -59,6 +60,26 @@ impl FromStr for CreditsPerPeriod {
         }
         let credits = credits.parse().map_err(|error| format!("{credits:?}: {error}"))?;
         Ok(CreditsPerPeriod { credits, period: period.into() })
+    }
+}
+
+/// How important a request is.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+pub(super) enum ClassArgument {
+    Critical,
+    Standard,
+    Sheddable,
+    Batch,
+}
+
+impl From<ClassArgument> for Class {
+    fn from(class: ClassArgument) -> Class {
+        match class {
+            ClassArgument::Critical => Class::Critical,
+            ClassArgument::Standard => Class::Standard,
+            ClassArgument::Sheddable => Class::Sheddable,
+            ClassArgument::Batch => Class::Batch,
+        }
     }
 }
 

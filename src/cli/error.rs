@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
 use crate::cli::exercise::ExerciseError;
+use crate::cli::rehearsal::RehearsalError;
 use crate::cli::replay::ReplayError;
+use crate::cli::simulate::SimulateError;
 use crate::client::ClientError;
 use crate::config::ConfigError;
 use crate::decision::policy::PolicyError;
@@ -31,11 +33,15 @@ pub enum CliError {
     #[error(transparent)]
     Audit(#[from] AuditError),
     #[error(transparent)]
+    Rehearsal(#[from] RehearsalError),
+    #[error(transparent)]
     Replay(#[from] ReplayError),
     #[error(transparent)]
     Bench(#[from] BenchError),
     #[error(transparent)]
     Exercise(#[from] ExerciseError),
+    #[error(transparent)]
+    Simulate(#[from] SimulateError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error(transparent)]

@@ -5,8 +5,8 @@ use crate::cli::datasets::units;
 use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global, receipt};
 use crate::client::{
-    Admission, AdmissionEvent, AdmissionView, Admitted, Client, ClientError, DatasetQuery, PostingItem,
-    Problem, RefusalView, UsageItem,
+    Admission, AdmissionEvent, AdmissionView, Admitted, Class, Client, ClientError, DatasetQuery, LayerItem,
+    PostingItem, Problem, RefusalView, UsageItem,
 };
 
 /// What came of asking for the same now.
@@ -34,7 +34,7 @@ async fn admission(client: &Client, account: &str, id: &str, global: &Global) ->
     let view = &answer.value;
     check_owner(id, account, &view.account)?;
     let Some(first) = view.events.last() else { return Err(CliError::NoEvents { admission: id.into() }) };
-    let now = ask_now(client, &first.usage, &attributes(first)).await?;
+    let now = ask_now(client, first, &attributes(first)).await?;
     if global.json {
         return Ok(Done::ok(json(&answer.body, &now)));
     }
@@ -52,7 +52,7 @@ async fn refusal(client: &Client, account: &str, id: &str, global: &Global) -> R
     let Some(first) = view.events.first() else { return Err(CliError::NoEvents { admission: id.into() }) };
     let attributes: Vec<(&str, &str)> =
         view.attributes.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
-    let now = ask_now(client, &first.usage, &attributes).await?;
+    let now = ask_now(client, first, &attributes).await?;
     if global.json {
         return Ok(Done::ok(json(&answer.body, &now)));
     }
@@ -145,7 +145,20 @@ fn attributes(event: &AdmissionEvent) -> Vec<(&str, &str)> {
     multipliers.map(|multiplier| (multiplier.attribute.as_str(), multiplier.value.as_str())).collect()
 }
 
-async fn ask_now(client: &Client, usage: &UsageItem, attributes: &[(&str, &str)]) -> Result<Now, CliError> {
+/// The class by which a decision was made, where it made a difference.
+fn class(event: &AdmissionEvent) -> Option<Class> {
+    event.layers.iter().flatten().find_map(|layer| match layer {
+        LayerItem::Share { class, .. } => Some(*class),
+        _ => None,
+    })
+}
+
+async fn ask_now(
+    client: &Client,
+    event: &AdmissionEvent,
+    attributes: &[(&str, &str)],
+) -> Result<Now, CliError> {
+    let usage = &event.usage;
     let units: Vec<(&str, u64)> =
         usage.usage.iter().map(|(unit, quantity)| (unit.as_str(), *quantity)).collect();
     let admission = Admission {
@@ -157,6 +170,7 @@ async fn ask_now(client: &Client, usage: &UsageItem, attributes: &[(&str, &str)]
         dry_run: true,
         endpoint: None,
         region: None,
+        class: class(event),
     };
     match client.admit(None, &admission).await {
         Ok(answer) => Ok(Now::Admitted(Box::new(answer.value), answer.body)),

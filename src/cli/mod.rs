@@ -15,11 +15,14 @@ mod datasets;
 mod error;
 mod exercise;
 mod explain;
+mod load;
 mod output;
 mod policy;
 mod receipt;
+mod rehearsal;
 pub mod replay;
 mod serve;
+mod simulate;
 mod token;
 mod topup;
 
@@ -45,7 +48,7 @@ const CLUSTER_HEADING: &str = "Cluster";
 const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
 
 /// The commands that ask no node.
-const LOCAL_COMMANDS: [&[&str]; 3] = [&["serve"], &["token"], &["policy", "check"]];
+const LOCAL_COMMANDS: [&[&str]; 4] = [&["serve"], &["token"], &["policy", "check"], &["simulate"]];
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
@@ -111,9 +114,14 @@ enum Command {
     /// Show, confirm or fail top-ups: what accounts ask for when their credits run out
     #[command(name = "topup", subcommand)]
     TopUp(topup::TopUpCommand),
-    /// Show, replace or check the policy: features, prices, plans and limits
+    /// Show, replace, check or try the policy: features, prices, plans and limits
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// Report how hard a backend is pressed on a feature
+    Signal(load::SignalArgs),
+    /// Show how hard features are pressed, and how classes share their capacity
+    #[command(subcommand)]
+    Feature(load::FeatureCommand),
     /// Show or change who is in the cluster
     #[command(subcommand)]
     Cluster(cluster::ClusterCommand),
@@ -133,6 +141,9 @@ enum Command {
     /// Drive a cluster of its own with mixed operations drawn from a seed, and check every answer
     #[command(hide = true)]
     Exercise(exercise::Args),
+    /// Compare fixed limits with limits that move, over a trace and a backend that is not there
+    #[command(hide = true)]
+    Simulate(simulate::Args),
     /// Make a random access token, and the hash of it for a node's configuration
     Token,
 }
@@ -210,6 +221,8 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Grant(command) => account::run_grant(command, global).await,
             Command::TopUp(command) => topup::run(command, global).await,
             Command::Policy(command) => policy::run(command, global).await,
+            Command::Signal(args) => load::signal(&args, global).await,
+            Command::Feature(command) => load::run(command, global).await,
             Command::Cluster(command) => cluster::run(command, global).await,
             Command::Usage(args) => datasets::usage(&args, global).await,
             Command::Charges(args) => datasets::charges(&args, global).await,
@@ -217,6 +230,7 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Replay(args) => replay::run(args, global).await,
             Command::Bench(args) => bench::run(args, global).await,
             Command::Exercise(args) => exercise::run(args, global).await,
+            Command::Simulate(args) => simulate::run(&args, global),
             Command::Token => token::run(global),
         }
     })
@@ -285,7 +299,7 @@ mod tests {
             }
         });
         local.sort();
-        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate token"]);
+        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate simulate", "quorate token"]);
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write;
 
-use crate::client::{Amount, LimitView, Payer, Payment, Problem, Receipt};
+use crate::client::{Amount, LimitView, Payer, Payment, Problem, ProblemLayer, Receipt};
 use crate::units::{Millis, Span};
 
 /// Columns that line up. Cells are as wide as the widest of their column.
@@ -119,14 +119,22 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
             resets,
         ]);
     }
-    table.lines(indent)
+    let mut text = table.lines(indent);
+    for limit in limits {
+        if let Some(base) = limit.base_quota {
+            let name = limit_name(limit, levels.len() > 1);
+            put(&mut text, format_args!("{:indent$}{name} is moved: by the policy it is {base}\n", ""));
+        }
+    }
+    text
 }
 
 fn limit_name(limit: &LimitView, with_level: bool) -> String {
+    let shadow = if limit.shadow { " (shadow)" } else { "" };
     match limit.level {
-        0 => format!("{} (cluster)", limit.name),
-        level if with_level => format!("{} (level {level})", limit.name),
-        _ => limit.name.clone(),
+        0 => format!("{} (cluster){shadow}", limit.name),
+        level if with_level => format!("{} (level {level}){shadow}", limit.name),
+        _ => format!("{}{shadow}", limit.name),
     }
 }
 
@@ -146,10 +154,26 @@ pub(super) fn payments(payments: &[Payment], indent: usize) -> String {
 
 /// Where and when a decision was made.
 pub(super) fn receipt(receipt: &Receipt) -> String {
+    // Before anything was moved there is nothing to cite.
+    let load = if receipt.load > 0 { format!(", load {}", receipt.load) } else { String::new() };
     format!(
-        "decided at {} (log {}.{}, term {}, policy {})\n",
+        "decided at {} (log {}.{}, term {}, policy {}{load})\n",
         receipt.at, receipt.index, receipt.position, receipt.term, receipt.policy
     )
+}
+
+/// A layer of the waterfall, and whose it is.
+pub(super) fn layer(layer: &ProblemLayer) -> String {
+    let mut shown = layer.kind.replace('_', " ");
+    if let Some(name) = &layer.name {
+        put(&mut shown, format_args!(" {name}"));
+    }
+    match layer.level {
+        Some(0) => shown.push_str(", of the cluster"),
+        Some(level) => put(&mut shown, format_args!(", of the account at level {level}")),
+        None => {}
+    }
+    shown
 }
 
 /// A refusal: why, which layer, and when it would pass.
@@ -159,16 +183,7 @@ pub(super) fn problem(problem: &Problem) -> String {
     put(&mut text, format_args!("  {detail}\n"));
     let mut facts = Table::default();
     if let Some(layer) = &problem.layer {
-        let mut shown = layer.kind.replace('_', " ");
-        if let Some(name) = &layer.name {
-            put(&mut shown, format_args!(" {name}"));
-        }
-        match layer.level {
-            Some(0) => shown.push_str(", of the cluster"),
-            Some(level) => put(&mut shown, format_args!(", of the account at level {level}")),
-            None => {}
-        }
-        facts.row(["layer".into(), shown]);
+        facts.row(["layer".into(), self::layer(layer)]);
     }
     if let Some(field) = &problem.field {
         facts.row(["field".into(), field.clone()]);

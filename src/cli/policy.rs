@@ -1,11 +1,10 @@
-//! `quorate policy`: show, replace and check the document of features, prices, plans and limits.
+//! `quorate policy`: show, replace, check and try the document of features, prices, plans and limits.
 
 use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use crate::cli::output;
-use crate::cli::{CliError, Done, Global};
+use crate::cli::{CliError, Done, Global, output, rehearsal};
 use crate::decision::policy::{Document, Policy};
 
 #[derive(Debug, Subcommand)]
@@ -28,6 +27,13 @@ pub(super) enum PolicyCommand {
         /// The whole policy, in TOML
         file: PathBuf,
     },
+    /// Decide recent traffic again under a policy that is not in force yet, and compare
+    ///
+    /// Nothing is changed: the traffic is read from the cluster, and decided in this process.
+    #[command(
+        after_help = "Exit codes: 0 compared, 1 more would be refused than --fail-if-refused-more lets, 2 failed"
+    )]
+    Test(rehearsal::Args),
 }
 
 pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done, CliError> {
@@ -51,6 +57,7 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
                 false => format!("the policy is now revision {}\n", answer.value.revision),
             }))
         }
+        PolicyCommand::Test(args) => rehearsal::run(&args, global).await,
         PolicyCommand::Check { file } => {
             let (_, document) = read(&file)?;
             let (features, plans) = (document.features.len(), document.plans.len());
@@ -70,7 +77,7 @@ pub(super) async fn run(command: PolicyCommand, global: &Global) -> Result<Done,
 }
 
 /// A file's text, and the document that it is, checked as a node would check it.
-fn read(path: &Path) -> Result<(String, Document), CliError> {
+pub(super) fn read(path: &Path) -> Result<(String, Document), CliError> {
     let written =
         std::fs::read_to_string(path).map_err(|source| CliError::Read { path: path.to_owned(), source })?;
     let form = |field: String, error: toml::de::Error| {

@@ -7,8 +7,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
 
-use crate::client::{AdmissionEvent, ProblemLayer, TopUpRule};
-use crate::units::{Credits, Millis, ParseQuantityError, Span};
+use crate::client::{AdmissionEvent, Class, ProblemLayer, TopUpRule};
+use crate::units::{Credits, Millis, ParseQuantityError, Ppm, Span};
 
 /// An amount of some unit, or of credits: a decimal with at most six digits after the point.
 ///
@@ -115,13 +115,20 @@ pub struct LimitView {
     pub name: String,
     pub level: u8,
     pub unit: String,
+    /// The quota that applies now.
     pub quota: Amount,
+    /// The policy's, where another one applies now.
+    #[serde(default)]
+    pub base_quota: Option<Amount>,
     pub used: Amount,
     pub remaining: Amount,
     #[serde(default)]
     pub resets_at: Option<Millis>,
     #[serde(default, deserialize_with = "span")]
     pub window: Option<Span>,
+    /// Whether it decides and counts, and refuses nothing.
+    #[serde(default)]
+    pub shadow: bool,
 }
 
 /// A length of time, as text such as `5h` or as whole milliseconds.
@@ -165,6 +172,9 @@ pub struct Admitted {
     pub credits: WalletView,
     #[serde(default)]
     pub hold: Option<HoldExpiry>,
+    /// The limits in shadow mode that would have refused.
+    #[serde(default)]
+    pub would_refuse: Vec<ProblemLayer>,
     pub receipt: Receipt,
 }
 
@@ -382,6 +392,9 @@ pub struct AccountView {
     #[serde(default)]
     pub spending_cap: Option<SpendingCapView>,
     pub limits: Vec<LimitView>,
+    /// The adaptive guards among them, and what moves them now; none in the answer to a change.
+    #[serde(default)]
+    pub adaptive: Vec<AdaptiveView>,
     pub credits: BalancesView,
     /// The first of them, and fewer in the answer to a change.
     pub grants: Vec<GrantView>,
@@ -401,6 +414,33 @@ pub struct AccountView {
     /// The top-up that is asked for and not resolved.
     #[serde(default)]
     pub top_up_pending: Option<String>,
+}
+
+/// An adaptive guard, and what moves it now.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AdaptiveView {
+    pub name: String,
+    pub level: u8,
+    pub unit: String,
+    pub base_quota: Amount,
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// For which of the features that it counts another quota applies.
+    pub features: Vec<MovedView>,
+}
+
+/// What moves an adaptive guard for a feature, and what it comes to.
+#[derive(Clone, Debug, Deserialize)]
+pub struct MovedView {
+    pub feature: String,
+    pub load: Ppm,
+    pub trust: Ppm,
+    /// What lowers the trust.
+    #[serde(default)]
+    pub fault: Option<String>,
+    /// Both together, within the guard's bounds.
+    pub factor: Ppm,
+    pub quota: Amount,
 }
 
 /// A top-up: credits that somebody is to pay for.
@@ -429,11 +469,115 @@ pub struct TopUpView {
     pub reason: Option<String>,
 }
 
+/// What backends reported is taken.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Signalled {
+    pub receipt: Receipt,
+}
+
+/// How hard each feature is pressed.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FeaturesView {
+    /// The version of the load.
+    pub load: u64,
+    pub items: Vec<FeatureLoadView>,
+}
+
+/// How hard a feature is pressed, in short.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FeatureLoadView {
+    pub feature: String,
+    /// Whether the policy moves it by load.
+    pub follows_load: bool,
+    /// How much of the capacity may be used.
+    pub factor: Ppm,
+    /// 1 is at the target. Absent while nobody reports.
+    #[serde(default)]
+    pub pressure: Option<Ppm>,
+    /// How many sources have a report that counts.
+    pub sources: u64,
+}
+
+/// A feature: how hard it is pressed, and how classes share its capacity because of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct FeatureView {
+    pub feature: String,
+    /// The version of the load.
+    pub load: u64,
+    pub follows_load: bool,
+    pub factor: Ppm,
+    #[serde(default)]
+    pub pressure: Option<Ppm>,
+    /// Most important first.
+    pub classes: Vec<ClassFactor>,
+    #[serde(default)]
+    pub capacity: Vec<CapacityView>,
+    pub signals: Vec<SignalView>,
+}
+
+/// A class: its share of the capacity, and how much of that share load lets it use.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClassFactor {
+    pub class: Class,
+    #[serde(default)]
+    pub share: Option<Ppm>,
+    pub factor: Ppm,
+}
+
+/// A limit of a capacity, and what each class has of it.
+#[derive(Clone, Debug, Deserialize)]
+pub struct CapacityView {
+    pub limit: LimitView,
+    pub classes: Vec<ClassRoom>,
+}
+
+/// What a class has of a capacity.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClassRoom {
+    pub class: Class,
+    #[serde(default)]
+    pub share: Option<ShareView>,
+    /// What one of its requests could take now, of its own share or borrowed.
+    pub available: Amount,
+    /// What is a fair part for an owner of the weight 1, while there is not enough for all.
+    #[serde(default)]
+    pub fair_part: Option<Amount>,
+}
+
+/// The share of a class in a capacity.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ShareView {
+    pub quota: Amount,
+    /// The policy's, where load lets less of it be used.
+    #[serde(default)]
+    pub base_quota: Option<Amount>,
+    pub used: Amount,
+    pub remaining: Amount,
+}
+
+/// A report that counts.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SignalView {
+    pub region: String,
+    pub source: String,
+    #[serde(default)]
+    pub utilisation: Option<Ppm>,
+    #[serde(default)]
+    pub queue_depth: Option<u64>,
+    #[serde(default)]
+    pub latency_ms: Option<u64>,
+    pub reported_at: Millis,
+    pub expires_at: Millis,
+}
+
 /// The policy in force, in whatever words its version has.
 #[derive(Clone, Debug, Deserialize)]
 pub struct PolicyView {
     pub revision: u64,
     pub policy: serde_json::Value,
+    /// How many accounts have each plan that any has.
+    #[serde(default)]
+    pub accounts_by_plan: BTreeMap<String, u64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
-use crate::client::{Amount, LimitReset, Receipt};
-use crate::units::{Credits, Millis};
+use crate::client::{Amount, Class, LimitReset, Receipt};
+use crate::units::{Credits, Millis, Ppm};
 
 /// What a page of a dataset is to have.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +61,14 @@ pub struct UsageItem {
     pub account: Option<String>,
     pub feature: String,
     pub usage: BTreeMap<String, u64>,
+    /// What the request said of itself, as far as it is known.
+    #[serde(default)]
+    pub attributes: BTreeMap<String, String>,
+    #[serde(default)]
+    pub class: Option<String>,
+    /// When it was admitted, or refused: for what becomes of a hold, before.
+    #[serde(default)]
+    pub admitted_at: Option<Millis>,
     /// Until when a hold that begins or is extended is kept.
     #[serde(default)]
     pub held_until: Option<Millis>,
@@ -127,7 +135,35 @@ pub enum LayerItem {
         quota: Amount,
         before: Amount,
         after: Amount,
+        /// How much of it could be used because of load, where that was not all.
+        #[serde(default)]
+        factor: Option<Ppm>,
+        /// The policy's quota, where another one applied.
+        #[serde(default)]
+        base_quota: Option<Amount>,
+        /// What load and trust made of an adaptive guard, and what lowered the trust.
+        #[serde(default)]
+        load: Option<Ppm>,
+        #[serde(default)]
+        trust: Option<Ppm>,
+        #[serde(default)]
+        fault: Option<String>,
+        /// In shadow mode, and whether it would have refused.
+        #[serde(default)]
+        would_refuse: Option<bool>,
     },
+    /// The share of the request's class in the capacity before it: what the share covered.
+    Share {
+        level: u8,
+        class: Class,
+        before: Amount,
+        after: Amount,
+        /// How much of the share could be used because of load.
+        factor: Ppm,
+    },
+    /// How its owner, the account at the root, stood among those who share the capacity before it, while there was
+    /// not enough for all.
+    Fair { level: u8, has: Amount, fair_part: Amount, weight: u32 },
     SpendingCap {
         level: u8,
         #[serde(default)]

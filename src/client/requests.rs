@@ -1,8 +1,10 @@
 //! What is asked of a node: the bodies of requests, borrowed from who asks.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize, Serializer};
 
-use crate::units::{Credits, Millis, Span};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// Pairs that become one JSON object, in their order.
 fn object<S: Serializer, K: Serialize, V: Serialize>(pairs: &[(K, V)], to: S) -> Result<S::Ok, S::Error> {
@@ -44,6 +46,47 @@ pub struct Admission<'a> {
     pub endpoint: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region: Option<&'a str>,
+    /// How important it is; no more than the plan says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub class: Option<Class>,
+}
+
+/// How important a request is, most important first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Critical,
+    Standard,
+    Sheddable,
+    Batch,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Class::Critical => "critical",
+            Class::Standard => "standard",
+            Class::Sheddable => "sheddable",
+            Class::Batch => "batch",
+        })
+    }
+}
+
+/// What a backend reports of how hard it is pressed on a feature.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Signal<'a> {
+    pub feature: &'a str,
+    pub region: &'a str,
+    /// Who reports: the next report of the same source in the same region replaces this one.
+    pub source: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utilisation: Option<Ppm>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_depth: Option<u64>,
+    #[serde(serialize_with = "millis", rename = "latency_ms", skip_serializing_if = "Option::is_none")]
+    pub latency: Option<Span>,
+    /// How long it counts.
+    pub ttl_ms: u64,
 }
 
 /// One admission of a batch.
@@ -206,11 +249,29 @@ mod tests {
             dry_run: false,
             endpoint: None,
             region: Some("eu-north"),
+            class: Some(Class::Batch),
         };
         let written = serde_json::to_string(&BatchAdmission { key: "k", admission }).expect("JSON");
         assert_eq!(
             written,
-            r#"{"key":"k","account":"acme:video:u17","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000},"region":"eu-north"}"#
+            r#"{"key":"k","account":"acme:video:u17","feature":"video.generate","usage":{"requests":1,"video_seconds":20},"attributes":{"resolution":"1080p"},"hold":{"ttl_ms":600000},"region":"eu-north","class":"batch"}"#
+        );
+    }
+
+    #[test]
+    fn a_report_is_written_as_the_interface_says() {
+        let signal = Signal {
+            feature: "video.generate",
+            region: "here",
+            source: "gpu1",
+            utilisation: Some(Ppm(950_000)),
+            queue_depth: None,
+            latency: Some(Span(2_000)),
+            ttl_ms: 10_000,
+        };
+        assert_eq!(
+            serde_json::to_string(&signal).expect("JSON"),
+            r#"{"feature":"video.generate","region":"here","source":"gpu1","utilisation":"0.95","latency_ms":2000,"ttl_ms":10000}"#
         );
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::decision::calendar::Calendar;
 use crate::decision::command::{AccountState, SpendingCap};
+use crate::decision::factor::Carry;
 use crate::decision::meter::{Mark, Meter, Rule, WindowAnchor};
 use crate::decision::policy::{MeterKey, PlanId};
 use crate::decision::renewals::Recurrence;
@@ -37,7 +38,7 @@ pub(super) struct Account {
     pub state: AccountState,
     pub spending_cap: Option<SpendingCap>,
     /// What limits have counted here.
-    meters: Vec<(MeterKey, Meter)>,
+    meters: Vec<Counted>,
     /// Which of them were cleared, and the first admission after the last time. There from the first reset on;
     /// no longer than there are names of limits.
     cleared: Option<Box<Cleared>>,
@@ -56,6 +57,14 @@ pub(super) struct Account {
 /// The first admission after the last reset of a meter: what those before it counted was cleared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Cleared(BTreeMap<MeterKey, AdmissionId>);
+
+/// What one limit has counted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Counted {
+    key: MeterKey,
+    carry: Carry,
+    meter: Meter,
+}
 
 impl Account {
     /// Meters beyond which those that count nothing any more are dropped.
@@ -80,22 +89,39 @@ impl Account {
     }
 
     pub fn meter(&self, key: MeterKey) -> Option<&Meter> {
-        self.meters.iter().find(|(known, _)| *known == key).map(|(_, meter)| meter)
+        self.meters.iter().find(|counted| counted.key == key).map(|counted| &counted.meter)
+    }
+
+    /// What an amount counted under `key` counts for besides its own.
+    pub fn carry(&self, key: MeterKey) -> Carry {
+        let counted = self.meters.iter().find(|counted| counted.key == key);
+        counted.map_or_else(Carry::default, |counted| counted.carry)
     }
 
     /// Counts `amount` under `key`, by `rule`.
     pub fn take(&mut self, key: MeterKey, rule: &Rule, at: Millis, amount: u64) -> Mark {
-        let place = match self.meters.iter().position(|(known, _)| *known == key) {
+        rule.take(&mut self.counted(key, rule, at).meter, at, amount)
+    }
+
+    /// Counts `amount` under `key`, and leaves the next one to count for `carry` more.
+    pub fn take_with(&mut self, key: MeterKey, rule: &Rule, at: Millis, amount: u64, carry: Carry) -> Mark {
+        let counted = self.counted(key, rule, at);
+        counted.carry = carry;
+        rule.take(&mut counted.meter, at, amount)
+    }
+
+    fn counted(&mut self, key: MeterKey, rule: &Rule, at: Millis) -> &mut Counted {
+        let place = match self.meters.iter().position(|counted| counted.key == key) {
             Some(place) => place,
             None => {
                 if self.meters.len() >= Account::METERS_SOFT_MAX {
-                    self.meters.retain(|(_, meter)| meter.used(at) > 0);
+                    self.meters.retain(|counted| counted.meter.used(at) > 0);
                 }
-                self.meters.push((key, rule.empty_meter()));
+                self.meters.push(Counted { key, carry: Carry::default(), meter: rule.empty_meter() });
                 self.meters.len() - 1
             }
         };
-        rule.take(&mut self.meters[place].1, at, amount)
+        &mut self.meters[place]
     }
 
     /// How large it is, in the size of a grant or so: for dividing accounts into records.
@@ -107,8 +133,8 @@ impl Account {
 
     /// The meters that count slots, and how many are taken on each.
     pub fn slots_taken(&self) -> impl Iterator<Item = (MeterKey, u64)> + '_ {
-        self.meters.iter().filter_map(|(key, meter)| match meter {
-            Meter::Slots { taken } => Some((*key, *taken)),
+        self.meters.iter().filter_map(|counted| match counted.meter {
+            Meter::Slots { taken } => Some((counted.key, taken)),
             _ => None,
         })
     }
@@ -116,8 +142,8 @@ impl Account {
     /// Uncounts all that is counted under `key`, and leaves its window as it is. What admissions before
     /// `next` counted is uncounted with it, once and for all.
     pub fn clear(&mut self, key: MeterKey, next: AdmissionId) {
-        if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.clear();
+        if let Some(counted) = self.meters.iter_mut().find(|counted| counted.key == key) {
+            counted.meter.clear();
         }
         self.cleared.get_or_insert_default().0.insert(key, next);
     }
@@ -137,8 +163,8 @@ impl Account {
         if mark != Mark::Slot && cleared.is_some_and(|next| admission < *next) {
             return;
         }
-        if let Some((_, meter)) = self.meters.iter_mut().find(|(known, _)| *known == key) {
-            meter.give_back(amount, taken_at, mark);
+        if let Some(counted) = self.meters.iter_mut().find(|counted| counted.key == key) {
+            counted.meter.give_back(amount, taken_at, mark);
         }
     }
 }

@@ -52,6 +52,7 @@ impl State {
         self.keep_recent(policy.document().settings.admissions_kept);
         self.policy = Arc::new(policy);
         self.policy_index = self.entry_index();
+        self.load_follows_policy();
         Ok(Outcome::PolicyPut { revision: revision + 1 })
     }
 

@@ -7,6 +7,7 @@ use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{Bucket, Charge, Covered, HoldTime, Multiplier, Usage, UsageOutcome, Why};
 use crate::decision::hold::{Debit, Hold, Line};
 use crate::decision::ledger::{self, ChargeLink, Transfer, push_covered};
+use crate::decision::meter::Mark;
 use crate::decision::path;
 use crate::decision::policy::{Feature, Measure, MeterKey, Policy, Then};
 use crate::decision::recent::Resolved;
@@ -14,7 +15,7 @@ use crate::decision::refusal::outcome;
 use crate::decision::reply::{AdmissionId, AdmissionStatus, Admitted, Outcome, Payment, Reason, Refusal};
 use crate::decision::state::State;
 use crate::decision::waterfall::{
-    Cover, Denied, Draw, Levels, Priced, Verdict, limit_status, priced, saturating_credits,
+    Cover, Denied, Draw, Levels, Look, Priced, Verdict, priced, saturating_credits,
 };
 use crate::units::{Credits, Millis, Ppm, Span};
 
@@ -44,11 +45,20 @@ impl State {
         let hold_expires_at = admit.hold_ttl.map(|ttl| self.hold_end(ttl, "hold.ttl_ms")).transpose()?;
         let levels = self.levels(account);
         let feature_at = (feature_place, feature);
-        let verdict = self.verdict(&policy, &levels, feature_at, &priced, admit.list_limits)?;
+        let class = self.class_of(&policy, &levels, admit.class);
+        let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits);
+        if !admit.dry_run {
+            let refusal = verdict.as_ref().err();
+            self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
+            self.note_unmet(verdict.as_ref().map_or_else(|denied| &denied.unmet, |verdict| &verdict.unmet));
+        }
+        let verdict = verdict?;
         let paid_by = verdict.cover.payments();
+        let would_refuse = verdict.would_refuse();
         debug_assert_eq!(paid_by.iter().map(|payment| payment.credits.0).sum::<i64>(), priced.cost.0);
         if admit.dry_run {
-            return Ok(self.would_admit(admit, &verdict, &levels, &priced, paid_by));
+            let admitted = self.would_admit(admit, &verdict, &levels, &priced, paid_by);
+            return Ok(Outcome::Admitted(Box::new(Admitted { would_refuse, ..admitted })));
         }
 
         let id = AdmissionId(self.next_admission);
@@ -64,7 +74,7 @@ impl State {
         let asked = Asked { id, account, feature, admit, priced: &priced, cover, hold_expires_at };
         let (usage, charge) = self.note_admission(&asked);
         let debits = self.debit(&verdict, &priced, hold, charge);
-        self.note_layers(usage, seen);
+        self.note_layers(usage, class, seen);
         let drawn = i128::from(verdict.cover.drawn().0);
         let (available, held) = funds.sums();
         let available = saturating_credits(available - drawn);
@@ -85,6 +95,7 @@ impl State {
                     feature: feature.name.clone(),
                     stamp,
                     policy: policy.revision,
+                    load: self.load.version,
                     endpoint: admit.endpoint.map(Arc::from),
                     region: admit.region.map(Arc::from),
                     multipliers: multipliers(feature, &admit.attributes),
@@ -100,6 +111,7 @@ impl State {
                     expires_at,
                     latest: stamp.index,
                     overrun,
+                    class,
                 });
             }
             None => self.recent.keep(Resolved {
@@ -113,6 +125,7 @@ impl State {
                 stamp,
                 latest: stamp.index,
                 policy: policy.revision,
+                load: self.load.version,
                 resolved_at: self.now,
             }),
         }
@@ -125,6 +138,7 @@ impl State {
             available,
             held,
             hold_expires_at,
+            would_refuse,
         })))
     }
 
@@ -184,17 +198,20 @@ impl State {
         let now = self.now;
         let mut debits = Vec::new();
         for look in &verdict.looks {
-            let amount = look.counted(priced, &verdict.cover, hold);
-            if amount == 0 {
+            let asked = look.taken(priced, &verdict.cover, hold);
+            if asked == 0 {
                 continue;
             }
-            debug_assert!(amount <= look.reading.room, "a verdict never takes more than there is");
-            let account = self.account_mut(look.account);
-            let mark = account.take(look.limit.key, &look.limit.rule, now, amount);
-            if hold {
-                let allowance = look.limit.then == Then::Credits;
-                let (account, key, measure) = (look.account, look.limit.key, look.measure);
-                debits.push(Debit { account, key, measure, allowance, amount, mark });
+            let allowance = look.limit.then == Then::Credits;
+            debug_assert!(
+                if allowance { asked <= look.reading.room } else { look.admits(asked) },
+                "a verdict never takes more than there is"
+            );
+            for (key, amount, mark) in self.count(look, asked) {
+                if hold && amount > 0 {
+                    let (account, measure) = (look.account, look.measure);
+                    debits.push(Debit { account, key, measure, allowance, asked, amount, mark });
+                }
             }
         }
         let drawn = verdict.cover.drawn().0.unsigned_abs();
@@ -203,7 +220,8 @@ impl State {
             let mark = self.account_mut(account).take(key, &cap.rule, now, drawn);
             if hold {
                 let measure = Measure::Drawn;
-                debits.push(Debit { account, key, measure, allowance: false, amount: drawn, mark });
+                let (asked, amount) = (drawn, drawn);
+                debits.push(Debit { account, key, measure, allowance: false, asked, amount, mark });
             }
         }
         for draw in &verdict.cover.draws {
@@ -211,6 +229,26 @@ impl State {
             self.post(draw.transfer(draw.amount, Bucket::Available, to, why), charge);
         }
         debits
+    }
+
+    /// Counts `asked` on a limit, and on the share of the request's class: under which key, for how much, where.
+    pub(super) fn count(
+        &mut self,
+        look: &Look<'_>,
+        asked: u64,
+    ) -> impl Iterator<Item = (MeterKey, u64, Mark)> {
+        if let Some(fair) = &look.fair {
+            self.share_out(fair, asked);
+        }
+        let now = self.now;
+        let account = self.account_mut(look.account);
+        let (amount, carry) = look.counts_for(asked);
+        let mark = account.take_with(look.limit.key, &look.rule, now, amount, carry);
+        let shared = look.share.as_ref().map(|share| {
+            let (amount, carry) = share.counted(asked);
+            (share.key, amount, account.take_with(share.key, &share.rule, now, amount, carry))
+        });
+        [Some((look.limit.key, amount, mark)), shared].into_iter().flatten()
     }
 
     /// What [`State::debit`] would leave, without debiting.
@@ -221,21 +259,21 @@ impl State {
         levels: &Levels,
         priced: &Priced,
         paid_by: Vec<Payment>,
-    ) -> Outcome {
+    ) -> Admitted {
         let hold = admit.hold_ttl.is_some();
         let listed = verdict.looks.iter().filter(|_| admit.list_limits);
         let limits = listed.map(|look| {
-            let rule = &look.limit.rule;
+            let rule = &look.rule;
             let meter = self.account_at(look.account).meter(look.limit.key);
             let mut meter = meter.cloned().unwrap_or_else(|| rule.empty_meter());
-            let amount = look.counted(priced, &verdict.cover, hold);
+            let (amount, carry) = look.counts_for(look.taken(priced, &verdict.cover, hold));
             if amount > 0 {
                 rule.take(&mut meter, self.now, amount);
             }
-            limit_status(look.limit, look.level, Some(&meter), self.now)
+            look.status(Some(&meter), carry, self.now)
         });
         let drawn = i128::from(verdict.cover.drawn().0);
-        Outcome::Admitted(Box::new(Admitted {
+        Admitted {
             id: AdmissionId(0),
             dry_run: true,
             cost: priced.cost,
@@ -244,7 +282,8 @@ impl State {
             available: saturating_credits(self.drawable_sum(levels, self.now) - drawn),
             held: saturating_credits(self.held_sum(levels) + if hold { drawn } else { 0 }),
             hold_expires_at: admit.hold_ttl.map(|ttl| self.now.saturating_add(ttl)),
-        }))
+            would_refuse: Vec::new(),
+        }
     }
 
     pub(super) fn find_account(&self, path: &str) -> Result<AccountPlace, Box<Refusal>> {

@@ -3,7 +3,7 @@
 //! Records come in an order that depends on the state alone, so that two nodes with the same state
 //! write the same bytes.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
@@ -12,14 +12,17 @@ use serde::{Deserialize, Serialize};
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::audit::keys::together;
 use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
+use crate::decision::fairness::{Sharers, SharersKey, Sharing};
 use crate::decision::hold::Hold;
 use crate::decision::keys::{KeptAnswer, KeysView};
 use crate::decision::ledger::fingerprint_of_key;
+use crate::decision::load::{FeatureLoad, Load};
 use crate::decision::pages::{Pages, Slab};
-use crate::decision::policy::{Document, Names, Policy};
+use crate::decision::policy::{Document, Feature, Names, Policy};
 use crate::decision::recent::{Recent, Resolved};
 use crate::decision::reply::Balances;
 use crate::decision::state::State;
+use crate::decision::trust::Past;
 use crate::decision::view::Reserved;
 use crate::decision::wallet::Wallet;
 use crate::units::Millis;
@@ -32,6 +35,9 @@ pub struct View {
     keys: KeysView,
     recent: Recent,
     trail: Pages<u64>,
+    loads: BTreeMap<Arc<str>, FeatureLoad>,
+    sharing: Sharing,
+    pasts: Slab<Past>,
 }
 
 /// One piece of a checkpoint. Opaque; only ever read by [`Restore`].
@@ -49,6 +55,10 @@ enum Kind {
     Resolved(Box<Resolved>),
     /// A piece of the trail, by the places of the accounts.
     Trail(Vec<u64>),
+    /// The load on a feature.
+    Load(Arc<str>, Box<FeatureLoad>),
+    Sharers(SharersKey, Arc<Sharers>),
+    Past(Box<Past>),
 }
 
 /// Accounts whose trail is in one record.
@@ -67,6 +77,8 @@ struct Head {
     policy_index: u64,
     /// The policy document, as JSON.
     document: String,
+    load_version: u64,
+    next_step_at: Millis,
     accounts: u64,
     holds: u64,
     answers: u64,
@@ -101,6 +113,8 @@ impl State {
                 revision: self.policy.revision(),
                 policy_index: self.policy_index,
                 document,
+                load_version: self.load.version,
+                next_step_at: self.load.next_step_at,
                 accounts: self.accounts.len() as u64,
                 holds: self.holds.len() as u64,
                 answers: self.keys.len() as u64,
@@ -110,6 +124,9 @@ impl State {
             keys: self.keys.view(),
             recent: self.recent.clone(),
             trail: self.trail.clone(),
+            loads: self.load.features.clone(),
+            sharing: self.sharing.clone(),
+            pasts: self.pasts.clone(),
         }
     }
 }
@@ -128,7 +145,13 @@ impl View {
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
-        head.chain(accounts).chain(holds).chain(answers).chain(recent).chain(trail).map(Record)
+        let loads = self.loads.iter().map(|(name, load)| Kind::Load(name.clone(), Box::new(load.clone())));
+        let sharing = self.sharing.iter().map(|(key, sharers)| Kind::Sharers(*key, Arc::clone(sharers)));
+        let mut pasts: Vec<&Past> = self.pasts.iter().collect();
+        pasts.sort_unstable_by_key(|past| past.account);
+        let pasts = pasts.into_iter().map(|past| Kind::Past(Box::new(past.clone())));
+        let first = head.chain(accounts).chain(holds).chain(answers).chain(recent);
+        first.chain(trail).chain(loads).chain(sharing).chain(pasts).map(Record)
     }
 
     /// What is counted over the whole state, for an audit.
@@ -207,10 +230,10 @@ fn parts(page: &Arc<Vec<Account>>) -> Vec<Arc<Vec<Account>>> {
 }
 
 impl Record {
-    /// Whether it only says where the latest facts of accounts are: the one part of the state that a
-    /// refusal changes.
-    pub fn is_trail(&self) -> bool {
-        matches!(self.0, Kind::Trail(_))
+    /// Whether it says nothing of what anybody has, but only where the latest facts of accounts are, who asked
+    /// for what, and how accounts behaved: all that a refusal changes.
+    pub fn is_of_asking(&self) -> bool {
+        matches!(self.0, Kind::Trail(_) | Kind::Sharers(..) | Kind::Past(_))
     }
 }
 
@@ -270,6 +293,12 @@ impl Restore {
                 return Err(RestoreError::Incomplete { what, promised, found: found as u64 });
             }
         }
+        let loaded = |feature: &&Feature| feature.load.is_some();
+        let loads = state.policy.features.iter().filter(loaded);
+        if !loads.map(|feature| &feature.name).eq(state.load.features.keys()) {
+            return Err(RestoreError::Inconsistent("the loads are not those of the policy".to_owned()));
+        }
+        state.load.factors = state.load.factors_of(&state.policy);
         reserved.compare(&state).and_then(|()| state.check_indexes()).map_err(RestoreError::Inconsistent)?;
         Ok(state)
     }
@@ -296,6 +325,7 @@ impl UnderWay {
             names,
             recent: Recent::new(policy.document().settings.admissions_kept),
             policy: Arc::new(policy),
+            load: Load { version: head.load_version, next_step_at: head.next_step_at, ..Load::default() },
             policy_index: head.policy_index,
             accounts: Pages::default(),
             trail: Pages::default(),
@@ -326,6 +356,12 @@ impl UnderWay {
             Kind::Resolved(resolved) => {
                 check(resolved.account)?;
                 self.state.recent.keep(*resolved);
+            }
+            Kind::Load(name, load) => drop(self.state.load.features.insert(name, *load)),
+            Kind::Sharers(key, sharers) => drop(self.state.sharing.insert(key, sharers)),
+            Kind::Past(past) => {
+                check(past.account)?;
+                self.state.insert_past(*past);
             }
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);

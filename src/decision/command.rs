@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::decision::reply::{AdmissionId, TopUpId};
-use crate::units::{Credits, Millis, Span};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// Where in the agreed order a command stands, and when that is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,6 +58,8 @@ pub enum Command<'a> {
     ConfirmTopUp(ConfirmTopUp<'a>),
     FailTopUp(FailTopUp<'a>),
     TopUpDelivered(TopUpDelivered),
+    #[serde(borrow)]
+    Signals(Signals<'a>),
 }
 
 /// Replaces the policy, if its revision is still the expected one.
@@ -232,6 +234,54 @@ pub enum Source {
     Bridge,
 }
 
+/// How important a request is, most important first: when capacity is short, the last goes first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Class {
+    Critical,
+    #[default]
+    Standard,
+    Sheddable,
+    Batch,
+}
+
+impl Class {
+    pub const ALL: [Class; 4] = [Class::Critical, Class::Standard, Class::Sheddable, Class::Batch];
+
+    /// The name, which is part of the interface.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Critical => "critical",
+            Class::Standard => "standard",
+            Class::Sheddable => "sheddable",
+            Class::Batch => "batch",
+        }
+    }
+}
+
+/// What backends report of how hard they are pressed: all of it is taken, or nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signals<'a> {
+    #[serde(borrow)]
+    pub signals: Vec<Signal<'a>>,
+}
+
+/// A report on a feature. It replaces the one before of the same source in the same region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Signal<'a> {
+    pub feature: &'a str,
+    pub region: &'a str,
+    pub source: &'a str,
+    /// Of what the backend can do: 1 is all of it, and more is asked of it than it can do.
+    pub utilisation: Option<Ppm>,
+    /// How many requests wait.
+    pub queue_depth: Option<u64>,
+    /// At the tail, such as the 99th percentile.
+    pub latency: Option<Span>,
+    /// How long it counts.
+    pub ttl: Span,
+}
+
 /// Asks for an admission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admit<'a> {
@@ -252,6 +302,8 @@ pub struct Admit<'a> {
     /// [`ORIGIN_BYTES_MAX`] bytes.
     pub endpoint: Option<&'a str>,
     pub region: Option<&'a str>,
+    /// How important it is: no more than the plan says, which counts when this is absent.
+    pub class: Option<Class>,
 }
 
 /// Tells what an admission really used, in all since it was admitted.

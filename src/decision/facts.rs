@@ -18,9 +18,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap, TopUp};
+use crate::decision::command::{AccountState, Class, Source, SpendingCap, TopUp};
+use crate::decision::load::LoadMove;
 pub use crate::decision::price::Rate;
 use crate::decision::reply::{AdmissionId, Layer, LimitReset, Reason, TopUpId};
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm, Span};
 
 /// One fact of a log entry.
@@ -46,6 +48,7 @@ pub enum Fact {
     TopUpSet(TopUpSet),
     TopUpRaised(TopUpRaised),
     TopUpResolved(TopUpResolved),
+    LoadMoved(LoadMoved),
 }
 
 /// When what follows came about, up to the next moment of the entry. For what fell due it is the
@@ -68,7 +71,7 @@ pub struct Versions {
     /// The revision of the policy, and the index of the entry that put it; 0 before there is any.
     pub policy: u64,
     pub policy_index: u64,
-    /// Of the reports of load that move limits. Nothing moves them yet: 0.
+    /// Of the load: see [`LoadMoved`].
     pub load: u64,
 }
 
@@ -185,6 +188,18 @@ pub struct Overdue {
     pub since: Millis,
 }
 
+/// A feature's load moved how much of its capacity may be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LoadMoved {
+    /// Of the load of the whole cluster: counted from 1, without gaps.
+    pub version: u64,
+    pub feature: Arc<str>,
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    pub moved: LoadMove,
+}
+
 /// One event in the life of an admission.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -259,6 +274,8 @@ pub enum UsageOutcome {
 pub struct Layers {
     /// The number of the usage, in the same entry.
     pub usage: u32,
+    /// Of the request.
+    pub class: Class,
     /// From the cluster down to the account that asks: for each of them [`LayerSeen::Level`], and behind it
     /// what was looked at there.
     pub seen: Vec<LayerSeen>,
@@ -269,18 +286,44 @@ pub struct Layers {
 pub enum LayerSeen {
     /// The next level begins: 0, the cluster, is the first. Which plan its account has, by the place among
     /// the policy's plans in the order of their names.
-    Level { plan: Option<u32> },
+    /// What moves its adaptive guards, if anything does.
+    Level { plan: Option<u32>, moved: Option<Moved> },
     /// The next limit of the plan, or of the feature's capacity, that counts the feature: in the policy's
     /// order. What it had used; credits are in millionths.
     Limit {
         used: Change,
         /// The quota that applied, where it was not the policy's own.
         quota: Option<u64>,
+        /// How much of it could be used because of load, where that was not all: an amount counted for as
+        /// much more.
+        factor: Option<Ppm>,
     },
+    /// The share of the request's class in that capacity, and how much of the share could be used.
+    Share { used: Change, factor: Ppm },
+    /// What the owner of the request has of that capacity, and what is its fair part of it by its weight, while
+    /// there is not enough for all.
+    Fair { has: u64, part: u64, weight: u32 },
     /// The account's spending cap, and what wallets had paid in its period.
     SpendingCap { cap: SpendingCap, spent: Change },
     /// The account's wallet: what could be drawn, and what holds kept.
     Wallet { available: Change, held: Change },
+    /// The limit before it is in shadow mode: it would have refused, and so did not count the request.
+    WouldRefuse,
+}
+
+/// What moves the adaptive guards of an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Moved {
+    /// How much load lets the request's class use of the feature.
+    pub by_load: Ppm,
+    /// What the account's own past makes of it.
+    pub trust: Trust,
+}
+
+impl Moved {
+    pub fn is_moved(&self) -> bool {
+        self.by_load != Ppm::ONE || self.trust != Trust::NEUTRAL
+    }
 }
 
 /// An amount before a decision, and after it.

@@ -10,10 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{Extend, Release, Settle, Stamp};
+use crate::decision::command::{Class, Extend, Release, Settle, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
 };
+use crate::decision::fairness::reserve;
 use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
@@ -37,6 +38,8 @@ pub(super) struct Hold {
     pub feature: Arc<str>,
     pub stamp: Stamp,
     pub policy: u64,
+    /// The version of the load.
+    pub load: u64,
     /// What does the work and where, in the caller's words.
     pub endpoint: Option<Arc<str>>,
     pub region: Option<Arc<str>>,
@@ -61,6 +64,8 @@ pub(super) struct Hold {
     /// The index of the entry with its latest event.
     pub latest: u64,
     pub overrun: Overrun,
+    /// Of the request.
+    pub class: Class,
 }
 
 /// What a hold reserved of one unit, and at what price.
@@ -81,6 +86,9 @@ pub(super) struct Debit {
     pub key: MeterKey,
     pub measure: Measure,
     pub allowance: bool,
+    /// How much of the request it counts.
+    pub asked: u64,
+    /// What that counted for.
     pub amount: u64,
     pub mark: Mark,
 }
@@ -217,7 +225,10 @@ impl Hold {
             (false, Measure::Cost) => actual.cost.0.unsigned_abs(),
             (_, Measure::Drawn) => paid.draws.iter().map(|draw| draw.0.unsigned_abs()).sum(),
         };
-        used.min(debit.amount)
+        // In proportion, and rounded up: what is given back is never more than was counted for it.
+        let used = u128::from(used.min(debit.asked)) * u128::from(debit.amount);
+        let counted = used.div_ceil(u128::from(debit.asked.max(1)));
+        u64::try_from(counted).unwrap_or(u64::MAX).min(debit.amount)
     }
 }
 
@@ -305,7 +316,7 @@ impl State {
         let returned = hold.returned(&paid);
         let policy = Arc::clone(&self.policy);
         let found = self.keeps_facts().then(|| {
-            let looks = self.looks(&policy, &levels, policy.feature(&hold.feature));
+            let looks = self.looks(&policy, &levels, policy.feature(&hold.feature), hold.class);
             let caps = self.cap_looks(&levels);
             let seen = self.seen(&policy, &levels, &looks, &caps, &self.funds(&levels));
             (seen, looks, caps)
@@ -315,6 +326,9 @@ impl State {
             let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
             let account = self.account_mut(debit.account);
             account.give_back(debit.key, id, unused, hold.stamp.at, debit.mark);
+            if debit.account == AccountPlace::CLUSTER {
+                self.share_back(&hold, &levels, debit, unused);
+            }
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
             self.post(draw.transfer(*spent, Bucket::Held, Bucket::Spent, Why::Settled), charge);
@@ -332,9 +346,11 @@ impl State {
         }
         self.overrun(&hold, &levels, &actual, &mut paid, charge);
         self.complete_charge(charge, std::mem::take(&mut paid.covered), paid.rest);
+        // After all of it was decided: what it says of an account counts from the next decision on.
+        self.remember_end(&hold, &levels, actual.cost, status);
         if let Some((mut seen, looks, caps)) = found {
             self.see_again(&mut seen, &levels, &looks, &caps);
-            self.note_layers(usage, seen);
+            self.note_layers(usage, hold.class, seen);
         }
         self.recent.keep(Resolved {
             id,
@@ -347,6 +363,7 @@ impl State {
             stamp: hold.stamp,
             latest: self.entry_index(),
             policy: hold.policy,
+            load: hold.load,
             resolved_at: self.now,
         });
         Settled {
@@ -377,7 +394,7 @@ impl State {
             return;
         }
         let policy = Arc::clone(&self.policy);
-        let looks = self.looks(&policy, levels, policy.feature(&hold.feature));
+        let looks = self.looks(&policy, levels, policy.feature(&hold.feature), hold.class);
         let mut units = [0; Policy::FEATURE_UNITS_MAX];
         let mut credits = Credits::ZERO;
         if hold.overrun != Overrun::Refuse && !paid.rest.is_zero() {
@@ -410,8 +427,7 @@ impl State {
                 }),
             };
             if counted > 0 {
-                let now = self.now;
-                self.account_mut(look.account).take(look.limit.key, &look.limit.rule, now, counted);
+                drop(self.count(look, counted));
             }
         }
     }
@@ -608,7 +624,9 @@ impl State {
         let takes_slot = |hold: &&Hold| {
             hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
         };
-        let ends_needed = (look.reading.used + 1).checked_sub(look.limit.rule.quota())?.max(1);
+        // Whether its owner has more than a fair part by then is not foreseen.
+        let spare = if look.fair.is_some() { reserve(look.rule.quota()) } else { 0 };
+        let ends_needed = (look.reading.used + 1 + spare).checked_sub(look.rule.quota())?.max(1);
         self.holds_of(look.account)
             .take(HOLDS_LOOKED_AT_MAX)
             .filter(takes_slot)

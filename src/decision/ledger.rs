@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use crate::decision::RULES;
 use crate::decision::account::AccountPlace;
-use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
+use crate::decision::command::{Admit, Class, ORIGIN_BYTES_MAX, Stamp};
 use crate::decision::facts::{
     AccountPut, Bucket, Charge, ChargeLine, Covered, Fact, KeyKept, LayerSeen, Layers, Moment, NotRenewed,
     NotRenewedWhy, Posting, Rate, Refused, Reset, TopUpRaised, TopUpResolved, UnitUsed, Usage, UsageOutcome,
@@ -133,7 +133,7 @@ impl State {
             rules: RULES,
             policy: self.policy.revision,
             policy_index: self.policy_index,
-            load: 0,
+            load: self.load.version,
         };
         self.recorder.push(versions, self.now, fact);
     }
@@ -263,9 +263,9 @@ impl State {
     }
 
     /// Records what was looked at for a usage, if it was recorded.
-    pub(super) fn note_layers(&mut self, usage: Option<u32>, seen: Vec<LayerSeen>) {
+    pub(super) fn note_layers(&mut self, usage: Option<u32>, class: Class, seen: Vec<LayerSeen>) {
         if let Some(usage) = usage {
-            self.push_fact(Fact::Layers(Layers { usage, seen }));
+            self.push_fact(Fact::Layers(Layers { usage, class, seen }));
         }
     }
 
@@ -313,7 +313,7 @@ impl State {
             cost: denied.cost,
         }));
         if !denied.seen.is_empty() {
-            self.note_layers(Some(usage), std::mem::take(&mut denied.seen));
+            self.note_layers(Some(usage), denied.class, std::mem::take(&mut denied.seen));
         }
     }
 

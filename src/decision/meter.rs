@@ -11,7 +11,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::decision::calendar::Calendar;
-use crate::units::{MILLIS_MAX, Millis, Span};
+use crate::units::{MILLIS_MAX, Millis, Ppm, Span};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Rule {
@@ -97,6 +97,24 @@ pub(super) enum Mark {
 }
 
 impl Rule {
+    /// A rule that admits so much of what this one does, in the same windows.
+    pub fn part(self, share: Ppm) -> Rule {
+        let part = |amount: u64| {
+            let part = u128::from(amount) * u128::from(share.0) / u128::from(Ppm::ONE.0);
+            saturating_u64(part)
+        };
+        match self {
+            Rule::TokenBucket { quota, window, burst } => {
+                Rule::TokenBucket { quota: part(quota), window, burst: part(burst) }
+            }
+            Rule::SlidingWindow { quota, slice, slices } => {
+                Rule::SlidingWindow { quota: part(quota), slice, slices }
+            }
+            Rule::FixedWindow { quota, anchor } => Rule::FixedWindow { quota: part(quota), anchor },
+            Rule::Slots { quota } => Rule::Slots { quota: part(quota) },
+        }
+    }
+
     /// The most that can ever be taken at once.
     pub fn quota(&self) -> u64 {
         match *self {

@@ -16,6 +16,9 @@
 //! | `overdraft`, `pace` | what a plan lends, and how it is paid back; when work under way should stop |
 //! | `accounts`, `grants` | policies and accounts; grants, their end and their revocation |
 //! | `renewals` | what falls due: the end of holds, recurring grants, and the end of grants |
+//! | `capacity` | how the classes share a capacity |
+//! | `factor` | what an amount counts for while less, or more, of a limit may be used |
+//! | `load` | what backends report, and how much of each capacity may be used because of it |
 //! | `resets` | clearing what limits have counted |
 //! | `topup` | asking for credits before they run out, and granting them when they are paid |
 //! | `ledger` | the one way to change a balance; recording |
@@ -36,11 +39,16 @@ mod account;
 mod accounts;
 mod admission;
 mod calendar;
+mod capacity;
 mod checkpoint;
+mod factor;
+mod fading;
+mod fairness;
 mod grants;
 mod hold;
 mod keys;
 mod ledger;
+mod load;
 mod meter;
 mod overdraft;
 mod pace;
@@ -52,6 +60,7 @@ mod renewals;
 mod resets;
 mod state;
 mod topup;
+mod trust;
 mod view;
 mod wallet;
 mod waterfall;
@@ -61,6 +70,9 @@ mod weight;
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
 pub const RULES: u16 = 3;
+
+pub use load::LoadMove;
+pub use trust::{Fault, HistoryRead, Trust, TrustRule};
 
 pub use checkpoint::{Record, Restore, RestoreError, View};
 pub use state::State;

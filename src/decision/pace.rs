@@ -34,7 +34,7 @@ impl State {
             Overrun::Draw => Credits::ZERO,
             Overrun::Overdraft { credits } => self.lendable(levels, credits),
         };
-        let looks = self.looks(&self.policy, levels, self.policy.feature(&hold.feature));
+        let looks = self.looks(&self.policy, levels, self.policy.feature(&hold.feature), hold.class);
         let mut reach = 0;
         for (place, line) in hold.lines.iter().enumerate().filter(|(place, _)| actual.quantities[*place] > 0)
         {

@@ -27,6 +27,8 @@ pub(super) struct Resolved {
     /// The index of the entry with its latest event.
     pub latest: u64,
     pub policy: u64,
+    /// The version of the load.
+    pub load: u64,
     pub resolved_at: Millis,
 }
 

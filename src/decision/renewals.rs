@@ -124,6 +124,7 @@ impl State {
                     // What was due before in the wallets that it returns to.
                     self.bring_wallets_up_to_date(account, Millis(due_at.0.saturating_sub(1)));
                     self.now = due_at;
+                    self.step_load();
                     self.expire_hold(id);
                     self.entry_bound.holds_left = self.entry_bound.holds_left.saturating_sub(weight);
                 }
@@ -136,6 +137,7 @@ impl State {
             self.raise_top_ups();
         }
         self.now = target;
+        self.step_load();
         self.tell_overdue();
         self.keys.expire(self.now);
     }
@@ -209,7 +211,7 @@ impl State {
             Command::ConfirmTopUp(confirm) => of_top_up(confirm.id),
             Command::FailTopUp(fail) => of_top_up(fail.id),
             Command::TopUpDelivered(_) => None,
-            Command::Tick | Command::Mark | Command::PutPolicy(_) => None,
+            Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::Signals(_) => None,
         };
         if let Some(account) = account {
             self.bring_wallets_up_to_date(account, self.now);

@@ -8,8 +8,9 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{AccountState, Source, SpendingCap, Stamp, TopUp};
-use crate::units::{Credits, Millis, Span};
+use crate::decision::command::{AccountState, Class, Source, SpendingCap, Stamp, TopUp};
+use crate::decision::trust::{HistoryRead, Trust};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 /// An answer to one command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +19,8 @@ pub struct Reply {
     pub stamp: Stamp,
     /// The revision of the policy that decided.
     pub policy: u64,
+    /// The version of the load that decided.
+    pub load: u64,
     /// Whether this is the stored answer to an earlier command with the same key.
     pub replayed: bool,
     pub outcome: Outcome,
@@ -42,6 +45,8 @@ pub enum Outcome {
     GrantRevoked(Box<GrantRevoked>),
     Reset(Box<ResetDone>),
     TopUp(Box<TopUpView>),
+    /// What backends reported is taken.
+    Signalled,
 }
 
 impl Reply {
@@ -87,6 +92,13 @@ pub struct Admitted {
     /// What holds, of this account and of others, keep in those wallets, as the decision left them.
     pub held: Credits,
     pub hold_expires_at: Option<Millis>,
+    /// The limits in shadow mode that would have refused: as many as [`Admitted::WOULD_REFUSE_MAX`] names.
+    pub would_refuse: Vec<Layer>,
+}
+
+impl Admitted {
+    /// How many limits that would have refused are named. The record has all of them.
+    pub const WOULD_REFUSE_MAX: usize = 8;
 }
 
 /// One payer's part of a cost.
@@ -122,9 +134,13 @@ pub struct LimitStatus {
     pub unit: Arc<str>,
     pub quota: u64,
     pub used: u64,
+    /// The policy's quota, where because of load the one above applies.
+    pub base: Option<u64>,
     /// When it will be whole again if nothing more is used; `None` for slots.
     pub resets_at: Option<Millis>,
     pub window: Option<Span>,
+    /// Whether it decides and counts, and refuses nothing.
+    pub shadow: bool,
 }
 
 impl LimitStatus {
@@ -256,6 +272,8 @@ pub enum Reason {
     TopUpResolved,
     /// Not something that can become of a top-up: 422.
     TopUpInvalid,
+    /// Not something that a backend can report: 422.
+    SignalInvalid,
 }
 
 /// Which layer of the waterfall refused.
@@ -426,6 +444,116 @@ pub struct HoldView {
     pub expires_at: Millis,
 }
 
+/// A feature: how hard it is pressed, and how classes share its capacity because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureView {
+    pub feature: Arc<str>,
+    /// Whether the policy moves it by load.
+    pub follows_load: bool,
+    pub load_version: u64,
+    /// How much of the capacity may be used.
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    /// How much of its share each class may use, most important first.
+    pub by_class: [Ppm; Class::ALL.len()],
+    pub shares: Option<[Ppm; Class::ALL.len()]>,
+    /// The limits of the capacity, as they stand.
+    pub capacity: Vec<CapacityView>,
+    /// The reports that count now, by region and source.
+    pub signals: Vec<SignalView>,
+}
+
+/// An owner among those who share a capacity fairly.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharerView {
+    /// The limit of the capacity.
+    pub limit: Arc<str>,
+    pub unit: Arc<str>,
+    /// Whose part of it is shared, where classes have shares of it.
+    pub class: Option<Class>,
+    /// The account at the root.
+    pub account: Arc<str>,
+    pub weight: u32,
+    /// What it has and, with that, all that it asks for.
+    pub has: u64,
+    pub asks: u64,
+    /// What it can have without being above the others, while there is not enough for all.
+    pub fair_part: Option<u64>,
+}
+
+impl SharerView {
+    /// How many a capacity, or a class's part of it, lists: those who ask for most.
+    pub const LISTED_MAX: usize = 10;
+}
+
+/// How an account used a feature, and what that makes of its adaptive limits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Behaviour {
+    pub feature: Arc<str>,
+    pub trust: Trust,
+    /// How much load lets the account's class use of the feature.
+    pub by_load: Ppm,
+    pub past: HistoryRead,
+}
+
+/// A limit of a feature's capacity, and how the classes share it now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CapacityView {
+    pub limit: LimitStatus,
+    /// Most important first.
+    pub by_class: [ClassRoom; Class::ALL.len()],
+}
+
+/// What a class has of a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassRoom {
+    pub class: Class,
+    /// Its own share, where classes have shares.
+    pub share: Option<ShareStatus>,
+    /// What one of its requests could take now, of its own share or borrowed.
+    pub available: u64,
+    /// What is a fair part for an owner of the weight 1, where it is shared fairly and while there is not enough
+    /// for all.
+    pub fair_part: Option<u64>,
+}
+
+/// The share of a class in a capacity.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ShareStatus {
+    /// As the policy says.
+    pub base: u64,
+    /// As much of it as load lets be used.
+    pub quota: u64,
+    pub used: u64,
+}
+
+/// How hard a feature is pressed, in short.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FeatureLoadView {
+    pub feature: Arc<str>,
+    /// Whether the policy moves it by load.
+    pub follows_load: bool,
+    /// How much of the capacity may be used.
+    pub factor: Ppm,
+    /// Smoothed; 1 is at the target. Absent while nobody reports.
+    pub pressure: Option<Ppm>,
+    /// How many sources have a report that counts.
+    pub sources: u64,
+}
+
+/// A report that counts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SignalView {
+    pub region: Arc<str>,
+    pub source: Arc<str>,
+    pub utilisation: Option<Ppm>,
+    pub queue_depth: Option<u64>,
+    pub latency: Option<Span>,
+    pub reported_at: Millis,
+    pub expires_at: Millis,
+}
+
 /// A decided request, and what became of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdmissionView {
@@ -437,9 +565,10 @@ pub struct AdmissionView {
     pub cost: Credits,
     pub paid_by: Vec<Payment>,
     pub uncovered: Credits,
-    /// Where it was admitted, and under which policy.
+    /// Where it was admitted, and under which policy and load.
     pub stamp: Stamp,
     pub policy: u64,
+    pub load: u64,
     /// While it is held.
     pub expires_at: Option<Millis>,
     pub resolved_at: Option<Millis>,
@@ -452,6 +581,33 @@ pub enum AdmissionStatus {
     Settled,
     Released,
     Expired,
+}
+
+/// What moves an adaptive guard on an account now.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdaptiveView {
+    pub name: Arc<str>,
+    pub level: u8,
+    pub unit: Arc<str>,
+    /// The policy's quota, and the least and the most of it that can be used.
+    pub quota: u64,
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// For which of the features that it counts it is another one.
+    pub features: Vec<MovedView>,
+}
+
+/// What moves an adaptive guard for a feature, and what it comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MovedView {
+    pub feature: Arc<str>,
+    /// How much load lets requests of the account's class use.
+    pub by_load: Ppm,
+    /// What the past of the guard's account makes of it.
+    pub trust: Trust,
+    /// Both together, within the guard's bounds.
+    pub factor: Ppm,
+    pub quota: u64,
 }
 
 // --- the text form of ids --------------------------------------------------------------------------

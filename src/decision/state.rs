@@ -7,14 +7,17 @@ use foldhash::fast::RandomState;
 
 use crate::decision::account::{Account, AccountPlace};
 use crate::decision::command::{Command, Request, Stamp};
+use crate::decision::fairness::Sharing;
 use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
 use crate::decision::ledger::Recorder;
+use crate::decision::load::Load;
 use crate::decision::pages::{Pages, Slab};
 use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::renewals::EntryBound;
 use crate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId};
+use crate::decision::trust::Past;
 use crate::units::Millis;
 
 /// Everything that is agreed: the policy, the accounts with what limits counted and what wallets
@@ -44,7 +47,13 @@ pub struct State {
     /// By [`AccountPlace`]: the index of the entry with the account's latest fact. Apart from the
     /// accounts, so that a refusal, which changes nothing else, does not copy pages of them.
     pub(super) trail: Pages<u64>,
+    pub(super) load: Load,
+    /// Who shares the capacities that are shared fairly.
+    pub(super) sharing: Sharing,
+    /// How accounts behaved, where their plans have a rule for it.
+    pub(super) pasts: Slab<Past>,
 
+    pub(super) past_by_account: HashMap<AccountPlace, u32, RandomState>,
     pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
     /// The holds at or below each account, soonest to expire first.
@@ -96,6 +105,10 @@ impl State {
             holds: Slab::default(),
             keys: Keys::default(),
             trail,
+            load: Load::default(),
+            sharing: Sharing::new(),
+            pasts: Slab::default(),
+            past_by_account: HashMap::default(),
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),
@@ -141,6 +154,7 @@ impl State {
             Command::ConfirmTopUp(confirm) => self.confirm_top_up(confirm),
             Command::FailTopUp(fail) => self.fail_top_up(fail),
             Command::TopUpDelivered(delivered) => self.top_up_delivered(*delivered),
+            Command::Signals(signals) => (self.take_signals(signals), false),
         };
         self.raise_top_ups();
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
@@ -158,7 +172,7 @@ impl State {
     }
 
     fn reply(&self, stamp: Stamp, outcome: Outcome) -> Reply {
-        Reply { stamp, policy: self.policy.revision, replayed: false, outcome }
+        Reply { stamp, policy: self.policy.revision, load: self.load.version, replayed: false, outcome }
     }
 
     pub(super) fn account_at(&self, place: AccountPlace) -> &Account {

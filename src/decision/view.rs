@@ -4,10 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::decision::account::{Account, AccountPlace};
+use crate::decision::factor::Factor;
+use crate::decision::facts::Moved;
 use crate::decision::hold::Hold;
-use crate::decision::policy::{Document, Limit, Measure};
+use crate::decision::policy::{Applied, Document, Limit, Measure};
 use crate::decision::reply::{
-    AccountView, AdmissionId, AdmissionStatus, AdmissionView, BalancesView, HoldView, LimitStatus,
+    AccountView, AdaptiveView, AdmissionId, AdmissionStatus, AdmissionView, BalancesView, HoldView,
+    LimitStatus, MovedView,
 };
 use crate::decision::state::State;
 use crate::decision::topup::TopUps;
@@ -92,6 +95,12 @@ impl State {
     /// The revision of the policy, and the policy as it was written.
     pub fn policy(&self) -> (u64, &Document) {
         (self.policy.revision(), self.policy.document())
+    }
+
+    /// How many accounts have each plan that any has, by its name.
+    pub fn accounts_by_plan(&self) -> BTreeMap<Arc<str>, u64> {
+        let users = self.plan_users.iter().enumerate().filter(|(_, users)| **users > 0);
+        users.map(|(number, users)| (self.names.plan_at(number).clone(), *users)).collect()
     }
 
     pub fn counts(&self) -> Counts {
@@ -184,6 +193,7 @@ impl State {
                 uncovered: Credits::ZERO,
                 stamp: hold.stamp,
                 policy: hold.policy,
+                load: hold.load,
                 expires_at: Some(hold.expires_at),
                 resolved_at: None,
             });
@@ -199,6 +209,7 @@ impl State {
             uncovered: resolved.uncovered,
             stamp: resolved.stamp,
             policy: resolved.policy,
+            load: resolved.load,
             expires_at: None,
             resolved_at: Some(resolved.resolved_at),
         })
@@ -268,6 +279,42 @@ impl State {
             statuses.extend(plan.limits.iter().map(status));
         }
         statuses
+    }
+
+    /// What moves the adaptive guards of the account at `path` and of those above it, for requests that it makes now.
+    pub fn adaptive(&self, path: &str) -> Option<Vec<AdaptiveView>> {
+        let levels = self.levels(*self.account_by_path.get(path)?);
+        let class = self.class_of(&self.policy, &levels, None);
+        let mut views = Vec::new();
+        for place in levels.iter().skip(1) {
+            let account = self.account_at(place);
+            let Some(plan) = account.plan.and_then(|id| self.policy.plan(id)) else { continue };
+            for (number, limit) in plan.limits.iter().enumerate() {
+                let Some(within) = limit.adaptive else { continue };
+                let counted = |applied: &[Applied]| applied.iter().any(|applied| applied.limit == number);
+                let features = self.policy.features.iter().enumerate();
+                let features = features.zip(&plan.by_feature).filter(|(_, applied)| counted(applied));
+                let moved = features.filter_map(|((feature_place, feature), _)| {
+                    let by_load = self.load.class_factor(feature_place, class);
+                    let trust = self.trust_in(plan, place, feature);
+                    Moved { by_load, trust }.is_moved().then(|| {
+                        let factor = within.bounded(by_load, trust.factor);
+                        let quota = Factor(factor).quota_of(&limit.rule);
+                        MovedView { feature: feature.name.clone(), by_load, trust, factor, quota }
+                    })
+                });
+                views.push(AdaptiveView {
+                    name: limit.name.clone(),
+                    level: account.level,
+                    unit: limit.unit.clone(),
+                    quota: limit.rule.quota(),
+                    floor: within.floor,
+                    ceiling: within.ceiling,
+                    features: moved.collect(),
+                });
+            }
+        }
+        Some(views)
     }
 
     fn hold_view(&self, hold: &Hold) -> HoldView {

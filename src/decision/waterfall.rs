@@ -4,18 +4,23 @@
 //! refusal changes nothing and an admission is debited whole.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
-use crate::decision::command::AccountState;
-use crate::decision::facts::{Change, LayerSeen};
+use crate::decision::capacity::ShareLook;
+use crate::decision::command::{AccountState, Class};
+use crate::decision::factor::{Carry, Factor};
+use crate::decision::facts::{Change, LayerSeen, Moved};
+use crate::decision::fairness::{FairLook, Unmet};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
 use crate::decision::price::Rate;
-use crate::decision::reply::{Layer, LimitStatus, Payer, Payment, Reason, Refusal};
+use crate::decision::reply::{Admitted, Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
+use crate::decision::trust::Trust;
 use crate::decision::wallet::Wallet;
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Ppm};
 
 /// Amounts by the place of a unit in its feature.
 pub(super) type ByUnit<T> = [T; Policy::FEATURE_UNITS_MAX];
@@ -40,8 +45,23 @@ pub(super) struct Look<'p> {
     pub account: AccountPlace,
     pub level: u8,
     pub limit: &'p Limit,
+    /// The limit's own rule, but for slots, of which load may let fewer be taken.
+    pub rule: Rule,
     pub measure: Measure,
     pub reading: Reading,
+    /// How much of it can be used because of load, and for an adaptive guard because of trust.
+    pub factor: Factor,
+    /// The same without what is earned and fades.
+    pub lasting: Factor,
+    pub carry: Carry,
+    /// The share of the request's class, where classes share it.
+    pub share: Option<ShareLook>,
+    /// How the request stands among those who share it fairly.
+    pub fair: Option<FairLook>,
+    /// What moves an adaptive guard, if anything does.
+    pub moved: Option<Moved>,
+    /// It is in shadow mode, and would refuse the request: so it does not count it.
+    pub would_refuse: bool,
 }
 
 /// A spending cap on the way, as it reads before the decision.
@@ -92,18 +112,23 @@ pub(super) struct Verdict<'p> {
     pub looks: Vec<Look<'p>>,
     pub caps: Vec<CapLook>,
     pub cover: Cover,
+    /// What it asks of capacities in shadow mode that would have refused.
+    pub unmet: Vec<Unmet>,
 }
 
 /// A refusal, and for the record what it costs and what was looked at, as far as it came to that.
 pub(super) struct Denied {
     pub refusal: Box<Refusal>,
     pub cost: Option<Credits>,
+    pub class: Class,
     pub seen: Vec<LayerSeen>,
+    /// What it asked of capacities in vain.
+    pub unmet: Vec<Unmet>,
 }
 
 impl From<Box<Refusal>> for Denied {
     fn from(refusal: Box<Refusal>) -> Denied {
-        Denied { refusal, cost: None, seen: Vec::new() }
+        Denied { refusal, cost: None, class: Class::default(), seen: Vec::new(), unmet: Vec::new() }
     }
 }
 
@@ -235,6 +260,7 @@ impl State {
         levels: &Levels,
         feature: (usize, &'p Feature),
         priced: &Priced,
+        class: Class,
         list_limits: bool,
     ) -> Result<Verdict<'p>, Denied> {
         for place in levels.iter() {
@@ -246,7 +272,8 @@ impl State {
                 return Err(Denied { cost: Some(priced.cost), ..refusal.into() });
             }
         }
-        let looks = self.looks(policy, levels, Some(feature));
+        let mut looks = self.looks(policy, levels, Some(feature), class);
+        looks.iter_mut().for_each(|look| look.try_shadow(priced));
         let caps = self.cap_looks(levels);
         let cover = self.cover(levels, &looks, priced);
         let objections: Vec<Objection> = self
@@ -259,9 +286,15 @@ impl State {
             .iter()
             .map(|objection| objection.refusal.would_pass_at)
             .try_fold(Millis(0), |latest, at| Some(latest.max(at?)));
+        // Whom something of its own stops as well asks nothing of a capacity.
+        let only_capacities = objections.iter().all(|objection| objection.is_of_capacity());
         match objections.into_iter().max_by_key(Objection::weight) {
-            None => Ok(Verdict { looks, caps, cover }),
+            None => {
+                let unmet = unmet(looks.iter().filter(|look| look.would_refuse), priced);
+                Ok(Verdict { looks, caps, cover, unmet })
+            }
             Some(Objection { refusal, .. }) => {
+                let unmet = if only_capacities { unmet(looks.iter(), priced) } else { Vec::new() };
                 let listed = looks.iter().filter(|_| list_limits);
                 let limits = listed.map(|look| self.status(look)).collect();
                 let refusal = Box::new(Refusal { would_pass_at, limits, ..*refusal });
@@ -269,7 +302,7 @@ impl State {
                     true => self.seen(policy, levels, &looks, &caps, &self.funds(levels)),
                     false => Vec::new(),
                 };
-                Err(Denied { refusal, cost: Some(priced.cost), seen })
+                Err(Denied { refusal, cost: Some(priced.cost), class, seen, unmet })
             }
         }
     }
@@ -281,27 +314,87 @@ impl State {
         policy: &'p Policy,
         levels: &Levels,
         feature: Option<(usize, &'p Feature)>,
+        class: Class,
     ) -> Vec<Look<'p>> {
         let Some((feature_place, feature)) = feature else { return Vec::new() };
-        let mut looks = Vec::with_capacity(8);
-        for place in levels.iter() {
+        let mut looks = self.capacity_looks((feature_place, feature), class);
+        for (look, applied) in looks.iter_mut().zip(&feature.capacity) {
+            look.fair = self.fair_look(policy, levels, feature, applied.limit, class);
+        }
+        for place in levels.iter().skip(1) {
             let account = self.account_at(place);
-            let (limits, applied) = match account.plan {
-                _ if place == AccountPlace::CLUSTER => (&feature.capacity_limits, &feature.capacity),
-                None => continue,
-                Some(plan) => match policy.plan(plan) {
-                    None => continue,
-                    Some(plan) => (&plan.limits, &plan.by_feature[feature_place]),
-                },
-            };
-            for applied in applied {
-                let limit = &limits[applied.limit];
-                let reading = limit.rule.read(account.meter(limit.key), self.now);
-                let level = account.level;
-                looks.push(Look { account: place, level, limit, measure: applied.measure, reading });
+            let Some(plan) = account.plan.and_then(|plan| policy.plan(plan)) else { continue };
+            let (by_load, trust) =
+                (self.load.class_factor(feature_place, class), self.trust_in(plan, place, feature));
+            for applied in &plan.by_feature[feature_place] {
+                let limit = &plan.limits[applied.limit];
+                let factors = limit.adaptive.map(|within| {
+                    let factor = |trust| Factor(within.bounded(by_load, trust));
+                    (factor(trust.factor), factor(trust.factor.min(Ppm::ONE)))
+                });
+                let mut look = self.look(place, limit, applied.measure, factors);
+                look.moved = limit.adaptive.map(|_| Moved { by_load, trust }).filter(Moved::is_moved);
+                looks.push(look);
             }
         }
         looks
+    }
+
+    /// The capacities of a feature, for a request of a class.
+    pub(super) fn capacity_looks<'p>(
+        &self,
+        (place, feature): (usize, &'p Feature),
+        class: Class,
+    ) -> Vec<Look<'p>> {
+        let factor = self.load.factor(feature);
+        let mut looks = Vec::with_capacity(8);
+        for applied in &feature.capacity {
+            let limit = &feature.capacity_limits[applied.limit];
+            let mut look = self.look(AccountPlace::CLUSTER, limit, applied.measure, Some((factor, factor)));
+            let shares = feature.class_shares.get(applied.limit);
+            let by_class = || self.load.class_factor(place, class);
+            look.share = shares.map(|shares| self.share_look(class, shares, by_class()));
+            looks.push(look);
+        }
+        looks
+    }
+
+    /// A limit on an account, of which so much can be used: now, and when what fades has faded.
+    fn look<'p>(
+        &self,
+        place: AccountPlace,
+        limit: &'p Limit,
+        measure: Measure,
+        factors: Option<(Factor, Factor)>,
+    ) -> Look<'p> {
+        let account = self.account_at(place);
+        let (now, lasting) = factors.unwrap_or((Factor::ONE, Factor::ONE));
+        let (rule, factor, lasting) = match limit.rule {
+            Rule::Slots { quota } => (Rule::Slots { quota: now.slots(quota) }, Factor::ONE, Factor::ONE),
+            rule => (rule, now, lasting),
+        };
+        Look {
+            account: place,
+            level: account.level,
+            limit,
+            rule,
+            measure,
+            reading: rule.read(account.meter(limit.key), self.now),
+            factor,
+            lasting,
+            carry: if factor == Factor::ONE { Carry::default() } else { account.carry(limit.key) },
+            share: None,
+            fair: None,
+            moved: None,
+            would_refuse: false,
+        }
+    }
+
+    /// The class of a request: that of the nearest plan, or what it asks for, whichever is less important.
+    pub(super) fn class_of(&self, policy: &Policy, levels: &Levels, asked: Option<Class>) -> Class {
+        let plan = levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?));
+        let class = plan.map_or_else(Class::default, |plan| plan.class);
+        asked.map_or(class, |asked| asked.max(class))
     }
 
     pub(super) fn cap_looks(&self, levels: &Levels) -> Vec<CapLook> {
@@ -406,13 +499,22 @@ impl State {
         funds: &Funds,
     ) -> Vec<LayerSeen> {
         let mut seen = Vec::with_capacity(2 * levels.len + looks.len() + caps.len());
-        let (mut looks, mut caps) = (looks.iter().peekable(), caps.iter().peekable());
+        let (all, mut looks, mut caps) = (looks, looks.iter().peekable(), caps.iter().peekable());
         for (place, funds) in levels.iter().zip(funds.0) {
             let account = self.account_at(place);
             let plan = account.plan.and_then(|plan| policy.plan_places.get(plan.place()).copied().flatten());
-            seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32) });
+            let moved = all.iter().filter(|look| look.account == place).find_map(|look| look.moved);
+            seen.push(LayerSeen::Level { plan: plan.map(|plan| plan as u32), moved });
             while let Some(look) = looks.next_if(|look| look.account == place) {
-                seen.push(LayerSeen::Limit { used: Change::none(look.reading.used), quota: None });
+                seen.push(look.seen());
+                if let Some(share) = &look.share {
+                    let used = Change::none(share.reading.used);
+                    seen.push(LayerSeen::Share { used, factor: share.factor.0 });
+                }
+                if let Some((fair, part)) = look.fair.and_then(|fair| Some((fair, fair.part?))) {
+                    seen.push(LayerSeen::Fair { has: fair.has, part, weight: fair.weight });
+                }
+                seen.extend(look.would_refuse.then_some(LayerSeen::WouldRefuse));
             }
             if let (Some(look), Some(cap)) = (caps.next_if(|cap| cap.account == place), account.spending_cap)
             {
@@ -436,15 +538,22 @@ impl State {
     ) {
         let funds = self.funds(levels);
         let (mut looks, mut caps, mut funds) = (looks.iter(), caps.iter(), funds.0.iter());
-        let mut funds_here = None;
+        let (mut funds_here, mut shared) = (None, None);
         for layer in seen {
             match layer {
                 LayerSeen::Level { .. } => funds_here = funds.next().copied().flatten(),
                 LayerSeen::Limit { used, .. } => {
                     let Some(look) = looks.next() else { continue };
                     let meter = self.account_at(look.account).meter(look.limit.key);
-                    *used = Change::new(used.before, look.limit.rule.read(meter, self.now).used);
+                    *used = Change::new(used.before, look.rule.read(meter, self.now).used);
+                    shared = look.share.as_ref();
                 }
+                LayerSeen::Share { used, .. } => {
+                    let Some(share) = shared.take() else { continue };
+                    let meter = self.account_at(AccountPlace::CLUSTER).meter(share.key);
+                    *used = Change::new(used.before, share.rule.read(meter, self.now).used);
+                }
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     let Some(cap) = caps.next() else { continue };
                     let meter = self.account_at(cap.account).meter(MeterKey::SPENDING_CAP);
@@ -470,10 +579,10 @@ impl State {
         looks: &'a [Look<'_>],
         priced: &'a Priced,
     ) -> impl Iterator<Item = Objection> + 'a {
-        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse);
+        let guards = looks.iter().filter(|look| look.limit.then == Then::Refuse && !look.limit.shadow);
         guards.filter_map(move |look| {
             let amount = look.guarded(priced);
-            if look.reading.room >= amount {
+            if look.admits(amount) {
                 return None;
             }
             let limit = look.limit;
@@ -491,17 +600,18 @@ impl State {
             }
             let (reason, would_pass_at) = match look.measure {
                 Measure::Slot => (Reason::SlotsTaken, self.slot_frees_at(look)),
-                _ if look.level == 0 => (Reason::CapacityReached, self.passes_at(look, amount)),
-                _ => (Reason::LimitReached, self.passes_at(look, amount)),
+                _ if look.level == 0 => (Reason::CapacityReached, self.guard_passes_at(look, amount)),
+                _ => (Reason::LimitReached, self.guard_passes_at(look, amount)),
             };
             let detail = format!(
                 "{} has {} of {} {} left; this takes {}",
                 limit.name,
-                look.amount_text(look.reading.room),
+                look.amount_text(look.left()),
                 look.amount_text(quota),
                 limit.unit,
                 look.amount_text(amount),
             );
+            let detail = look.explained(detail);
             let refusal = Refusal { would_pass_at, ..*Refusal::new(reason, layer, detail) };
             Some(Objection::for_now(Box::new(refusal)))
         })
@@ -577,13 +687,13 @@ impl State {
 
     /// A limit on its account, as it stands.
     pub(super) fn status(&self, look: &Look<'_>) -> LimitStatus {
-        let meter = self.account_at(look.account).meter(look.limit.key);
-        limit_status(look.limit, look.level, meter, self.now)
+        let account = self.account_at(look.account);
+        look.status(account.meter(look.limit.key), account.carry(look.limit.key), self.now)
     }
 
     fn passes_at(&self, look: &Look<'_>, amount: u64) -> Option<Millis> {
         let meter = self.account_at(look.account).meter(look.limit.key);
-        look.limit.rule.passes_at(meter, self.now, amount)
+        look.rule.passes_at(meter, self.now, amount)
     }
 
     /// When wallets could pay `amount` of what comes into them without anybody's doing, and the spending caps
@@ -663,17 +773,33 @@ pub(super) fn saturating_credits(sum: i128) -> Credits {
 }
 
 impl Verdict<'_> {
+    /// The limits in shadow mode that would have refused, up to [`Admitted::WOULD_REFUSE_MAX`].
+    pub fn would_refuse(&self) -> Vec<Layer> {
+        let looks = self.looks.iter().filter(|look| look.would_refuse);
+        let layers = looks.map(|look| Layer::Limit { level: look.level, name: look.limit.name.clone() });
+        layers.take(Admitted::WOULD_REFUSE_MAX).collect()
+    }
+
     /// Completes what was seen by what the verdict debits: no meter is read twice.
     pub fn complete(&self, seen: &mut [LayerSeen], priced: &Priced, hold: bool) {
         let drawn_in_all = self.cover.drawn().0.unsigned_abs();
-        let (mut level, mut looks) = (0, self.looks.iter());
+        let (mut level, mut looks, mut here) = (0, self.looks.iter(), None);
         for layer in seen {
             match layer {
                 LayerSeen::Level { .. } => level += 1,
                 LayerSeen::Limit { used, .. } => {
-                    let counted = looks.next().map_or(0, |look| look.counted(priced, &self.cover, hold));
+                    here = looks.next();
+                    let counted =
+                        here.map_or(0, |look| look.counts_for(look.taken(priced, &self.cover, hold)).0);
                     *used = Change::new(used.before, used.before.saturating_add(counted));
                 }
+                LayerSeen::Share { used, .. } => {
+                    let shared = here.and_then(|look| Some((look, look.share.as_ref()?)));
+                    let counted = shared
+                        .map_or(0, |(look, share)| share.counted(look.taken(priced, &self.cover, hold)).0);
+                    *used = Change::new(used.before, used.before.saturating_add(counted));
+                }
+                LayerSeen::Fair { .. } | LayerSeen::WouldRefuse => {}
                 LayerSeen::SpendingCap { spent, .. } => {
                     *spent = Change::new(spent.before, spent.before.saturating_add(drawn_in_all));
                 }
@@ -719,9 +845,15 @@ impl Look<'_> {
         }
     }
 
-    /// How much this limit counts of a request that is covered so. Only a hold stays in its slot.
-    pub fn counted(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
+    /// Has a limit in shadow mode say whether it would refuse. Each is asked as if it were the only one.
+    fn try_shadow(&mut self, priced: &Priced) {
+        self.would_refuse = self.limit.shadow && !self.admits(self.guarded(priced));
+    }
+
+    /// How much this limit takes of a request that is covered so. Only a hold stays in its slot.
+    pub fn taken(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
+            _ if self.would_refuse => 0,
             (_, Measure::Slot) => u64::from(hold),
             (Then::Refuse, _) => self.guarded(priced),
             (Then::Credits, Measure::Unit(place)) => {
@@ -730,6 +862,48 @@ impl Look<'_> {
             (Then::Credits, Measure::Cost) => cover.credits.0.unsigned_abs(),
             (Then::Credits, Measure::Drawn) => 0,
         }
+    }
+
+    /// As it was found, for the record.
+    fn seen(&self) -> LayerSeen {
+        let quota = Some(self.rule.quota()).filter(|quota| *quota != self.limit.rule.quota());
+        let factor = Some(self.factor.0).filter(|factor| *factor != Ppm::ONE);
+        LayerSeen::Limit { used: Change::none(self.reading.used), quota, factor }
+    }
+
+    /// As it stands on `meter`, and as far as load lets it be used.
+    pub fn status(&self, meter: Option<&Meter>, carry: Carry, at: Millis) -> LimitStatus {
+        let status = limit_status(self.limit, self.level, meter, at);
+        if self.factor == Factor::ONE && self.rule == self.limit.rule {
+            return status;
+        }
+        let room = self.rule.read(meter, at).room;
+        let quota = self.factor.within(self.rule.quota(), Carry::default());
+        let left = self.factor.within(room, carry).min(quota);
+        LimitStatus { base: Some(status.quota), quota, used: quota - left, ..status }
+    }
+
+    /// Says what load and class have to do with a refusal.
+    fn explained(&self, mut detail: String) -> String {
+        // Writing to a text cannot fail.
+        let by = if self.moved.is_some() { "load and trust let" } else { "load lets" };
+        if self.factor != Factor::ONE {
+            let _infallible = write!(detail, "; {by} {} of it be used", self.factor.0);
+        } else if self.rule != self.limit.rule {
+            let _infallible = write!(detail, "; {by} {} of them be taken", self.rule.quota());
+        }
+        if let Some(Moved { trust: Trust { factor, fault: Some(fault) }, .. }) = self.moved {
+            let _infallible = write!(detail, "; trust is {factor}, for {}", fault.name());
+        }
+        if let Some((has, part)) = self.fair.and_then(|fair| Some((fair.has, fair.part?))) {
+            let (has, part) = (self.amount_text(has), self.amount_text(part));
+            let _infallible = write!(detail, "; its owner has {has} of it, and a fair part is {part}");
+        }
+        if let Some(share) = &self.share {
+            let class = share.class.name();
+            let _infallible = write!(detail, "; that is what is left for class {class}");
+        }
+        detail
     }
 
     fn amount_text(&self, amount: u64) -> String {
@@ -748,8 +922,10 @@ pub(super) fn limit_status(limit: &Limit, level: u8, meter: Option<&Meter>, at: 
         unit: limit.unit.clone(),
         quota: limit.rule.quota(),
         used: limit.rule.read(meter, at).used,
+        base: None,
         resets_at: limit.rule.resets_at(meter, at),
         window: limit.rule.window(),
+        shadow: limit.shadow,
     }
 }
 
@@ -844,6 +1020,12 @@ pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, cr
     }
 }
 
+/// What a request asks of the capacities that are shared fairly.
+fn unmet<'l>(looks: impl Iterator<Item = &'l Look<'l>>, priced: &Priced) -> Vec<Unmet> {
+    let fair = looks.filter_map(|look| Some((look.fair?, look.guarded(priced))));
+    fair.filter(|(_, amount)| *amount > 0).map(|(fair, amount)| fair.unmet(amount)).collect()
+}
+
 /// A refusal, and how long it stands.
 struct Objection {
     kind: ObjectionKind,
@@ -868,6 +1050,10 @@ impl Objection {
 
     fn for_good(refusal: Box<Refusal>) -> Objection {
         Objection { kind: ObjectionKind::ForGood, refusal }
+    }
+
+    fn is_of_capacity(&self) -> bool {
+        matches!(self.refusal.layer, Layer::Limit { level: 0, .. })
     }
 
     /// The heaviest objection is the one that stands longest; what nobody can date stands longer

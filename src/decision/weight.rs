@@ -9,7 +9,7 @@
 use crate::decision::command::{Command, REASON_BYTES_MAX};
 use crate::decision::path::{GRANT_ID_LEN_MAX, LEVELS_MAX, NAME_LEN_MAX, SEGMENT_LEN_MAX};
 use crate::decision::policy::Policy;
-use crate::decision::reply::{AccountView, Payment, Refusal};
+use crate::decision::reply::{AccountView, Admitted, Payment, Refusal};
 
 const NUMBER: usize = 9;
 /// A number that may be absent.
@@ -20,12 +20,12 @@ const NAME: usize = text(NAME_LEN_MAX);
 const PATH: usize = text(LEVELS_MAX * (SEGMENT_LEN_MAX + 1));
 const BALANCES: usize = 7 * NUMBER;
 
-/// What stands around every outcome: the stamp, the policy, whether it is replayed, which outcome.
-const AROUND: usize = 4 * NUMBER + NUMBER + MARK + NUMBER;
+/// What stands around every outcome: the stamp, the policy, the load, whether it is replayed, which outcome.
+const AROUND: usize = 4 * NUMBER + 2 * NUMBER + MARK + NUMBER;
 
 /// Limits that can count one request: those of a plan at every level, and a feature's capacity.
 const LIMITS_MAX: usize = LEVELS_MAX * Policy::PLAN_LIMITS_MAX + Policy::CAPACITY_LIMITS_MAX;
-const LIMITS: usize = NUMBER + LIMITS_MAX * (2 * NAME + MARK + 2 * NUMBER + 2 * OPTION);
+const LIMITS: usize = NUMBER + LIMITS_MAX * (2 * NAME + 2 * MARK + 2 * NUMBER + 3 * OPTION);
 
 /// Allowances that can pay for one request: one for each unit and one for the price; when a hold is
 /// settled, those of the policy under which it was admitted and those of today's.
@@ -44,7 +44,8 @@ const REFUSED: usize = AROUND
     + NUMBER
     + 3 * OPTION
     + MARK;
-const ADMITTED: usize = AROUND + 2 * NUMBER + MARK + PAYMENTS + NUMBER + 2 * NUMBER + OPTION;
+const WOULD_REFUSE: usize = NUMBER + Admitted::WOULD_REFUSE_MAX * (2 * MARK + NAME);
+const ADMITTED: usize = AROUND + 2 * NUMBER + MARK + PAYMENTS + NUMBER + 2 * NUMBER + OPTION + WOULD_REFUSE;
 const SETTLED: usize = AROUND + 2 * NUMBER + MARK + 2 * PAYMENTS + 3 * NUMBER + OPTION + (2 * MARK + NUMBER);
 const GRANT: usize = text(GRANT_ID_LEN_MAX) + MARK + 3 * NUMBER + OPTION + BALANCES;
 const HOLD: usize = NUMBER + PATH + NAME + 3 * NUMBER;
@@ -81,7 +82,7 @@ impl Command<'_> {
             Command::ConfirmTopUp(_) | Command::FailTopUp(_) | Command::TopUpDelivered(_) => {
                 larger(TOP_UP, REFUSED)
             }
-            Command::PutPolicy(_) | Command::Extend(_) => REFUSED,
+            Command::PutPolicy(_) | Command::Extend(_) | Command::Signals(_) => REFUSED,
             Command::Tick | Command::Mark => AROUND,
         }
     }

@@ -2,6 +2,7 @@
 
 use axum::http::StatusCode;
 
+use crate::decision::State;
 use crate::decision::reply::Reason;
 use crate::edge::answer::Answer;
 use crate::edge::body;
@@ -20,11 +21,18 @@ pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
 
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
-    let view = asked.replica().read(|state| state.account(&account)).await?;
-    let view = view.ok_or_else(|| {
+    let read = |state: &State| {
+        let found = state.account(&account).zip(state.adaptive(&account));
+        found.map(|(view, adaptive)| (view, adaptive, state.behaviour(&account)))
+    };
+    let found = asked.replica().read(read).await?;
+    let (view, adaptive, behaviour) = found.ok_or_else(|| {
         Problem::new(Kind::Refused(Reason::AccountUnknown), format!("there is no account {account:?}"))
     })?;
-    Ok(Answer::json(StatusCode::OK, &AccountAnswer { view: &view, receipt: None }))
+    Ok(Answer::json(
+        StatusCode::OK,
+        &AccountAnswer { view: &view, moved: Some((&adaptive, &behaviour)), receipt: None },
+    ))
 }
 
 pub(crate) async fn put_grant(mut asked: Asked) -> Result<Answer, Problem> {

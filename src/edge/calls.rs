@@ -64,6 +64,9 @@ calls! {
     FailTopUp     POST "/v1/topups/{top_up}/fail"         OPERATE;
     GetPolicy     GET  "/v1/policy"                       READ;
     PutPolicy     PUT  "/v1/policy"                       OPERATE;
+    Signal        POST "/v1/signals"                      ADMIT;
+    GetFeatures   GET  "/v1/features"                     READ;
+    GetFeature    GET  "/v1/features/{feature}"           READ;
     GetCluster    GET  "/v1/cluster"                      READ;
     ChangeMembers POST "/v1/cluster/members"              OPERATE;
     GetFacts      GET  "/v1/facts"                        OPERATE;

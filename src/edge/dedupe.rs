@@ -74,7 +74,9 @@ impl DedupeHeader {
     }
 }
 
-/// Within what a value means one request. What is about no account, such as the policy, has no such key.
+/// Within what a value means one request. What is about no account, such as the policy, has no such key; nor have
+/// reports of load: each is replaced by the next of its source, and their keys would push out those of requests
+/// that cost something.
 fn scope(command: &Command<'_>) -> Option<String> {
     match command {
         Command::Admit(admit) => Some(admit.account.to_owned()),
@@ -87,6 +89,10 @@ fn scope(command: &Command<'_>) -> Option<String> {
         Command::Release(release) => Some(format!("{}/release", release.admission)),
         Command::ConfirmTopUp(confirm) => Some(format!("{}/confirm", confirm.id)),
         Command::FailTopUp(fail) => Some(format!("{}/fail", fail.id)),
-        Command::Tick | Command::Mark | Command::PutPolicy(_) | Command::TopUpDelivered(_) => None,
+        Command::Tick
+        | Command::Mark
+        | Command::PutPolicy(_)
+        | Command::TopUpDelivered(_)
+        | Command::Signals(_) => None,
     }
 }

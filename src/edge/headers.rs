@@ -96,7 +96,9 @@ pub(crate) fn insert_rate_limits(headers: &mut HeaderMap, now: Millis, limits: &
 
     let mut policy = ListSerializer::new();
     let mut state = ListSerializer::new();
-    for limit in limits.iter().take(RATE_LIMIT_ITEMS_MAX) {
+    // Nobody is to slow down for a limit that refuses nothing.
+    let limits = limits.iter().filter(|limit| !limit.shadow);
+    for limit in limits.take(RATE_LIMIT_ITEMS_MAX) {
         // A name outside ASCII cannot stand in a header; the body has it.
         let Ok(name) = StringRef::from_str(&limit.name) else { continue };
         let whole = |amount: u64| if &*limit.unit == "credits" { amount / MICROS as u64 } else { amount };
@@ -164,6 +166,8 @@ mod tests {
     #[test]
     fn limits_are_rounded_so_that_no_client_is_misled() {
         let limit = |name: &str, unit: &str, quota, used, resets_at, window| LimitStatus {
+            base: None,
+            shadow: false,
             name: name.into(),
             level: 1,
             unit: unit.into(),
@@ -188,6 +192,7 @@ mod tests {
                 ),
                 limit("slots \"x\"", "slots", u64::MAX, 1, None, None),
                 limit("ключ", "requests", 1, 0, None, None),
+                LimitStatus { shadow: true, ..limit("tried", "requests", 1, 0, None, None) },
             ],
         );
         assert_eq!(

@@ -106,6 +106,7 @@ impl Kind {
             Refused(Reason::LimitUnknown) => {
                 (422, "limit_unknown", "The plan has no such limit over a window")
             }
+            Refused(Reason::SignalInvalid) => (422, "signal_invalid", "This cannot be reported"),
             Refused(Reason::ResetInvalid) => (422, "reset_invalid", "This cannot be a reset"),
             Refused(Reason::TopUpInvalid) => (422, "top_up_invalid", "This cannot become of a top-up"),
             Refused(Reason::TextInvalid) => (422, "text_invalid", "These words cannot be kept"),
@@ -153,6 +154,7 @@ mod tests {
             Reason::TopUpUnknown,
             Reason::TopUpResolved,
             Reason::TopUpInvalid,
+            Reason::SignalInvalid,
         ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);

@@ -8,7 +8,7 @@
 //!
 //! - `listener`: connections, TLS, pace, drain
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
-//! - `admissions`, `accounts`, `datasets`, `topups`, `policy`, `cluster`, `audit`, `operations`: the calls
+//! - `admissions`, `accounts`, `datasets`, `topups`, `policy`, `load`, `cluster`, `audit`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
 //! - `problem` and `kind`, `headers`, `dedupe`, `fact_reads`, `access`, `metrics`, `limits`
 
@@ -27,6 +27,7 @@ mod headers;
 mod kind;
 mod limits;
 mod listener;
+mod load;
 mod metrics;
 mod operations;
 mod pace;

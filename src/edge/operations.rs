@@ -5,6 +5,7 @@ use axum::http::{HeaderValue, StatusCode};
 use crate::edge::answer::Answer;
 use crate::edge::kind::Kind;
 use crate::edge::limits::READY_TIMEOUT;
+use crate::edge::metrics::Gauges;
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
 use crate::edge::wire::json::{WriteJson, write_object};
@@ -45,13 +46,13 @@ pub(crate) async fn readyz(asked: Asked) -> Result<Answer, Problem> {
 
 pub(crate) async fn metrics(asked: Asked) -> Result<Answer, Problem> {
     let replica = asked.replica();
-    let pending = replica.read_local(|state| state.counts().top_ups_pending);
-    let text = asked.metrics().text(
-        &replica.cluster(),
-        &replica.facts_status(),
-        pending,
-        &asked.shared().fact_reads,
-    );
+    let gauges = replica.read_local(|state| {
+        let (load_version, mut features) = state.features();
+        features.retain(|feature| feature.follows_load);
+        Gauges { top_ups_pending: state.counts().top_ups_pending, load_version, features }
+    });
+    let fact_reads = &asked.shared().fact_reads;
+    let text = asked.metrics().text(&replica.cluster(), &replica.facts_status(), &gauges, fact_reads);
     let content_type = HeaderValue::from_static("text/plain; version=0.0.4");
     Ok(Answer::with_type(StatusCode::OK, content_type, text.into_bytes()))
 }

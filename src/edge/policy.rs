@@ -13,14 +13,15 @@ use crate::edge::request::Asked;
 use crate::edge::wire::policy::{self, PolicyAnswer};
 
 pub(crate) async fn get(asked: Asked) -> Result<Answer, Problem> {
-    let (revision, policy) = asked
+    let body = asked
         .replica()
         .read(|state| {
             let (revision, document) = state.policy();
-            (revision, document.clone())
+            PolicyAnswer { revision, policy: document.clone(), accounts_by_plan: state.accounts_by_plan() }
         })
         .await?;
-    let mut answer = Answer::json(StatusCode::OK, &PolicyAnswer { revision, policy });
+    let revision = body.revision;
+    let mut answer = Answer::json(StatusCode::OK, &body);
     answer.headers.extend(revision_tag(revision).map(|tag| (ETAG, tag)));
     Ok(answer)
 }

@@ -45,7 +45,7 @@ fn insert_refusal(headers: &mut HeaderMap, now: Millis, refusal: &Refusal) {
 /// The answer to one request. `admission` is the one that the request was about, if any.
 pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
     let now = reply.stamp.at;
-    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy };
+    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
     let mut answer = match &reply.outcome {
         Outcome::Admitted(admitted) => {
             let body = AdmittedAnswer { admitted, entry: Entry::default(), receipt };
@@ -67,7 +67,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             Answer::json(StatusCode::OK, &ExtendedAnswer { admission, hold, receipt })
         }
         Outcome::AccountPut(view) => {
-            Answer::json(StatusCode::OK, &AccountAnswer { view, receipt: Some(receipt) })
+            Answer::json(StatusCode::OK, &AccountAnswer { view, moved: None, receipt: Some(receipt) })
         }
         Outcome::GrantPut(grant) => {
             let status = if reply.replayed { StatusCode::OK } else { StatusCode::CREATED };
@@ -84,7 +84,7 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
             answer.headers.extend(revision_tag(*revision).map(|tag| (ETAG, tag)));
             answer
         }
-        Outcome::Ticked => Answer::json(StatusCode::OK, &ReceiptAnswer { receipt }),
+        Outcome::Ticked | Outcome::Signalled => Answer::json(StatusCode::OK, &ReceiptAnswer { receipt }),
     };
     insert_replayed(&mut answer.headers, reply.replayed);
     answer
@@ -105,7 +105,7 @@ pub(crate) async fn batch(replies: &[Reply], replayed: bool) -> Answer {
         if place % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy };
+        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
         let entry = Entry { is_in_batch: true, replayed: reply.replayed };
         match &reply.outcome {
             Outcome::Admitted(admitted) => AdmittedAnswer { admitted, entry, receipt }.write(&mut body),

@@ -81,6 +81,11 @@ impl Asked {
         self.segment("account").await
     }
 
+    /// The feature in the path, unescaped.
+    pub(crate) async fn feature(&mut self) -> Result<String, Problem> {
+        self.segment("feature").await
+    }
+
     /// The account and the grant in the path, unescaped.
     pub(crate) async fn account_and_grant(&mut self) -> Result<(String, String), Problem> {
         let Path(texts) = Path::<(String, String)>::from_request_parts(&mut self.parts, &())

@@ -18,7 +18,9 @@ use crate::edge::kind::Kind;
 use crate::edge::limits::{Limits, duration};
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
-use crate::edge::{Shared, accounts, admissions, audit, body, cluster, datasets, operations, policy, topups};
+use crate::edge::{
+    Shared, accounts, admissions, audit, body, cluster, datasets, load, operations, policy, topups,
+};
 
 /// What a header takes beyond its name and value: the colon, the space and the end of the line.
 const HEADER_BYTES_AROUND: usize = 4;
@@ -139,6 +141,9 @@ async fn dispatch(call: Call, asked: Asked) -> Result<Answer, Problem> {
         Call::FailTopUp => topups::fail(asked).await,
         Call::GetPolicy => policy::get(asked).await,
         Call::PutPolicy => policy::put(asked).await,
+        Call::Signal => load::signals(asked).await,
+        Call::GetFeatures => load::features(asked).await,
+        Call::GetFeature => load::feature(asked).await,
         Call::GetCluster => cluster::get(asked).await,
         Call::ChangeMembers => cluster::change_members(asked).await,
         Call::GetFacts => audit::facts(asked).await,

@@ -423,6 +423,7 @@ mod tests {
                 list_limits: true,
                 endpoint: None,
                 region: None,
+                class: None,
             }),
         }
     }

@@ -300,7 +300,7 @@ mod tests {
 
     fn reply(revision: u64) -> Reply {
         let stamp = Stamp { index: revision, ..Stamp::default() };
-        Reply { stamp, policy: revision, replayed: false, outcome: Outcome::PolicyPut { revision } }
+        Reply { stamp, policy: revision, load: 0, replayed: false, outcome: Outcome::PolicyPut { revision } }
     }
 
     /// Every way to hear that nothing was appended; of one request that is in the queue, under this id.

@@ -114,6 +114,7 @@ impl Worst {
             list_limits: true,
             endpoint: None,
             region: None,
+            class: None,
         }))
     }
 }
@@ -208,6 +209,7 @@ fn a_refusal_quotes_no_more_than_a_part_of_a_long_name() {
             list_limits: false,
             endpoint: None,
             region: None,
+            class: None,
         }));
         assert!(matches!(reply.outcome, Outcome::Refused(_)), "{reply:?}");
         let document = format!(r#"{{"plans": {{"{long}": {{}}}}}}"#);
@@ -229,6 +231,7 @@ fn as_many_admissions_as_an_entry_takes_have_replies_that_fit_one_message() {
             list_limits,
             endpoint: None,
             region: None,
+            class: None,
         };
         Command::Admit(admit).reply_bytes_max()
     };

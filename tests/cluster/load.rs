@@ -26,6 +26,7 @@ pub fn admission(account: &str) -> Admission<'_> {
         dry_run: false,
         endpoint: None,
         region: None,
+        class: None,
     }
 }
 

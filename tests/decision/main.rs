@@ -6,6 +6,7 @@
 //! | `properties` | the promises, for policies and commands that nobody thought of |
 //! | `planted` | errors planted into facts, and that an audit finds them |
 //! | `story` | facts told line by line |
+//! | `sharing` | who gets how much of a capacity that does not suffice, by class and by owner |
 //! | `wallets` | many wallets at once, and amounts at the edge |
 //! | `laws` | what holds for every command whatever it is, checked under both |
 //!
@@ -17,5 +18,6 @@ mod oracle;
 mod planted;
 mod properties;
 mod scripts;
+mod sharing;
 mod story;
 mod wallets;

@@ -10,14 +10,14 @@ use quorate::decision::audit::{Audit, Finding};
 use quorate::decision::command::{AccountState, Period, Source, SpendingCap};
 use quorate::decision::facts::{
     AccountPut, Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, NotRenewedWhy, Posting,
-    TopUpRaised, TopUpResolved, UsageOutcome, Why,
+    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Why,
 };
 use quorate::decision::policy::{Document, Overrun};
 use quorate::decision::reply::{Layer, TopUpId};
 use quorate::units::Credits;
 
 use crate::laws::compare;
-use crate::properties::{any_steps, facts_of, granting_policies, lending, run, topping_up};
+use crate::properties::{any_steps, facts_of, granting_policies, lending, run, topping_up, trying};
 
 type Facts = Vec<(u64, Fact)>;
 
@@ -891,6 +891,22 @@ const ERRORS: &[Error] = &[
         },
         named: |finding| matches!(finding, Finding::BridgeNotOwed { .. }),
     },
+    Error {
+        name: "a limit in shadow mode does not say that it would have refused what it did not count",
+        plant: |facts, place| {
+            let (index, Fact::Layers(Layers { usage, .. })) = &facts[place] else { return None };
+            let is_held = |(at, fact): &(u64, Fact)| {
+                let of_this = |told: &Usage| told.number == *usage && told.outcome == UsageOutcome::Held;
+                at == index && matches!(fact, Fact::Usage(told) if of_this(told))
+            };
+            facts[..place].iter().any(is_held).then_some(())?;
+            let Fact::Layers(layers) = &mut facts[place].1 else { return None };
+            let mark = layers.seen.iter().position(|layer| *layer == LayerSeen::WouldRefuse)?;
+            layers.seen.remove(mark);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
+    },
 ];
 
 #[test]
@@ -900,6 +916,7 @@ fn every_planted_error_is_found_and_named() {
     run("every_planted_error", 260, strategy, |(document, steps, places)| {
         let (document, steps) = lending(document, steps);
         let (document, steps) = topping_up(document, steps);
+        let document = trying(document);
         let (right, view) = facts_of(&document, steps)?;
         let found = findings(&right, &view);
         if !found.is_empty() {

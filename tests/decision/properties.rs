@@ -9,17 +9,18 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{Config, RngSeed, TestRunner};
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
-    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
-    TopUpDelivered,
+    AccountState, Admit, Change, Class, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount,
+    PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source,
+    SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::facts::{Fact, with_moments};
 use quorate::decision::policy::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings,
+    Then,
 };
-use quorate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId, TopUpStatus};
-use quorate::decision::{Record, State, View};
+use quorate::decision::reply::{AdmissionId, Layer, Outcome, Reply, TopUpId, TopUpStatus};
+use quorate::decision::{Record, State, TrustRule, View};
 use quorate::units::{Credits, Millis, Ppm, Span};
 
 use crate::laws::{Lawful, plain, records, restore};
@@ -58,6 +59,18 @@ enum Act {
         doubled: bool,
         hold: Option<Span>,
         dry_run: bool,
+    },
+    /// Of a class that the request names, for video.
+    AdmitAs {
+        class: Class,
+        account: &'static str,
+        usage: Vec<(&'static str, u64)>,
+        hold: Option<Span>,
+    },
+    /// What a backend of video reports.
+    Signals {
+        utilisation: Ppm,
+        ttl: Span,
     },
     Settle {
         nth: u64,
@@ -134,7 +147,9 @@ fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> 
     let video_units = select(vec!["requests", "seconds", "frames", "credits"]);
     let unit = if capacity { video_units.boxed() } else { units.boxed() };
     let rule = (0..6_usize, quotas(), quotas(), spans(), periods(), 1_u32..6);
-    (unit, any::<bool>(), rule, any::<bool>()).prop_map(move |(unit, pays, rule, video_only)| {
+    let shadow = prop::bool::weighted(0.2);
+    let all = (unit, any::<bool>(), rule, any::<bool>(), shadow);
+    all.prop_map(move |(unit, pays, rule, video_only, shadow)| {
         let (kind, quota, burst, window, period, slices) = rule;
         let slots = kind == 5;
         let paying = matches!(unit, "seconds" | "tokens" | "credits") && !slots && !capacity;
@@ -162,6 +177,8 @@ fn limits(place: usize, capacity: bool) -> impl Strategy<Value = LimitDocument> 
             day: None,
             utc_offset_minutes: None,
             then: if pays && paying { Then::Credits } else { Then::Refuse },
+            adaptive: None,
+            shadow: shadow && !(pays && paying),
         }
     })
 }
@@ -210,7 +227,7 @@ pub fn policies() -> impl Strategy<Value = Document> {
     let lent = |micros| Overrun::Overdraft { credits: Credits(micros) };
     let overruns = select(vec![Overrun::Draw, Overrun::Refuse, lent(20_000_000), lent(i64::MAX)]);
     let plan = (overruns, some_limits(4, false))
-        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, grants: Vec::new() })
+        .prop_map(|(overrun, limits)| PlanDocument { overrun, limits, ..PlanDocument::default() })
         .boxed();
     let plans = [plan.clone(), plan.clone(), plan];
     (some_limits(2, true), plans).prop_map(|(capacity, plans)| {
@@ -228,12 +245,12 @@ pub fn policies() -> impl Strategy<Value = Document> {
             price: named(&[("seconds", each(1_000_000)), ("frames", third)]),
             attributes: BTreeMap::from([("res".to_owned(), res)]),
             capacity,
+            ..FeatureDocument::default()
         };
         let code = FeatureDocument {
             units: ["requests", "tokens"].map(str::to_owned).to_vec(),
             price: named(&[("tokens", each(3_000))]),
-            attributes: BTreeMap::new(),
-            capacity: Vec::new(),
+            ..FeatureDocument::default()
         };
         Document {
             settings: Settings {
@@ -244,6 +261,50 @@ pub fn policies() -> impl Strategy<Value = Document> {
             features: BTreeMap::from([("video".to_owned(), video), ("code".to_owned(), code)]),
             plans: PLANS.into_iter().map(str::to_owned).zip(plans).collect(),
         }
+    })
+}
+
+/// Policies in which load, classes, fair parts and trust move the limits.
+fn moving_policies() -> impl Strategy<Value = Document> {
+    let ppm = |values: &'static [u64]| select(values.to_vec()).prop_map(Ppm);
+    let floor = ppm(&[100_000, 400_000]);
+    let load = (floor, ppm(&[400_000, 1_000_000, 1_500_000]), ppm(&[10_000, 300_000]));
+    let load = load.prop_map(|(floor, silent, restore)| LoadDocument {
+        floor,
+        silent,
+        restore,
+        ceiling: Ppm(1_500_000),
+        ..LoadDocument::default()
+    });
+    let shares = select(vec![
+        [100_000, 300_000, 300_000, 300_000],
+        [0, 1_000_000, 0, 0],
+        [50_000, 50_000, 900_000, 0],
+    ]);
+    let shares = shares.prop_map(|shares| Class::ALL.into_iter().zip(shares.map(Ppm)).collect());
+    let video = (prop::option::of(load), prop::option::of(shares), any::<bool>());
+    let trust = (ppm(&[0, 200_000, 3_000_000]), ppm(&[0, 500_000, 999_999]), select(vec![1_000, 60_000]));
+    let trust =
+        trust.prop_map(|(bonus, malus, half_life)| TrustRule { bonus, malus, half_life: Span(half_life) });
+    let adaptive = (ppm(&[1, 500_000, 1_000_000]), ppm(&[1_000_000, 1_200_000, 4_000_000]));
+    let adaptive = adaptive.prop_map(|(floor, ceiling)| AdaptiveDocument { floor, ceiling });
+    let plan = (
+        select(Class::ALL.to_vec()),
+        prop::option::of(select(vec![1_u32, 3, 1_000])),
+        prop::option::of(trust),
+        prop::option::weighted(0.8, adaptive),
+    );
+    let plans = prop::collection::vec(plan, PLANS.len());
+    (policies(), video, plans).prop_map(|(mut document, (load, shares, fair), plans)| {
+        let video = document.features.get_mut("video").expect("a feature of every policy");
+        (video.load, video.shares, video.fair) = (load, shares, fair);
+        for (plan, (class, weight, trust, adaptive)) in document.plans.values_mut().zip(plans) {
+            (plan.class, plan.weight, plan.trust) = (class, weight, trust);
+            for limit in plan.limits.iter_mut().filter(|limit| limit.then == Then::Refuse) {
+                limit.adaptive = adaptive;
+            }
+        }
+        document
     })
 }
 
@@ -384,6 +445,24 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     steps(act.boxed(), count)
 }
 
+/// Steps among which many are of the feature that moves, and report on it.
+fn moving_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+    let hold = prop::option::weighted(0.6, spans());
+    let admit = (select(Class::ALL.to_vec()), select(ACCOUNTS.to_vec()), usages_of(true), hold);
+    let ttl = select(vec![Span(1), Span(1_500), Span(600_000)]);
+    let signals = (select(vec![0, 300_000, 800_000, 900_000, 1_300_000, 20_000_000]), ttl);
+    let act = prop_oneof![
+        1 => (0..3_usize).prop_map(|which| Act::Policy { which }),
+        2 => grants(),
+        6 => admits(),
+        12 => admit.prop_map(|(class, account, usage, hold)| Act::AdmitAs { class, account, usage, hold }),
+        6 => settles(),
+        2 => (0_u64..4).prop_map(|nth| Act::Release { nth }),
+        8 => signals.prop_map(|(utilisation, ttl)| Act::Signals { utilisation: Ppm(utilisation), ttl }),
+    ];
+    steps(act.boxed(), count)
+}
+
 fn steps(act: BoxedStrategy<Act>, count: usize) -> impl Strategy<Value = Vec<Step>> {
     let later = prop_oneof![
         6 => Just(0_i64),
@@ -463,6 +542,30 @@ impl Performer {
                 list_limits: true,
                 endpoint: Some("render-7"),
                 region: None,
+                class: None,
+            }),
+            Act::AdmitAs { class, account, usage, hold } => Command::Admit(Admit {
+                account,
+                feature: "video",
+                usage: usage.clone(),
+                attributes: Vec::new(),
+                hold_ttl: *hold,
+                dry_run: false,
+                list_limits: true,
+                endpoint: None,
+                region: None,
+                class: Some(*class),
+            }),
+            Act::Signals { utilisation, ttl } => Command::Signals(Signals {
+                signals: vec![Signal {
+                    feature: "video",
+                    region: "here",
+                    source: "gpu",
+                    utilisation: Some(*utilisation),
+                    queue_depth: None,
+                    latency: None,
+                    ttl: *ttl,
+                }],
             }),
             Act::Settle { nth, usage, last } => Command::Settle(Settle {
                 admission: self.held(*nth),
@@ -618,9 +721,23 @@ pub fn facts_of(document: &Document, steps: Vec<Step>) -> Result<(Vec<(u64, Fact
 
 #[test]
 fn every_law_holds_and_replays_and_restores_are_the_same() {
-    let strategy =
-        (prop::collection::vec(granting_policies(), 1..4), any_steps(50), any::<prop::sample::Index>());
-    run("every_law_holds", 150, strategy, |(documents, steps, cut)| {
+    let documents = prop::collection::vec(granting_policies(), 1..4);
+    check_laws("every_law_holds", 150, documents, any_steps(50));
+}
+
+#[test]
+fn every_law_holds_where_limits_move() {
+    let documents = prop::collection::vec(moving_policies(), 1..3);
+    check_laws("every_law_holds_where_limits_move", 150, documents, moving_steps(60));
+}
+
+fn check_laws(
+    name: &'static str,
+    cases: u32,
+    documents: impl Strategy<Value = Vec<Document>>,
+    steps: impl Strategy<Value = Vec<Step>>,
+) {
+    run(name, cases, (documents, steps, any::<prop::sample::Index>()), |(documents, steps, cut)| {
         let names = Names::new();
         let mut performer = Performer::new(&documents);
         let mut lawful = Lawful::new();
@@ -677,13 +794,34 @@ fn every_law_holds_and_replays_and_restores_are_the_same() {
     });
 }
 
+/// A document in which each plan tries a limit that would often refuse.
+pub fn trying(mut document: Document) -> Document {
+    let tried = LimitDocument {
+        name: "tried".to_owned(),
+        features: None,
+        unit: Some("requests".to_owned()),
+        quota: Quota::Whole(2),
+        algorithm: Algorithm::FixedWindow,
+        window: Some(Span::DAY),
+        burst: None,
+        slices: None,
+        anchor: Some(Anchor::Epoch),
+        period: None,
+        day: None,
+        utc_offset_minutes: None,
+        then: Then::Refuse,
+        adaptive: None,
+        shadow: true,
+    };
+    document.plans.values_mut().for_each(|plan| plan.limits.push(tried.clone()));
+    document
+}
+
 /// A document in which the plan of the account `z` has no limits, and lends; and steps after which `z` has
 /// been lent to and has paid back.
 pub fn lending(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<Step>) {
     let overrun = Overrun::Overdraft { credits: Credits::MAX };
-    document
-        .plans
-        .insert(PLANS[1].to_owned(), PlanDocument { overrun, limits: Vec::new(), grants: Vec::new() });
+    document.plans.insert(PLANS[1].to_owned(), PlanDocument { overrun, ..PlanDocument::default() });
     let tokens = |tokens| vec![("tokens", tokens)];
     let (account, hold) = ("z", Some(Span(1_000)));
     let held = Act::Admit { account, video: false, usage: tokens(0), doubled: false, hold, dry_run: false };
@@ -750,11 +888,8 @@ fn nobody_is_lent_more_than_the_plan_lends_and_what_comes_in_pays_back_first() {
     let strategy = (policies(), prop::option::weighted(0.3, caps()), steps(act.boxed(), 60));
     run("nobody_is_lent_more", 150, strategy, |(mut document, cap, steps)| {
         for plan in document.plans.values_mut() {
-            *plan = PlanDocument {
-                overrun: Overrun::Overdraft { credits: BOUND },
-                limits: Vec::new(),
-                grants: Vec::new(),
-            };
+            *plan =
+                PlanDocument { overrun: Overrun::Overdraft { credits: BOUND }, ..PlanDocument::default() };
         }
         let names = Names::new();
         let mut performer = Performer::new(&[document]);
@@ -881,6 +1016,112 @@ fn one_limit_is_never_exceeded_however_closely_it_is_approached() {
 }
 
 #[test]
+fn limits_in_shadow_mode_refuse_nothing() {
+    let policies = policies().prop_map(|mut document| {
+        let of_plans = document.plans.values_mut().flat_map(|plan| &mut plan.limits);
+        let capacity = document.features.values_mut().flat_map(|feature| &mut feature.capacity);
+        of_plans.chain(capacity).for_each(|limit| limit.shadow = limit.then == Then::Refuse);
+        document
+    });
+    let would_refuse = std::cell::Cell::new(0);
+    run("shadow_refuses_nothing", 60, (policies, any_steps(60)), |(document, steps)| {
+        let names = Names::new();
+        let mut performer = Performer::new(std::slice::from_ref(&document));
+        let mut lawful = Lawful::new();
+        let plans = ACCOUNTS.into_iter().zip(PLANS.into_iter().cycle());
+        let accounts = plans.map(|(account, plan)| Act::Account {
+            account,
+            plan: Some(Some(plan)),
+            cap: None,
+            open: true,
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = lawful.apply(stamp, &Request { key: names.key(step.key, &command), command })?;
+            match &reply.outcome {
+                Outcome::Refused(refusal) if matches!(refusal.layer, Layer::Limit { .. }) => {
+                    return Err(format!("refused all the same: {refusal:?}"));
+                }
+                Outcome::Admitted(admitted) if !admitted.would_refuse.is_empty() => {
+                    would_refuse.set(would_refuse.get() + 1);
+                }
+                _ => {}
+            }
+            performer.note(&reply);
+        }
+        Ok(())
+    });
+    assert!(would_refuse.get() > 20, "limits would have refused {} times only", would_refuse.get());
+}
+
+/// One limit, and credits enough: what it says in shadow mode is what it does when it is enforced.
+#[test]
+fn a_limit_in_shadow_mode_says_what_it_would_do() {
+    let policy = (policies(), limits(0, false), 1_u64..8).prop_map(|(mut document, mut limit, quota)| {
+        limit.quota = Quota::Whole(quota);
+        limit.features = None;
+        (limit.then, limit.shadow, limit.adaptive) = (Then::Refuse, false, None);
+        for plan in document.plans.values_mut() {
+            (plan.limits, plan.trust) = (vec![limit.clone()], None);
+        }
+        document.features.values_mut().for_each(|feature| feature.capacity.clear());
+        document
+    });
+    let usage = (0_u64..5, 0_u64..5)
+        .prop_map(|(requests, seconds)| vec![("requests", requests), ("seconds", seconds)]);
+    let admit = (usage, prop::option::weighted(0.5, spans())).prop_map(|(usage, hold)| Act::Admit {
+        account: "a",
+        video: true,
+        usage,
+        doubled: false,
+        hold,
+        dry_run: false,
+    });
+    let strategy = (policy, steps(admit.boxed(), 60));
+    run("shadow_says_what_it_would_do", 150, strategy, |(document, steps)| {
+        let mut shadow = document.clone();
+        shadow.plans.values_mut().flat_map(|plan| &mut plan.limits).for_each(|limit| limit.shadow = true);
+        let names = Names::new();
+        let mut performer = Performer::new(&[document, shadow]);
+        let mut states = [State::new(), State::new()];
+        let account = Act::Account { account: "a", plan: Some(Some("p0")), cap: None, open: true };
+        let rich =
+            Act::Grant { account: "a", id: 0, credits: 1 << 50, priority: 0, effective: None, lasts: None };
+        for (which, state) in states.iter_mut().enumerate() {
+            for act in [&Act::Policy { which }, &account, &rich] {
+                let stamp = performer.stamp(0);
+                state.apply(stamp, &plain(performer.command(act, &names)));
+            }
+        }
+        for step in steps {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let [enforced, tried] =
+                states.each_mut().map(|state| state.apply(stamp, &plain(command.clone())).outcome);
+            let refuses = matches!(enforced, Outcome::Refused(_));
+            let would_refuse = match &tried {
+                Outcome::Admitted(admitted) => !admitted.would_refuse.is_empty(),
+                other => return Err(format!("refused in shadow mode: {other:?}")),
+            };
+            if refuses != would_refuse {
+                return Err(format!("enforced {enforced:?}\n tried {tried:?}\n {command:?}"));
+            }
+            let used = states.each_ref().map(|state| {
+                let view = state.account("a").expect("it is there");
+                view.limits.iter().map(|limit| (limit.used, limit.resets_at)).collect::<Vec<_>>()
+            });
+            if used[0] != used[1] {
+                return Err(format!("counted {used:?} after {command:?}"));
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn how_commands_are_split_into_entries_changes_no_outcome() {
     let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<bool>(), 64));
     run("how_commands_are_split", 60, strategy, |(document, steps, cuts)| {
@@ -978,7 +1219,7 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
         }
         let without_trail = |state: &State| {
             let mut records = records(state);
-            records.retain(|record| !record.is_trail());
+            records.retain(|record| !record.is_of_asking());
             records
         };
         let (left, right) = (without_trail(&at_once), without_trail(&in_steps));

@@ -9,20 +9,22 @@
 //! | `feature NAME units="a,b"` | a feature |
 //! | `price FEATURE UNIT=CREDITS` | a price for each, or `3/1000`: three for each thousand |
 //! | `attribute FEATURE NAME VALUE=MULTIPLIER… [default=VALUE]` | what changes the price |
-//! | `plan NAME [overrun=RULE]` | a plan; `overdraft/50` lends up to 50 credits |
+//! | `plan NAME [overrun=RULE] [class=CLASS]` | a plan; `overdraft/50` lends up to 50 credits |
 //! | `limit PLAN NAME FIELD=VALUE…`, `capacity FEATURE NAME FIELD=VALUE…` | a limit; one of the same name is replaced |
 //! | `plan_grant PLAN NAME credits=N priority=N days=N` or `every=WORD [day=N]`, `[share=] [cap=]` | a recurring grant; one of the same name is replaced |
+//! | `load FEATURE FIELD=VALUE…`, `shares FEATURE CLASS=SHARE…` | how load moves a feature; what classes can count on |
 //! | `drop plan NAME`, `drop feature NAME`, `drop limit PLAN NAME`, `drop plan_grant PLAN NAME` | takes it out of the draft |
 //! | `policy [if_revision=N] [document=JSON]` | puts the draft, or another document |
 //! | `account PATH [plan=NAME] [cap=CREDITS/PERIOD] [state=STATE] [topup=THRESHOLD/TARGET[/MONTHLY_CAP]] [bridge=N]` | `-` clears |
 //! | `grant PATH ID CREDITS [source=] [priority=] [effective=] [expires=] [reason=]` | adds a grant |
 //! | `revoke PATH ID [credits=CREDITS] reason=REASON` | takes a grant back, or a part of it |
-//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=]` | asks; `max` is the largest number |
+//! | `admit PATH FEATURE [UNIT=N]… [ATTRIBUTE=VALUE]… [hold=SPAN] [dry_run] [endpoint=] [region=] [class=]` | asks; `max` is the largest number |
 //! | `settle ID [UNIT=N]… [partial] [compute_ms=N] [duration_ms=N]`, `extend ID SPAN`, `release ID` | what becomes of a hold |
 //! | `reset PATH [limits=a,b] [banked] [bank=N] reason=REASON` | clears limits, or puts resets by |
 //! | `confirm ID [credits=] [reason=]`, `fail ID reason=REASON [retry_after=SPAN]`, `delivered ID` | what becomes of a top-up |
+//! | `signal FEATURE SOURCE [region=] [utilisation=] [queue=] [latency=] [ttl=]` | a backend reports |
 //! | `tick` | moves time on to the stamp |
-//! | `show PATH`, `show ID`, `show policy`, `show topups` | looks |
+//! | `show PATH`, `show ID`, `show policy`, `show topups`, `show feature NAME` | looks |
 //! | `facts` | the facts since they were last shown |
 //!
 //! Any command that is applied takes `key=KEY`. Every command is applied under the laws of
@@ -32,14 +34,15 @@ use std::error::Error;
 use std::fmt::Write as _;
 use std::path::Path;
 
+use quorate::decision::Trust;
 use quorate::decision::command::{
-    AccountState, Admit, Change, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount, PutGrant,
-    PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp,
-    TopUpDelivered,
+    AccountState, Admit, Change, Class, Command, ConfirmTopUp, Extend, FailTopUp, Key, Period, PutAccount,
+    PutGrant, PutPolicy, Release, Request, Reset, ResetBy, Revoke, Settle, Signal, Signals, Source,
+    SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use quorate::decision::reply::{
     AdmissionId, BalancesView, Layer, LimitStatus, Outcome, PaceVerdict, Payer, Payment, Reply, Settled,
-    TopUpId, TopUpView,
+    SharerView, TopUpId, TopUpView,
 };
 use quorate::units::{Credits, Millis, Span};
 use serde_json::{Map, Value, json};
@@ -111,6 +114,7 @@ impl Arguments {
                 || name.ends_with("_max") && name.contains("keys");
             let value = match value.parse::<i64>() {
                 Ok(value) if number => json!(value),
+                _ if name == "shadow" => json!(value == "true"),
                 _ if name == "features" => value.split(',').map(str::to_owned).collect(),
                 _ => json!(value),
             };
@@ -203,6 +207,12 @@ impl Scenario {
             "plan" => {
                 let mut plan = json!({ "limits": [], "grants": [] });
                 let name = arguments.next("a plan")?;
+                if let Some(class) = arguments.named("class") {
+                    plan["class"] = json!(class);
+                }
+                if let Some(weight) = arguments.named("weight") {
+                    plan["weight"] = json!(weight.parse::<u32>()?);
+                }
                 if let Some(overrun) = arguments.named("overrun") {
                     plan["overrun"] = match overrun.split_once('/') {
                         Some((rule, credits)) => json!({ rule: { "credits": credits } }),
@@ -210,6 +220,20 @@ impl Scenario {
                     };
                 }
                 self.draft["plans"][name] = plan;
+            }
+            "trust" => {
+                let plan = arguments.next("a plan")?;
+                self.part("plans", &plan)?["trust"] = Value::Object(arguments.texts());
+            }
+            "adaptive" => {
+                let (plan, limit) = (arguments.next("a plan")?, arguments.next("a limit")?);
+                let limits = self.part("plans", &plan)?["limits"].as_array_mut().expect("a list");
+                let found = limits.iter_mut().find(|known| known["name"] == *limit);
+                found.ok_or("expected a limit of the plan")?["adaptive"] = Value::Object(arguments.texts());
+            }
+            "fair" => {
+                let feature = arguments.next("a feature")?;
+                self.part("features", &feature)?["fair"] = json!(true);
             }
             "limit" => {
                 let (plan, name) = (arguments.next("a plan")?, arguments.next("a name")?);
@@ -241,6 +265,18 @@ impl Scenario {
                 let limit = named_limit(name, arguments.fields());
                 put_limit(&mut self.part("features", &feature)?["capacity"], limit);
             }
+            "load" => {
+                let feature = arguments.next("a feature")?;
+                let mut load = arguments.texts();
+                if let Some(depth) = load.get_mut("queue_depth_max") {
+                    *depth = json!(depth.as_str().unwrap_or_default().parse::<u64>()?);
+                }
+                self.part("features", &feature)?["load"] = Value::Object(load);
+            }
+            "shares" => {
+                let feature = arguments.next("a feature")?;
+                self.part("features", &feature)?["shares"] = Value::Object(arguments.texts());
+            }
             "drop" => {
                 let (kind, name) = (arguments.next("plan, feature or limit")?, arguments.next("a name")?);
                 if kind == "limit" || kind == "plan_grant" {
@@ -265,6 +301,51 @@ impl Scenario {
         let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
         let reply = self.lawful.apply(stamp, &Request { key, command })?;
         Ok(told(&reply))
+    }
+
+    fn show_feature(&self, feature: &str) -> Result<String> {
+        let Some(view) = self.lawful.state().feature(feature) else {
+            return Ok(format!("{feature} is not to be found\n"));
+        };
+        let pressure = view.pressure.map_or_else(|| "unknown".to_owned(), |pressure| pressure.to_string());
+        let mut text =
+            format!("load {}: {feature} at {}, pressure {pressure}\n", view.load_version, view.factor);
+        for (class, factor) in Class::ALL.iter().zip(view.by_class) {
+            writeln!(text, "  {class:?} {factor}")?;
+        }
+        for signal in &view.signals {
+            writeln!(text, "  {}/{} until {}", signal.region, signal.source, signal.expires_at)?;
+        }
+        Ok(text)
+    }
+
+    fn show_sharers(&self, feature: &str) -> Result<String> {
+        let mut text = String::new();
+        for view in self.lawful.state().sharers(feature) {
+            let class = view.class.map_or_else(String::new, |class| format!(" for {class:?}"));
+            let part = view
+                .fair_part
+                .map_or_else(|| "enough for all".to_owned(), |part| format!("a fair part is {part}"));
+            let SharerView { limit, unit, account, weight, has, asks, .. } = view;
+            writeln!(
+                text,
+                "{limit}{class}: {account} by {weight} has {has} {unit} and asks for {asks}, {part}"
+            )?;
+        }
+        Ok(text)
+    }
+
+    fn show_behaviour(&self, account: &str) -> Result<String> {
+        let mut text = String::new();
+        for behaviour in self.lawful.state().behaviour(account) {
+            let (Trust { factor, fault }, past) = (behaviour.trust, behaviour.past);
+            let fault = fault.map_or_else(String::new, |fault| format!(" for {fault:?}"));
+            writeln!(text, "{}: trust {factor}{fault}, load {}", behaviour.feature, behaviour.by_load)?;
+            writeln!(text, "  {} an hour, usually {}", past.recent_per_hour, past.usual_per_hour)?;
+            writeln!(text, "  refused {}, too early {}", past.refused, past.early)?;
+            writeln!(text, "  misjudged {}, abandoned {}", past.misjudged, past.abandoned)?;
+        }
+        Ok(text)
     }
 
     fn show(&self, what: &str) -> Result<String> {
@@ -428,6 +509,7 @@ impl goldenscript::Runner for Scenario {
                 let dry_run = arguments.flag("dry_run");
                 let hold_ttl: Option<Span> = arguments.parsed("hold")?;
                 let (endpoint, region) = (arguments.named("endpoint"), arguments.named("region"));
+                let class: Option<Class> = arguments.named("class").map(word).transpose()?;
                 let named = std::mem::take(&mut arguments.named);
                 let admit = Admit {
                     account: &account,
@@ -443,8 +525,23 @@ impl goldenscript::Runner for Scenario {
                     list_limits: true,
                     endpoint: endpoint.as_deref(),
                     region: region.as_deref(),
+                    class,
                 };
                 self.apply(Command::Admit(admit), key)?
+            }
+            "signal" => {
+                let (feature, source) = (arguments.next("a feature")?, arguments.next("a source")?);
+                let region = arguments.named("region").unwrap_or_else(|| "here".to_owned());
+                let signal = Signal {
+                    feature: &feature,
+                    region: &region,
+                    source: &source,
+                    utilisation: arguments.parsed("utilisation")?,
+                    queue_depth: arguments.parsed("queue")?,
+                    latency: arguments.parsed("latency")?,
+                    ttl: arguments.parsed("ttl")?.unwrap_or(Span(5_000)),
+                };
+                self.apply(Command::Signals(Signals { signals: vec![signal] }), key)?
             }
             "settle" => {
                 let admission = arguments.next("an admission")?.parse()?;
@@ -487,7 +584,12 @@ impl goldenscript::Runner for Scenario {
                 let facts = self.lawful.facts();
                 crate::story::told(facts, std::mem::replace(&mut self.shown, facts.len()))
             }
-            "show" => self.show(&arguments.next("what to show")?)?,
+            "show" => match arguments.next("what to show")?.as_str() {
+                "feature" => self.show_feature(&arguments.next("a feature")?)?,
+                "sharers" => self.show_sharers(&arguments.next("a feature")?)?,
+                "behaviour" => self.show_behaviour(&arguments.next("an account")?)?,
+                what => self.show(what)?,
+            },
             other => return Err(format!("no such command: {other}").into()),
         };
         arguments.done()?;
@@ -513,6 +615,7 @@ fn told(reply: &Reply) -> String {
     let at = reply.stamp.at;
     let replayed = if reply.replayed { ", replayed" } else { "" };
     match &reply.outcome {
+        Outcome::Signalled => line(&mut text, format!("reported at {at}, load {}{replayed}", reply.load)),
         Outcome::Ticked => line(&mut text, format!("time is {at}")),
         Outcome::PolicyPut { revision } => line(&mut text, format!("policy revision {revision}{replayed}")),
         Outcome::AccountPut(view) => line(
@@ -543,6 +646,9 @@ fn told(reply: &Reply) -> String {
             tell_credits(&mut text, admitted.available, admitted.held);
             if let Some(at) = admitted.hold_expires_at {
                 line(&mut text, format!("  hold     until {at}"));
+            }
+            for layer in &admitted.would_refuse {
+                line(&mut text, format!("  shadow   would be refused by {}", layer_told(layer)));
             }
         }
         Outcome::Settled(settled) if settled.last => tell_settled(&mut text, "settled", settled, replayed),
@@ -576,12 +682,7 @@ fn told(reply: &Reply) -> String {
         Outcome::Released(settled) => tell_settled(&mut text, "released", settled, replayed),
         Outcome::Refused(refusal) => {
             let reason = serde_json::to_value(refusal.reason).expect("a reason is a word");
-            let layer = match &refusal.layer {
-                Layer::Limit { level, name } => format!("limit {name}@{level}"),
-                Layer::SpendingCap { level } => format!("spending cap @{level}"),
-                Layer::Account { level } => format!("account @{level}"),
-                other => format!("{other:?}").to_lowercase(),
-            };
+            let layer = layer_told(&refusal.layer);
             let field = refusal.field.as_ref().map_or_else(String::new, |field| format!(" ({field})"));
             line(&mut text, format!("refused at {at}: {} by {layer}{field}", reason.as_str().unwrap_or("?")));
             line(&mut text, format!("  because  {}", refusal.detail));
@@ -595,6 +696,15 @@ fn told(reply: &Reply) -> String {
         }
     }
     text
+}
+
+fn layer_told(layer: &Layer) -> String {
+    match layer {
+        Layer::Limit { level, name } => format!("limit {name}@{level}"),
+        Layer::SpendingCap { level } => format!("spending cap @{level}"),
+        Layer::Account { level } => format!("account @{level}"),
+        other => format!("{other:?}").to_lowercase(),
+    }
 }
 
 fn line(text: &mut String, line: String) {

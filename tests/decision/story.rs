@@ -3,11 +3,11 @@
 use std::fmt::Write as _;
 
 use quorate::decision::facts::{
-    AccountPut, Change, Charge, Fact, Layers, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
+    AccountPut, Change, Charge, Fact, Layers, Moved, Posting, Refused, Reset, Usage, UsageOutcome, Versions,
 };
 use quorate::decision::layers::{self, LayerRead, NamedLayer};
 use quorate::decision::policy::Policy;
-use quorate::units::Credits;
+use quorate::units::{Credits, Ppm};
 
 /// The facts behind the first `shown`, a line each, under the entry and the moment that left them.
 pub fn told(facts: &[(u64, Fact)], shown: usize) -> String {
@@ -99,6 +99,14 @@ fn line(index: u64, fact: &Fact, policy: &Policy, feature: &str) -> String {
                 resolved.previous
             )
         }
+        Fact::LoadMoved(moved) => format!(
+            "  load {} of {}: factor {} ({:?}), pressure {}",
+            moved.version,
+            moved.feature,
+            moved.factor,
+            moved.moved,
+            moved.pressure.map_or_else(|| "unknown".to_owned(), |pressure| pressure.to_string())
+        ),
     }
 }
 
@@ -148,7 +156,35 @@ fn layers(layers: &Layers, policy: &Policy, feature: &str) -> String {
                     _ => amount.to_string(),
                 };
                 let used = change(limit.used, &amount);
-                format!("{}@{level} {used} of {} {}", limit.name, amount(limit.quota), limit.unit)
+                let factor = match limit.factor {
+                    Ppm::ONE => String::new(),
+                    factor => format!(", of which {factor} can be used"),
+                };
+                let shadow = match (limit.shadow, limit.would_refuse) {
+                    (false, _) => "",
+                    (true, false) => ", in shadow mode",
+                    (true, true) => ", in shadow mode: would refuse",
+                };
+                let moved = limit.moved.map_or_else(String::new, |Moved { by_load, trust }| {
+                    let fault = trust.fault.map_or_else(String::new, |fault| format!(" for {fault:?}"));
+                    format!(" (load {by_load}, trust {}{fault})", trust.factor)
+                });
+                format!(
+                    "{}@{level} {used} of {} {}{factor}{moved}{shadow}",
+                    limit.name,
+                    amount(limit.quota),
+                    limit.unit
+                )
+            }
+            NamedLayer::Share(share) => {
+                let used = change(share.used, &|amount| amount.to_string());
+                format!("share of {} {used}, of which {} can be used", share.class.name(), share.factor)
+            }
+            NamedLayer::Fair(fair) => {
+                format!(
+                    "a fair part by weight {} is {}, and the owner has {}",
+                    fair.weight, fair.part, fair.has
+                )
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 format!("cap@{level} {} of {}", change(spent, &credits), cap.credits)

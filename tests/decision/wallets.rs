@@ -91,6 +91,7 @@ fn admit(account: &str, tokens: u64) -> Command<'_> {
         list_limits: false,
         endpoint: None,
         region: None,
+        class: None,
     })
 }
 

@@ -553,3 +553,41 @@ async fn credits_for_later_are_told_apart_until_then() {
     assert_eq!(problem["available"], account["credits"]["available"]);
     node.stop().await;
 }
+
+#[tokio::test]
+async fn a_limit_in_shadow_mode_refuses_nothing_and_says_what_it_would_have_refused() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let mut policy = client.get("/v1/policy").await.expect(200)["policy"].take();
+    let limits = policy["plans"]["narrow"]["limits"].as_array_mut().expect("limits");
+    limits.push(json!({"name": "tried", "unit": "requests", "quota": 1, "algorithm": "fixed_window",
+        "anchor": "epoch", "window": "400d", "shadow": true}));
+    client.json("PUT", "/v1/policy", &policy.to_string()).await.expect(200);
+
+    let body = r#"{"account":"narrow","feature":"video.generate","usage":{"requests":1}}"#;
+    let first = client.post("/v1/admissions", body).await.expect(200);
+    assert_eq!(first.get("would_refuse"), None, "{first}");
+    let answer = client.post("/v1/admissions", body).await;
+    let second = answer.expect(200);
+    assert_eq!(second["would_refuse"], json!([{"kind": "limit", "level": 1, "name": "tried"}]), "{second}");
+    let limits = second["limits"].as_array().expect("limits");
+    let tried = limits.iter().find(|limit| limit["name"] == "tried").expect("it is listed");
+    // It did not count what it would have refused.
+    assert_eq!((&tried["used"], &tried["shadow"]), (&json!("1"), &json!(true)));
+    let headers = answer.header("ratelimit").unwrap_or_default();
+    assert!(!headers.contains("tried"), "nobody is to slow down for it: {headers}");
+
+    let id = second["admission"].as_str().expect("an id");
+    let receipt = client.get(&format!("/v1/admissions/{id}")).await.expect(200);
+    let layers = receipt["events"][0]["layers"].as_array().expect("layers");
+    let tried = layers.iter().find(|layer| layer["name"] == "tried").expect("it was looked at");
+    assert_eq!(
+        (&tried["would_refuse"], &tried["before"], &tried["after"]),
+        (&json!(true), &json!("1"), &json!("1"))
+    );
+
+    let metrics = String::from_utf8(client.get("/metrics").await.body).expect("text");
+    let line = "quorate_shadow_refusals_total{limit=\"tried\"} 1";
+    assert!(metrics.lines().any(|found| found == line), "{metrics}");
+    node.stop().await;
+}

@@ -647,3 +647,25 @@ async fn what_cannot_be_meant_is_refused_by_name() {
     }
     node.stop().await;
 }
+
+#[tokio::test]
+async fn usage_says_what_was_asked_for_and_how_important_it_was() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let ask = |account: &str, class: &str| {
+        format!(
+            r#"{{"account":"{account}","feature":"video.generate","usage":{{"requests":1,"video_seconds":10}},"attributes":{{"resolution":"1080p"}}{class}}}"#
+        )
+    };
+    client.post("/v1/admissions", &ask("acme", r#","class":"batch""#)).await.expect(200);
+    client.post("/v1/admissions", &ask("narrow", "")).await.problem(402, "credits_short");
+    client.post("/v1/admissions", &ask("nobody", "")).await.problem(404, "account_unknown");
+    let page = client.get("/v1/usage").await.expect(200);
+    let items = page["items"].as_array().expect("items");
+    let asked: Vec<_> =
+        items.iter().map(|item| (&item["attributes"]["resolution"], &item["class"])).collect();
+    let full = json!("1080p");
+    let classes = [json!(null), json!("standard"), json!("batch")];
+    assert_eq!(asked, classes.iter().map(|class| (&full, class)).collect::<Vec<_>>(), "{page}");
+    node.stop().await;
+}

@@ -9,5 +9,6 @@ mod hostile;
 mod lifecycle;
 mod node;
 mod once;
+mod signals;
 mod tls;
 mod topups;

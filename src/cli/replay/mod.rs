@@ -8,7 +8,7 @@ mod feed;
 mod functions;
 mod report;
 mod servegen;
-mod trace;
+pub(in crate::cli) mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -290,6 +290,7 @@ impl Replay {
                     dry_run: false,
                     endpoint: None,
                     region: None,
+                    class: None,
                 };
                 Some((account, BatchAdmission { key, admission }))
             })

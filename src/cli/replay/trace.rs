@@ -18,7 +18,7 @@ use crate::cli::replay::{functions, servegen};
 
 /// One request of a trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Arrival {
+pub(in crate::cli) struct Arrival {
     /// Milliseconds since the first arrival of the trace. Never less than that of the one before.
     pub at_ms: u64,
     /// Who asks: one segment or more, to come after the prefix.
@@ -28,7 +28,7 @@ pub(super) struct Arrival {
     pub usage: Vec<(Arc<str>, u64)>,
 }
 
-pub(super) type Arrivals = Box<dyn Iterator<Item = Result<Arrival, TraceError>> + Send>;
+pub(in crate::cli) type Arrivals = Box<dyn Iterator<Item = Result<Arrival, TraceError>> + Send>;
 
 /// Why a trace cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -49,7 +49,7 @@ pub enum TraceError {
 
 /// The columns that a trace has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
+pub(in crate::cli) enum Format {
     /// Tell by the columns
     Auto,
     /// TIMESTAMP,ContextTokens,GeneratedTokens
@@ -94,7 +94,7 @@ impl Format {
 
 /// How much of a unit a request uses, told from its tokens: `video_seconds=output/50`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct UsageRule {
+pub(in crate::cli) struct UsageRule {
     pub unit: Arc<str>,
     amount: Amount,
 }
@@ -140,7 +140,7 @@ impl FromStr for UsageRule {
 
 /// What is needed to make arrivals of a file.
 #[derive(Clone, Debug)]
-pub(super) struct Reading {
+pub(in crate::cli) struct Reading {
     pub path: PathBuf,
     pub format: Format,
     /// The sizes that go with a servegen trace.
@@ -154,14 +154,14 @@ pub(super) struct Reading {
 }
 
 /// A trace that is open, with the rules by which it was completed.
-pub(super) struct Trace {
+pub(in crate::cli) struct Trace {
     pub format: Format,
     pub rules: Vec<String>,
     pub arrivals: Arrivals,
 }
 
 /// Opens a trace. Compressed files are told by their first bytes.
-pub(super) fn open(reading: &Reading) -> Result<Trace, TraceError> {
+pub(in crate::cli) fn open(reading: &Reading) -> Result<Trace, TraceError> {
     let rows = Rows::open(&reading.path)?;
     let format = match reading.format {
         Format::Auto => Format::detect(rows.columns())?,
@@ -197,7 +197,7 @@ fn in_order(arrivals: Arrivals) -> Arrivals {
 }
 
 /// The rows of a CSV file with a head, one at a time.
-pub(super) struct Rows {
+pub(in crate::cli) struct Rows {
     reader: csv::Reader<Box<dyn Read + Send>>,
     columns: StringRecord,
     record: StringRecord,

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::decision::audit::{Audit, Expected, Finding, WalletSaid};
-use crate::decision::command::SpendingCap;
+use crate::decision::command::{Class, SpendingCap};
+use crate::decision::factor::{Carry, Factor};
 use crate::decision::facts::{
     Bucket, Change, Charge, FactId, LayerSeen, Layers, Refused, UnitUsed, Usage, UsageOutcome, Versions,
 };
 use crate::decision::layers::{self, LayerRead, LimitRead, NamedLayer};
 use crate::decision::policy::{Measure, Then};
 use crate::decision::reply::Layer;
-use crate::units::{Credits, Millis};
+use crate::decision::trust::Trust;
+use crate::units::{Credits, Millis, Ppm};
 
 /// What limits and spending caps were left with, as long as the same rule counts. Nothing but a decision that
 /// says so adds to them.
@@ -40,6 +42,9 @@ struct Decided<'a> {
     /// Of the hold that ends.
     reserved: Option<&'a Reserved>,
     read: &'a [LayerRead],
+    class: Class,
+    /// Whether load moves the feature.
+    moves: bool,
 }
 
 impl Reserved {
@@ -59,7 +64,7 @@ impl Audit {
         let Versions { term, rules, .. } = versions;
         check("the term", before.term, term, term >= before.term);
         check("the version of the rules", before.rules.into(), rules.into(), rules >= before.rules);
-        let (revision, put_at) = (self.revision, self.policy_index);
+        let (revision, put_at, load) = (self.revision, self.policy_index, self.load_version);
         let mut check = |what, expected, found| {
             if expected != found {
                 self.find(Finding::VersionOther { index, what, expected, found });
@@ -67,6 +72,7 @@ impl Audit {
         };
         check("the policy that decides", revision, versions.policy);
         check("the entry that put the policy", put_at, versions.policy_index);
+        check("the load that decides", load, versions.load);
         self.versions = versions;
         self.entry.has_versions = true;
     }
@@ -162,6 +168,7 @@ impl Audit {
         let told = layers.seen.iter().filter(|layer| matches!(layer, LayerSeen::Level { .. })).count();
         let policy = self.policies.get(&self.revision);
         let read = policy.and_then(|policy| layers::read(policy, &usage.feature, layers).ok());
+        let moves = policy.is_some_and(|policy| policy.is_moved(&usage.feature));
         let Some(read) = read.filter(|_| told == levels.len()) else {
             return self.find(Finding::LayersUnreadable { id });
         };
@@ -169,11 +176,13 @@ impl Audit {
         let charge = under_way.as_ref().map(|under_way| &under_way.charge);
         let ending = under_way.as_ref().and_then(|under_way| under_way.ending.as_ref());
         let reserved = ending.map(|(_, open)| &open.reserved);
-        let decided = Decided { id, usage: &usage, charge, reserved, read: &read };
+        let decided =
+            Decided { id, usage: &usage, charge, reserved, read: &read, class: layers.class, moves };
         for LayerRead { level, layer } in &read {
             let account = levels[usize::from(*level)];
             match layer {
                 NamedLayer::Limit(limit) => self.check_limit(&decided, account, limit),
+                NamedLayer::Share(_) | NamedLayer::Fair(_) => {}
                 NamedLayer::SpendingCap { cap, spent } => self.check_cap(&decided, account, *cap, *spent),
                 NamedLayer::Wallet { .. } => {}
             }
@@ -184,13 +193,50 @@ impl Audit {
     }
 
     fn check_limit(&mut self, decided: &Decided<'_>, account: u32, limit: &LimitRead) {
-        let bound = (limit.then == Then::Credits || decided.is_first()).then_some(limit.quota);
+        // What critical uses of its own share passes however hard the capacity is pressed.
+        let is_bound = limit.then == Then::Credits || decided.is_first() && !decided.may_pass(limit);
+        let bound = is_bound.then_some(limit.quota);
         let expected = decided.expected_of(limit);
         self.check_change(decided.id, account, &limit.name, limit.used, expected, bound);
         let latest =
             self.latest.limits.insert((account, limit.key.place()), (limit.plan, limit.used.after()));
         let latest = latest.filter(|(plan, _)| *plan == limit.plan).map(|(_, used)| used);
         self.check_growth(decided.id, account, &limit.name, limit.used, latest);
+        self.check_shadow(decided, limit);
+        self.check_moved(decided.id, account, limit);
+    }
+
+    /// Checks that a limit in shadow mode that says that it would have refused would have had to.
+    fn check_shadow(&mut self, decided: &Decided<'_>, limit: &LimitRead) {
+        let cost = match (decided.charge, &self.entry.refused) {
+            (Some(charge), _) => charge.amount,
+            (None, Some(refused)) => refused.cost.unwrap_or_default(),
+            (None, None) => Credits::ZERO,
+        };
+        if limit.would_refuse && !decided.had_to_refuse(limit, cost) {
+            self.find(Finding::RefusedForNothing { id: decided.id, layer: limit.name.clone() });
+        }
+    }
+
+    /// Checks that an adaptive guard stood where load and trust put it, and trust within its bounds.
+    fn check_moved(&mut self, id: FactId, account: u32, limit: &LimitRead) {
+        let Some(adaptive) = limit.adaptive else { return };
+        let policy = self.policy();
+        let rule = limit.plan.and_then(|plan| policy.plans.get(plan as usize)).and_then(|plan| plan.trust);
+        let trust = limit.moved.map_or(Trust::NEUTRAL, |moved| moved.trust);
+        let is_possible = rule.map_or(trust == Trust::NEUTRAL, |rule| rule.allows(trust));
+        let by_load = limit.moved.map_or(Ppm::ONE, |moved| moved.by_load);
+        let factor = Factor(adaptive.bounded(by_load, trust.factor));
+        let (stands, is_slots) = (Factor(limit.factor), limit.measure == Measure::Slot);
+        let is_there = if is_slots {
+            limit.quota == factor.slots(limit.base)
+        } else {
+            stands == factor && limit.quota == limit.base
+        };
+        if !is_possible || !is_there {
+            let (account, layer) = (self.path(account), limit.name.clone());
+            self.find(Finding::MovedOther { id, account, layer, expected: factor.0 });
+        }
     }
 
     fn check_cap(&mut self, decided: &Decided<'_>, account: u32, cap: SpendingCap, spent: Change) {
@@ -276,9 +322,8 @@ impl Audit {
         let (name, had_to): (Arc<str>, bool) = match &refused.by {
             Layer::Limit { level, name } => {
                 let limit = decided.limits().find(|(at, limit)| at == level && limit.name == *name);
-                let had_to = limit.is_some_and(|(_, limit)| {
-                    limit.then == Then::Refuse && decided.asked(limit, cost) > limit.room()
-                });
+                let had_to =
+                    limit.is_some_and(|(_, limit)| !limit.shadow && decided.had_to_refuse(limit, cost));
                 (name.clone(), had_to)
             }
             Layer::SpendingCap { level } => {
@@ -306,7 +351,25 @@ impl Audit {
     }
 }
 
+impl LimitRead {
+    /// Whether amounts count for themselves, as far as this decision tells.
+    fn is_plain(&self) -> bool {
+        self.factor == Ppm::ONE
+    }
+
+    /// What an amount counts for: what is carried to it is not on record.
+    fn counted(&self, amount: u64) -> Expected {
+        let (counted, _) = Factor(self.factor).counted(amount, Carry::default());
+        let carried = u64::from(!self.is_plain() && amount > 0);
+        Expected(counted.saturating_sub(carried).into(), counted.into())
+    }
+}
+
 impl Decided<'_> {
+    fn is_shared(&self) -> bool {
+        self.read.iter().any(|read| matches!(read.layer, NamedLayer::Share(_) | NamedLayer::Fair(_)))
+    }
+
     /// Whether it admits, and is not the end of what was held.
     fn is_first(&self) -> bool {
         self.reserved.is_none()
@@ -323,6 +386,11 @@ impl Decided<'_> {
         quantity(&self.usage.units, unit)
     }
 
+    /// Whether the share of its class can let a request pass a capacity that others have used up.
+    fn may_pass(&self, limit: &LimitRead) -> bool {
+        limit.plan.is_none() && self.is_shared() && self.class == Class::Critical
+    }
+
     /// How much of the request a guard counts.
     fn asked(&self, limit: &LimitRead, cost: Credits) -> u64 {
         match limit.measure {
@@ -333,9 +401,15 @@ impl Decided<'_> {
         }
     }
 
+    /// Whether a limit had no room for a request of this price.
+    fn had_to_refuse(&self, limit: &LimitRead, cost: Credits) -> bool {
+        let asked = self.asked(limit, cost);
+        limit.then == Then::Refuse && (limit.counted(asked).1 > limit.room().into() || self.is_shared())
+    }
+
     /// By how much a limit was to change.
     fn expected_of(&self, limit: &LimitRead) -> Expected {
-        if matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
+        if limit.would_refuse || matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
             return Expected(0, 0);
         }
         let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);
@@ -346,7 +420,7 @@ impl Decided<'_> {
                 (Then::Credits, Measure::Cost) => self.covers(amount).0.0.unsigned_abs(),
                 (Then::Credits, _) => self.covered_quantity(&limit.unit),
             };
-            return Expected(exactly.into(), exactly.into());
+            return limit.counted(exactly);
         };
         // How much of what was reserved is given back depends on its window: at most all of it.
         let (held, used) = match limit.measure {
@@ -359,6 +433,10 @@ impl Decided<'_> {
             (Then::Credits, Measure::Cost) => used,
             _ => used.saturating_sub(held),
         };
+        if limit.plan.is_none() && self.moves || limit.adaptive.is_some() {
+            // What was reserved counted for more or less, at the factor of its time.
+            return Expected(-i128::from(u64::MAX), limit.counted(most).1);
+        }
         Expected(-i128::from(held), most.into())
     }
 

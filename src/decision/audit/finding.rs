@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::decision::facts::{Bucket, FactId, Why};
 use crate::decision::reply::{AdmissionId, Balances, TopUpId};
-use crate::units::{Credits, Millis};
+use crate::units::{Credits, Millis, Ppm};
 
 /// What a change was to be: from one amount to another, which may be the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +59,9 @@ pub enum Finding {
     KeyTwice { index: u64, first: u64 },
     #[error("entry {index}: the policy of revision {revision} cannot be read: {problem}")]
     PolicyUnreadable { index: u64, revision: u64, problem: String },
+
+    #[error("entry {index} moves the load factor of {feature} to {factor}, which the policy does not allow")]
+    LoadOutOfBounds { index: u64, feature: Arc<str>, factor: Ppm },
 
     // Usage and charges.
     #[error("the usage {id} of {admission} has no charge")]
@@ -172,6 +175,10 @@ pub enum Finding {
     },
     #[error("{id}: {layer} of {account} had used {before}, and {latest} after the last that counted there")]
     LayerGrew { id: FactId, account: Arc<str>, layer: Arc<str>, before: u64, latest: u64 },
+    #[error(
+        "{id}: load and trust put {layer} of {account} elsewhere: so much of it could be used: {expected}"
+    )]
+    MovedOther { id: FactId, account: Arc<str>, layer: Arc<str>, expected: Ppm },
     #[error("{id}: {layer} of {account} is left with {after} of {quota} used")]
     QuotaExceeded { id: FactId, account: Arc<str>, layer: Arc<str>, quota: u64, after: u64 },
     #[error("{id}: the wallet of {account} is said to have {said:?} {when} it; by the postings {replayed:?}")]

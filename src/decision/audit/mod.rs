@@ -29,8 +29,8 @@ use crate::decision::audit::terms::Terms;
 use crate::decision::audit::topup::TopUps;
 use crate::decision::command::{AccountState, Source, SpendingCap};
 use crate::decision::facts::{
-    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
-    PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, LoadMoved, Moment, Multiplier,
+    Overdue, PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::meter::Meter;
 use crate::decision::path::{self, PLAN_GRANT_PREFIX};
@@ -45,6 +45,7 @@ pub struct Audit {
     account_by_path: BTreeMap<Arc<str>, u32>,
     policies: BTreeMap<u64, Arc<Policy>>,
     revision: u64,
+    load_version: u64,
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
@@ -184,6 +185,7 @@ impl Audit {
             account_by_path: BTreeMap::new(),
             policies: BTreeMap::from([(0, Arc::new(Policy::empty()))]),
             revision: 0,
+            load_version: 0,
             grants: BTreeMap::new(),
             next_grant: 0,
             grant_ids: BTreeSet::new(),
@@ -246,6 +248,7 @@ impl Audit {
             Fact::TopUpSet(set) => self.take_top_up_rule(*set),
             Fact::TopUpRaised(raised) => self.take_top_up_raised(raised),
             Fact::TopUpResolved(resolved) => self.take_top_up_resolved(resolved),
+            Fact::LoadMoved(moved) => self.take_load(moved),
         }
     }
 
@@ -407,6 +410,19 @@ impl Audit {
         match compiled {
             Ok(policy) => drop(self.policies.insert(found, Arc::new(policy))),
             Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
+        }
+    }
+
+    fn take_load(&mut self, moved: &LoadMoved) {
+        let (index, expected, found) = (self.entry.index, self.load_version + 1, moved.version);
+        if found != expected {
+            self.find(Finding::OutOfSequence { index, what: "load", expected, found });
+        }
+        self.load_version = found;
+        let policy = self.policies.get(&self.revision);
+        if !policy.is_some_and(|policy| policy.lets_load_be(&moved.feature, moved.factor)) {
+            let (feature, factor) = (moved.feature.clone(), moved.factor);
+            self.find(Finding::LoadOutOfBounds { index, feature, factor });
         }
     }
 

@@ -4,18 +4,21 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::decision::calendar::{Calendar, Cycle};
-use crate::decision::command::Period;
+use crate::decision::command::{Class, Period};
+use crate::decision::load::{ByClass, LoadRule};
 use crate::decision::meter::{Rule, WindowAnchor};
 use crate::decision::path::is_name;
 use crate::decision::policy::document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, Overrun, PlanDocument, Price, Quota, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, Months, Overrun, PlanDocument, Price, Quota, Then,
 };
 use crate::decision::policy::names::Names;
 use crate::decision::policy::{
-    Applied, AttributeRule, Feature, Limit, Measure, Plan, PlanGrant, Policy, Unit,
+    Applied, AttributeRule, ClassShare, Feature, Limit, Measure, Plan, PlanGrant, Policy, Unit,
 };
 use crate::decision::price::Rate;
+use crate::decision::state::State;
+use crate::decision::trust::TrustRule;
 use crate::units::{Credits, Ppm, Span};
 
 /// The longest window that a limit may have.
@@ -61,6 +64,8 @@ pub(super) fn compile(document: Document, revision: u64, names: &mut Names) -> R
     for (name, feature) in &document.features {
         features.push(compile_feature(name, feature, names)?);
     }
+    let loaded = features.iter().filter(|feature: &&Feature| feature.load.is_some()).count();
+    require(loaded <= Policy::LOADED_FEATURES_MAX, "features", "load moves too many of them")?;
     let mut plans = Vec::with_capacity(document.plans.len());
     for (name, plan) in &document.plans {
         plans.push(compile_plan(name, plan, &features, names)?);
@@ -122,9 +127,23 @@ fn compile_feature(name: &str, feature: &FeatureDocument, names: &mut Names) -> 
     let attributes = compile_attributes(&feature.attributes, &path)?;
 
     let name: Arc<str> = name.into();
-    let path = format!("{path}.capacity");
+    let path_of_feature = path;
+    let path = format!("{path_of_feature}.capacity");
     require(feature.capacity.len() <= Policy::CAPACITY_LIMITS_MAX, &path, "too many limits")?;
-    let mut compiled = Feature { name, units, attributes, capacity: Vec::new(), capacity_limits: Vec::new() };
+    let shares = compile_shares(feature, &path_of_feature)?;
+    let load = compile_load(feature, &shares, &path_of_feature)?;
+    let (capacity, capacity_limits, class_shares) = (Vec::new(), Vec::new(), Vec::new());
+    let mut compiled = Feature {
+        name,
+        units,
+        attributes,
+        capacity,
+        capacity_limits,
+        class_shares,
+        load,
+        shares,
+        fair: feature.fair,
+    };
     let mut seen = BTreeSet::new();
     for (place, document) in feature.capacity.iter().enumerate() {
         let path = format!("{path}[{place}]");
@@ -139,10 +158,69 @@ fn compile_feature(name: &str, feature: &FeatureDocument, names: &mut Names) -> 
         let Some(measure) = measure(document, &compiled) else {
             return wrong(format!("{path}.unit"), "the feature has no such unit");
         };
+        if let Some(shares) = shares {
+            compiled.class_shares.push(Class::ALL.map(|class| {
+                let key = names.intern_meter(Some(&compiled.name), &limit.name, &limit.unit, Some(class));
+                ClassShare { key, rule: limit.rule.part(shares[class as usize]) }
+            }));
+        }
         compiled.capacity.push(Applied { limit: place, measure });
         compiled.capacity_limits.push(limit);
     }
     Ok(compiled)
+}
+
+/// The longest time that backends may take to feel a cut.
+const RESPONSE_MAX: Span = Span::HOUR;
+/// The most that load may let be used: ten times what the policy says.
+const CEILING_MAX: Ppm = Ppm(10_000_000);
+
+fn compile_shares(feature: &FeatureDocument, path: &str) -> Result<Option<ByClass<Ppm>>, PolicyError> {
+    let Some(shares) = &feature.shares else { return Ok(None) };
+    let path = format!("{path}.shares");
+    let shares = Class::ALL.map(|class| shares.get(&class).copied().unwrap_or(Ppm(0)));
+    let all = shares.iter().try_fold(0_u64, |sum, share| sum.checked_add(share.0));
+    require(all == Some(Ppm::ONE.0), &path, "the shares of all classes are 1 together")?;
+    Ok(Some(shares))
+}
+
+fn compile_load(
+    feature: &FeatureDocument,
+    shares: &Option<ByClass<Ppm>>,
+    path: &str,
+) -> Result<Option<LoadRule>, PolicyError> {
+    let Some(load) = &feature.load else { return Ok(None) };
+    let path = |field: &str| format!("{path}.load.{field}");
+    let part = |value: Ppm| value.0 >= 1 && value <= Ppm::ONE;
+    let more_than_none = "expected more than 0, and at most 1";
+    require(part(load.target_utilisation), &path("target_utilisation"), more_than_none)?;
+    require(load.queue_depth_max != Some(0), &path("queue_depth_max"), "expected at least 1")?;
+    let is_some = load.latency_max.is_none_or(|latency| latency.0 >= 1 && latency <= WINDOW_MAX);
+    require(is_some, &path("latency_max"), "expected 1ms to 400d")?;
+    require(load.ceiling <= CEILING_MAX, &path("ceiling"), "expected at most 10")?;
+    let critical = shares.map_or(Ppm(0), |shares| shares[0]);
+    let is_floor = part(load.floor) && load.floor <= load.ceiling && load.floor >= critical;
+    let problem = "expected more than 0, at most 1 and the ceiling, and at least the share of critical";
+    require(is_floor, &path("floor"), problem)?;
+    let within = load.silent >= load.floor && load.silent <= load.ceiling;
+    require(within, &path("silent"), "expected floor to ceiling")?;
+    require(part(load.restore), &path("restore"), more_than_none)?;
+    let below = load.restore_below.0 >= 1 && load.restore_below < Ppm::ONE;
+    require(below, &path("restore_below"), "expected more than 0 and less than 1")?;
+    let response = load.response;
+    let is_response = response.0 >= 1 && response <= RESPONSE_MAX;
+    require(is_response, &path("response"), "expected 1ms to 1h")?;
+    Ok(Some(LoadRule {
+        target_utilisation: load.target_utilisation,
+        queue_depth_max: load.queue_depth_max,
+        latency_max: load.latency_max,
+        floor: load.floor,
+        ceiling: load.ceiling,
+        silent: load.silent,
+        restore: load.restore,
+        restore_below: load.restore_below,
+        response: response.0.div_ceil(State::LOAD_STEP.0),
+    }))
 }
 
 fn compile_units(feature: &FeatureDocument, path: &str) -> Result<Vec<Unit>, PolicyError> {
@@ -234,9 +312,25 @@ fn compile_plan(
         apply_to_features(document, place, features, &mut by_feature, &path)?;
         limits.push(compile_limit(document, None, &path, names)?);
     }
+    let weight = plan.weight.unwrap_or(1);
+    let is_weight = (1..=Policy::WEIGHT_MAX).contains(&weight);
+    require(is_weight, &format!("{path}.weight"), "expected 1 to 1000")?;
+    check_trust(plan.trust.as_ref(), &path)?;
     let name: Arc<str> = name.into();
     let grants = compile_grants(&name, plan, &path, names)?;
-    Ok(Plan { name, overrun: plan.overrun, limits, by_feature, grants })
+    let PlanDocument { overrun, class, trust, .. } = *plan;
+    Ok(Plan { name, overrun, class, weight, trust, limits, by_feature, grants })
+}
+
+/// Within what the half-life of an account's past can be.
+const TRUST_HALF_LIVES: std::ops::RangeInclusive<Span> = Span::SECOND..=Span(30 * Span::DAY.0);
+
+fn check_trust(trust: Option<&TrustRule>, path: &str) -> Result<(), PolicyError> {
+    let Some(trust) = trust else { return Ok(()) };
+    let path = |field: &str| format!("{path}.trust.{field}");
+    require(trust.bonus <= CEILING_MAX, &path("bonus"), "expected at most 10")?;
+    require(trust.malus < Ppm::ONE, &path("malus"), "expected less than 1")?;
+    require(TRUST_HALF_LIVES.contains(&trust.half_life), &path("half_life"), "expected 1s to 30d")
 }
 
 fn compile_grants(
@@ -382,9 +476,23 @@ fn compile_limit(
         (_, None) => return wrong(format!("{path}.unit"), "expected a unit, or credits"),
     };
     let rule = compile_rule(document, &unit, path)?;
+    let can_move = capacity_of.is_none() && document.then == Then::Refuse;
+    if let Some(AdaptiveDocument { floor, ceiling }) = document.adaptive {
+        let path = |field: &str| format!("{path}.adaptive{field}");
+        require(
+            can_move,
+            &path(""),
+            "only guards of plans are adaptive; capacities follow the feature's load",
+        )?;
+        require((1..=Ppm::ONE.0).contains(&floor.0), &path(".floor"), "expected more than 0, and at most 1")?;
+        require((Ppm::ONE..=CEILING_MAX).contains(&ceiling), &path(".ceiling"), "expected 1 to 10")?;
+    }
+    let is_guard = document.then == Then::Refuse;
+    require(is_guard || !document.shadow, &format!("{path}.shadow"), "only guards can be in shadow mode")?;
     let name: Arc<str> = document.name.as_str().into();
-    let key = names.intern_meter(capacity_of, &name, &unit);
-    Ok(Limit { name, key, unit, rule, then: document.then })
+    let key = names.intern_meter(capacity_of, &name, &unit, None);
+    let LimitDocument { then, adaptive, shadow, .. } = *document;
+    Ok(Limit { name, key, unit, rule, then, adaptive, shadow })
 }
 
 fn compile_rule(document: &LimitDocument, unit: &str, path: &str) -> Result<Rule, PolicyError> {

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::Period;
+use crate::decision::command::{Class, Period};
+use crate::decision::trust::TrustRule;
 use crate::units::{Credits, Ppm, Span};
 
 /// A policy as people write it.
@@ -52,7 +53,7 @@ impl Default for Settings {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FeatureDocument {
     /// What is counted, such as `requests` and `video_seconds`.
@@ -66,6 +67,56 @@ pub struct FeatureDocument {
     /// Limits of the whole cluster on this feature. They are guards.
     #[serde(default)]
     pub capacity: Vec<LimitDocument>,
+    /// How load moves how much of it may be used; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load: Option<LoadDocument>,
+    /// Of the capacity, what each class can count on: 1 together. Without it classes make no difference.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shares: Option<BTreeMap<Class, Ppm>>,
+    /// Whether accounts share the capacity, or their class's part of it, fairly by their plans' weights.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fair: bool,
+}
+
+/// How load moves the limits of a feature.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoadDocument {
+    /// The utilisation at which backends should run.
+    pub target_utilisation: Ppm,
+    /// How many requests may wait, and how long the slowest may take: at these, backends are pressed as hard
+    /// as they should be. Not looked at when absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_depth_max: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_max: Option<Span>,
+    /// The least and the most of the capacity that load lets be used.
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+    /// Where it goes when no backend reports.
+    pub silent: Ppm,
+    /// How much is given back in a second while there is room.
+    pub restore: Ppm,
+    /// Of the target: below it there is room.
+    pub restore_below: Ppm,
+    /// How long backends take to feel a cut.
+    pub response: Span,
+}
+
+impl Default for LoadDocument {
+    fn default() -> Self {
+        LoadDocument {
+            target_utilisation: Ppm(850_000),
+            queue_depth_max: None,
+            latency_max: None,
+            floor: Ppm(250_000),
+            ceiling: Ppm::ONE,
+            silent: Ppm::ONE,
+            restore: Ppm(10_000),
+            restore_below: Ppm(900_000),
+            response: Span(2_000),
+        }
+    }
 }
 
 /// `"8"` is eight credits for each; `{ credits = "3", per = 1000 }` is three for each thousand.
@@ -86,12 +137,21 @@ pub struct Attribute {
     pub multipliers: BTreeMap<String, Ppm>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PlanDocument {
     /// What happens when the actual use is above the hold.
     #[serde(default)]
     pub overrun: Overrun,
+    /// How important its requests are.
+    #[serde(default)]
+    pub class: Class,
+    /// What its accounts count for where a capacity is shared fairly; 1 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<u32>,
+    /// How an account's past moves its limits that are adaptive; it does not when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trust: Option<TrustRule>,
     #[serde(default)]
     pub limits: Vec<LimitDocument>,
     /// Credits that every account with the plan gets again and again.
@@ -204,6 +264,35 @@ pub struct LimitDocument {
     pub utc_offset_minutes: Option<i16>,
     #[serde(default)]
     pub then: Then,
+    /// A plan's guard that follows load and trust; its quota stands when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<AdaptiveDocument>,
+    /// Whether it decides and counts, and refuses nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub shadow: bool,
+}
+
+/// How far load and trust together can move a guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AdaptiveDocument {
+    /// The least and the most of it that can be used.
+    pub floor: Ppm,
+    pub ceiling: Ppm,
+}
+
+impl AdaptiveDocument {
+    /// How much of the guard can be used, when load and trust let so much be.
+    pub(in crate::decision) fn bounded(&self, by_load: Ppm, by_trust: Ppm) -> Ppm {
+        let both = u128::from(by_load.0) * u128::from(by_trust.0) / u128::from(Ppm::ONE.0);
+        Ppm(u64::try_from(both).unwrap_or(u64::MAX).clamp(self.floor.0, self.ceiling.0))
+    }
+}
+
+impl Default for AdaptiveDocument {
+    fn default() -> Self {
+        AdaptiveDocument { floor: Ppm(500_000), ceiling: Ppm(1_500_000) }
+    }
 }
 
 /// A quota as written: `500` or `"500"`; `"0.5"` for credits.

@@ -9,8 +9,9 @@ mod names;
 
 pub use compile::PolicyError;
 pub use document::{
-    Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument, LimitDocument,
-    Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings, Then,
+    AdaptiveDocument, Algorithm, Anchor, Attribute, Days, Document, Every, FeatureDocument, GrantDocument,
+    LimitDocument, LoadDocument, Months, Overrun, PlanDocument, Price, Quota, RolloverDocument, Settings,
+    Then,
 };
 pub(super) use names::{GrantKey, MeterKey, Names, PlanId};
 
@@ -20,9 +21,12 @@ use std::sync::Arc;
 use foldhash::fast::RandomState;
 
 use crate::decision::calendar::Cycle;
+use crate::decision::command::Class;
+use crate::decision::load::{ByClass, LoadRule};
 use crate::decision::meter::Rule;
 use crate::decision::price::Rate;
-use crate::units::Credits;
+use crate::decision::trust::TrustRule;
+use crate::units::{Credits, Ppm};
 
 /// A checked policy, ready to decide.
 #[derive(Debug)]
@@ -43,6 +47,21 @@ pub(super) struct Feature {
     pub attributes: Vec<AttributeRule>,
     pub capacity: Vec<Applied>,
     pub capacity_limits: Vec<Limit>,
+    /// By the place of a limit of the capacity: the share of each class, where classes have shares.
+    pub class_shares: Vec<ByClass<ClassShare>>,
+    /// How load moves how much of the capacity may be used.
+    pub load: Option<LoadRule>,
+    /// Of the capacity, what each class can count on; all share it alike where absent.
+    pub shares: Option<ByClass<Ppm>>,
+    /// Whether accounts share the capacity fairly.
+    pub fair: bool,
+}
+
+/// What a class can count on of one limit of a capacity.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ClassShare {
+    pub key: MeterKey,
+    pub rule: Rule,
 }
 
 #[derive(Debug)]
@@ -65,6 +84,9 @@ pub(super) struct AttributeRule {
 pub(super) struct Plan {
     pub name: Arc<str>,
     pub overrun: Overrun,
+    pub class: Class,
+    pub weight: u32,
+    pub trust: Option<TrustRule>,
     pub limits: Vec<Limit>,
     /// By the place of a feature: the limits that count it.
     pub by_feature: Vec<Vec<Applied>>,
@@ -112,6 +134,10 @@ pub(super) struct Limit {
     pub unit: Arc<str>,
     pub rule: Rule,
     pub then: Then,
+    /// How far load and trust can move it; not at all where absent.
+    pub adaptive: Option<AdaptiveDocument>,
+    /// Whether it decides and counts, and refuses nothing.
+    pub shadow: bool,
 }
 
 impl AttributeRule {
@@ -126,6 +152,8 @@ impl AttributeRule {
 }
 
 impl Policy {
+    /// The most that an account can count for where a capacity is shared fairly.
+    pub const WEIGHT_MAX: u32 = 1_000;
     /// Units that one feature may have.
     pub const FEATURE_UNITS_MAX: usize = 8;
     /// Attributes that one feature may have: as many as can multiply a price with six digits each and
@@ -142,6 +170,8 @@ impl Policy {
     /// Limits that one feature's capacity may have.
     pub const CAPACITY_LIMITS_MAX: usize = 8;
     pub const FEATURES_MAX: usize = 1_000;
+    /// Features that load may move.
+    pub const LOADED_FEATURES_MAX: usize = 100;
     pub const PLANS_MAX: usize = 1_000;
 
     /// The unit that a request counts once without saying so.
@@ -167,6 +197,17 @@ impl Policy {
 
     pub fn document(&self) -> &Document {
         &self.document
+    }
+
+    /// Whether load moves the limits of a feature.
+    pub(super) fn is_moved(&self, feature: &str) -> bool {
+        self.feature(feature).is_some_and(|(_, feature)| feature.load.is_some())
+    }
+
+    /// Whether `factor` is within the bounds in which load may move a feature.
+    pub(super) fn lets_load_be(&self, feature: &str, factor: Ppm) -> bool {
+        let rule = self.feature(feature).and_then(|(_, feature)| feature.load);
+        rule.is_some_and(|rule| (rule.floor..=rule.ceiling).contains(&factor))
     }
 
     pub(super) fn compile_next(

@@ -8,6 +8,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::decision::command::Class;
+
 /// The number of a plan's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::decision) struct PlanId(u32);
@@ -51,6 +53,8 @@ struct MeterName {
     feature: Option<Arc<str>>,
     name: Arc<str>,
     unit: Arc<str>,
+    /// For the share of a class in a capacity.
+    class: Option<Class>,
 }
 
 impl Names {
@@ -85,8 +89,15 @@ impl Names {
         }) as u32)
     }
 
-    pub fn intern_meter(&mut self, feature: Option<&Arc<str>>, name: &Arc<str>, unit: &Arc<str>) -> MeterKey {
-        let wanted = MeterName { feature: feature.cloned(), name: name.clone(), unit: unit.clone() };
+    pub fn intern_meter(
+        &mut self,
+        feature: Option<&Arc<str>>,
+        name: &Arc<str>,
+        unit: &Arc<str>,
+        class: Option<Class>,
+    ) -> MeterKey {
+        let (name, unit) = (name.clone(), unit.clone());
+        let wanted = MeterName { feature: feature.cloned(), name, unit, class };
         let place = self.meters.iter().position(|known| *known == wanted).unwrap_or_else(|| {
             self.meters.push(wanted);
             self.meters.len() - 1

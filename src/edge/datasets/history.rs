@@ -355,6 +355,7 @@ fn view(decided: &Entry, end: &Entry, names: &Names) -> Option<AdmissionView> {
             position: decided_moment.position,
         },
         policy: charge.policy,
+        load: versions.load,
         expires_at: None,
         resolved_at: Some(moment.at),
     })

@@ -302,11 +302,20 @@ fn is_older(entry: &Entry, filter: &Filter) -> bool {
 fn usage_items(entry: &Entry, filter: &Filter, names: &Names, found: &mut Found<UsageItem>) {
     let charges: HashMap<u32, &Charge> =
         charges_of(entry).map(|(_, charge)| (charge.usage, charge)).collect();
+    let (mut layers, mut refusals) = (HashMap::new(), HashMap::new());
+    for fact in &entry.facts {
+        match fact {
+            Fact::Layers(of_usage) => _ = layers.insert(of_usage.usage, of_usage),
+            Fact::Refused(refused) => _ = refusals.insert(refused.usage, refused),
+            _ => {}
+        }
+    }
     for (moment, fact) in with_moments(&entry.facts) {
         let Fact::Usage(usage) = fact else { continue };
         if filter.has_time(moment.at) && filter.has_usage(usage, names) {
             let charge = charges.get(&usage.number).copied();
-            let item = UsageItem::new(entry.index, moment, usage, charge, names);
+            let item = UsageItem::new(entry.index, moment, usage, charge, names)
+                .with(layers.get(&usage.number).copied(), refusals.get(&usage.number).copied());
             found.items.push((Place { index: entry.index, number: usage.number }, item));
         }
     }

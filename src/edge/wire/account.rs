@@ -6,7 +6,9 @@ use crate::decision::command::{
     AccountState, Change, Command, Period, PutAccount, PutGrant, Reset, ResetBy, Revoke, Source, SpendingCap,
     TopUp,
 };
-use crate::decision::reply::{AccountView, GrantRevoked, GrantView, HoldView, LimitReset, ResetDone};
+use crate::decision::reply::{
+    AccountView, AdaptiveView, Behaviour, GrantRevoked, GrantView, HoldView, LimitReset, MovedView, ResetDone,
+};
 use crate::edge::body::Object;
 use crate::edge::problem::Problem;
 use crate::edge::wire::evidence::{Amount, Limits, Receipt};
@@ -186,6 +188,8 @@ impl ResetBody<'_> {
 /// An account as it stands; with a change, where that was decided.
 pub(crate) struct AccountAnswer<'a> {
     pub(crate) view: &'a AccountView,
+    /// What moves its limits, and how it behaved: only where it was read, and not in the answer to a change.
+    pub(crate) moved: Option<(&'a [AdaptiveView], &'a [Behaviour])>,
     pub(crate) receipt: Option<Receipt<'a>>,
 }
 
@@ -198,6 +202,8 @@ impl WriteJson for AccountAnswer<'_> {
             "state": Derived(&view.state),
             "spending_cap": view.spending_cap,
             "limits": Limits(&view.limits),
+            "adaptive"?: self.moved.map(|(adaptive, _)| AdaptiveList(adaptive)),
+            "behaviour"?: self.moved.map(|(_, behaviour)| BehaviourList(behaviour)),
             "credits": view.credits,
             "grants": Grants(&view.grants),
             "grants_total": view.grants_total,
@@ -208,6 +214,85 @@ impl WriteJson for AccountAnswer<'_> {
             "top_up": view.top_up,
             "top_up_pending": view.top_up_pending,
             "receipt"?: self.receipt,
+        });
+    }
+}
+
+/// How it used each feature, where its plan has a rule for it.
+struct BehaviourList<'a>(&'a [Behaviour]);
+
+impl WriteJson for BehaviourList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for Behaviour {
+    fn write(&self, out: &mut Vec<u8>) {
+        let past = self.past;
+        write_object!(out, {
+            "feature": *self.feature,
+            "trust": Derived(&self.trust.factor),
+            "fault"?: self.trust.fault.as_ref().map(Derived),
+            "requests_per_hour": past.recent_per_hour,
+            "usual_requests_per_hour": past.usual_per_hour,
+            "refused": Derived(&past.refused),
+            "too_early": Derived(&past.early),
+            "misjudged": Derived(&past.misjudged),
+            "abandoned": Derived(&past.abandoned),
+        });
+    }
+}
+
+/// The adaptive guards that apply to it, and what moves them now.
+struct AdaptiveList<'a>(&'a [AdaptiveView]);
+
+impl WriteJson for AdaptiveList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
+    }
+}
+
+impl WriteJson for AdaptiveView {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_object!(out, {
+            "name": *self.name,
+            "level": self.level,
+            "unit": *self.unit,
+            "base_quota": Amount::of(&self.unit, self.quota),
+            "floor": Derived(&self.floor),
+            "ceiling": Derived(&self.ceiling),
+            "features": MovedList { unit: &self.unit, moved: &self.features },
+        });
+    }
+}
+
+struct MovedList<'a> {
+    unit: &'a str,
+    moved: &'a [MovedView],
+}
+
+impl WriteJson for MovedList<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.moved.iter().map(|moved| MovedAnswer { unit: self.unit, moved }));
+    }
+}
+
+struct MovedAnswer<'a> {
+    unit: &'a str,
+    moved: &'a MovedView,
+}
+
+impl WriteJson for MovedAnswer<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        let moved = self.moved;
+        write_object!(out, {
+            "feature": *moved.feature,
+            "load": Derived(&moved.by_load),
+            "trust": Derived(&moved.trust.factor),
+            "fault"?: moved.trust.fault.as_ref().map(Derived),
+            "factor": Derived(&moved.factor),
+            "quota": Amount::of(self.unit, moved.quota),
         });
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
-use crate::decision::command::{Admit, Command, Key, Request, Settle, Stamp};
+use crate::decision::command::{Admit, Class, Command, Key, Request, Settle, Stamp};
 use crate::decision::reply::{
     AdmissionId, AdmissionView, Admitted, Layer, Reason, Refusal, RefusalId, Settled,
 };
@@ -17,7 +17,7 @@ use crate::edge::kind::{Kind, Words};
 use crate::edge::problem::Type;
 use crate::edge::wire::dataset::{EventItem, ReceiptItem};
 use crate::edge::wire::evidence::{Funds, HoldEnd, Limits, Payments, Receipt};
-use crate::edge::wire::json::{Derived, WriteJson, write_object};
+use crate::edge::wire::json::{Derived, WriteJson, write_list, write_object};
 use crate::edge::wire::quantity::AsText;
 use crate::edge::wire::text::{KeyText, Named, Text};
 use crate::replication::{Proposal, fingerprint};
@@ -52,6 +52,9 @@ pub(crate) struct AdmissionBody<'a> {
     endpoint: Option<Text<'a>>,
     #[serde(borrow, default)]
     region: Option<Text<'a>>,
+    /// How important it is; no more than the plan says.
+    #[serde(default)]
+    class: Option<Class>,
     /// Whether the answer lists every limit: a single one does unless told not to, a batch only if told to.
     #[serde(default)]
     limits: Option<bool>,
@@ -76,6 +79,7 @@ impl AdmissionBody<'_> {
             list_limits: self.limits.unwrap_or(list_limits),
             endpoint: self.endpoint.as_ref().map(Text::as_str),
             region: self.region.as_ref().map(Text::as_str),
+            class: self.class,
         })
     }
 
@@ -273,8 +277,24 @@ impl WriteJson for AdmittedAnswer<'_> {
             "limits"?: Limits::listed(&admitted.limits),
             "credits": Funds { available: admitted.available, held: admitted.held },
             "hold"?: admitted.hold_expires_at.map(HoldEnd),
+            "would_refuse"?: WouldRefuse::some(&admitted.would_refuse),
             "receipt": self.receipt,
         });
+    }
+}
+
+/// The limits in shadow mode that would have refused.
+struct WouldRefuse<'a>(&'a [Layer]);
+
+impl<'a> WouldRefuse<'a> {
+    fn some(layers: &'a [Layer]) -> Option<WouldRefuse<'a>> {
+        (!layers.is_empty()).then_some(WouldRefuse(layers))
+    }
+}
+
+impl WriteJson for WouldRefuse<'_> {
+    fn write(&self, out: &mut Vec<u8>) {
+        write_list(out, self.0.iter());
     }
 }
 
@@ -437,7 +457,7 @@ impl WriteJson for AdmissionAnswer<'_> {
             "admitted_at"?: view.map(|view| AsText(view.stamp.at)),
             "expires_at"?: view.and_then(|view| view.expires_at).map(AsText),
             "resolved_at"?: view.and_then(|view| view.resolved_at).map(AsText),
-            "receipt"?: view.map(|view| Receipt { stamp: &view.stamp, policy: view.policy }),
+            "receipt"?: view.map(|view| Receipt { stamp: &view.stamp, policy: view.policy, load: view.load }),
             "events"?: self.events.map(Derived),
             "cursor"?: self.cursor.as_deref(),
         });

@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use serde::Serialize;
 
-use crate::decision::command::Period;
+use crate::decision::Fault;
+use crate::decision::command::{Class, Period};
 use crate::decision::facts::{
-    Bucket, Change, Charge, FactId, Moment, Multiplier, NotRenewed, NotRenewedWhy, Posting, Rate, Reset,
-    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
+    Bucket, Change, Charge, FactId, Layers, Moment, Moved, Multiplier, NotRenewed, NotRenewedWhy, Posting,
+    Rate, Refused, Reset, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::layers::{LayerRead, NamedLayer};
 use crate::decision::policy::Then;
@@ -56,6 +57,12 @@ pub(crate) struct UsageItem {
     account: Option<Arc<str>>,
     feature: Arc<str>,
     usage: BTreeMap<Arc<str>, u64>,
+    /// What a request said of itself, as far as it changed the price or was refused, and its class where it
+    /// came to looking at limits.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attributes: BTreeMap<Arc<str>, Arc<str>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    class: Option<Class>,
     compute_ms: Option<u64>,
     duration_ms: Option<u64>,
     region: Option<Arc<str>>,
@@ -89,6 +96,11 @@ impl UsageItem {
             account: usage.account.and_then(|number| names.account(number)).cloned(),
             feature: usage.feature.clone(),
             usage: usage.units.iter().map(|used| (used.unit.clone(), used.quantity)).collect(),
+            attributes: charge.map_or_else(BTreeMap::new, |charge| {
+                let multipliers = charge.multipliers.iter();
+                multipliers.map(|one| (one.attribute.clone(), one.value.clone())).collect()
+            }),
+            class: None,
             compute_ms: usage.compute_ms,
             duration_ms: usage.duration_ms,
             region: usage.region.clone(),
@@ -101,6 +113,17 @@ impl UsageItem {
             charged: usage.charged,
             charge: charge.map(|charge| id(index, charge.number)),
         }
+    }
+}
+
+impl UsageItem {
+    /// Tells more of what was asked for: what it looked at, and why it was refused.
+    pub(crate) fn with(self, layers: Option<&Layers>, refused: Option<&Refused>) -> UsageItem {
+        let attributes = match refused {
+            Some(refused) => refused.attributes.iter().cloned().collect(),
+            None => self.attributes,
+        };
+        UsageItem { attributes, class: layers.map(|layers| layers.class), ..self }
     }
 }
 
@@ -287,9 +310,63 @@ pub(crate) struct LayerItem {
 #[derive(Serialize)]
 #[serde(untagged)]
 enum LayerAmounts {
-    Limit { name: Arc<str>, unit: Arc<str>, then: Then, quota: Amount, before: Amount, after: Amount },
-    SpendingCap { period: Period, quota: Amount, before: Amount, after: Amount },
-    Wallet { available: ChangeItem, held: ChangeItem },
+    Limit {
+        name: Arc<str>,
+        unit: Arc<str>,
+        then: Then,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+        /// How much of it could be used because of load, where that was not all.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        factor: Option<Ppm>,
+        /// The policy's quota, where another one applied: of slots, fewer can be taken.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        base_quota: Option<Amount>,
+        #[serde(flatten, skip_serializing_if = "Option::is_none")]
+        moved: Option<MovedBy>,
+        /// In shadow mode, and whether it would have refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        would_refuse: Option<bool>,
+    },
+    /// The share of the request's class in the capacity before it.
+    Share {
+        class: Class,
+        before: Amount,
+        after: Amount,
+        factor: Ppm,
+    },
+    /// What the owner has of that capacity, and what is its fair part, while there is not enough for all.
+    Fair {
+        has: Amount,
+        fair_part: Amount,
+        weight: u32,
+    },
+    SpendingCap {
+        period: Period,
+        quota: Amount,
+        before: Amount,
+        after: Amount,
+    },
+    Wallet {
+        available: ChangeItem,
+        held: ChangeItem,
+    },
+}
+
+/// What moves an adaptive guard: its factor is both together, within its bounds.
+#[derive(Serialize)]
+struct MovedBy {
+    load: Ppm,
+    trust: Ppm,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<Fault>,
+}
+
+impl MovedBy {
+    fn new(moved: Moved) -> MovedBy {
+        MovedBy { load: moved.by_load, trust: moved.trust.factor, fault: moved.trust.fault }
+    }
 }
 
 #[derive(Serialize)]
@@ -315,7 +392,32 @@ impl LayerItem {
                 let (before, after) = (amount(limit.used.before), amount(limit.used.after()));
                 let quota = amount(limit.quota);
                 let (name, unit, then) = (limit.name, limit.unit.clone(), limit.then);
-                ("limit", LayerAmounts::Limit { name, unit, then, quota, before, after })
+                let factor = Some(limit.factor).filter(|factor| *factor != Ppm::ONE);
+                let base_quota = (limit.base != limit.quota).then(|| amount(limit.base));
+                let moved = limit.moved.map(MovedBy::new);
+                let would_refuse = limit.shadow.then_some(limit.would_refuse);
+                let layer = LayerAmounts::Limit {
+                    name,
+                    unit,
+                    then,
+                    quota,
+                    before,
+                    after,
+                    factor,
+                    base_quota,
+                    moved,
+                    would_refuse,
+                };
+                ("limit", layer)
+            }
+            NamedLayer::Share(share) => {
+                let amount = |amount| Amount::of(&share.unit, amount);
+                let (before, after) = (amount(share.used.before), amount(share.used.after()));
+                ("share", LayerAmounts::Share { class: share.class, before, after, factor: share.factor })
+            }
+            NamedLayer::Fair(fair) => {
+                let (has, fair_part) = (Amount::of(&fair.unit, fair.has), Amount::of(&fair.unit, fair.part));
+                ("fair", LayerAmounts::Fair { has, fair_part, weight: fair.weight })
             }
             NamedLayer::SpendingCap { cap, spent } => {
                 let ChangeItem { before, after } = credits(spent);

@@ -12,6 +12,8 @@ use crate::units::{Credits, Millis};
 pub(crate) struct Receipt<'a> {
     pub(crate) stamp: &'a Stamp,
     pub(crate) policy: u64,
+    /// The version of the load.
+    pub(crate) load: u64,
 }
 
 impl WriteJson for Receipt<'_> {
@@ -22,6 +24,7 @@ impl WriteJson for Receipt<'_> {
             "term": self.stamp.term,
             "at": AsText(self.stamp.at),
             "policy": self.policy,
+            "load": self.load,
             "decided_by": "quorum",
         });
     }
@@ -77,10 +80,12 @@ impl WriteJson for LimitStatus {
             "level": self.level,
             "unit": *self.unit,
             "quota": amount(self.quota),
+            "base_quota"?: self.base.map(amount),
             "used": amount(self.used),
             "remaining": amount(self.remaining()),
             "resets_at"?: self.resets_at.map(AsText),
             "window"?: self.window.map(AsText),
+            "shadow"?: self.shadow.then_some(true),
         });
     }
 }

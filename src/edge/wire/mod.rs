@@ -9,6 +9,7 @@ pub(crate) mod cluster;
 pub(crate) mod dataset;
 pub(crate) mod evidence;
 pub(crate) mod json;
+pub(crate) mod load;
 pub(crate) mod policy;
 pub(crate) mod quantity;
 pub(crate) mod text;

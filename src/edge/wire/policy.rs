@@ -1,7 +1,8 @@
 //! The policy, as it is read and written.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 use serde::Deserialize;
 use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Visitor};
@@ -109,11 +110,17 @@ fn read_toml(text: &str) -> Result<Document, Problem> {
 pub(crate) struct PolicyAnswer {
     pub(crate) revision: u64,
     pub(crate) policy: Document,
+    /// How many accounts have each plan that any has.
+    pub(crate) accounts_by_plan: BTreeMap<Arc<str>, u64>,
 }
 
 impl WriteJson for PolicyAnswer {
     fn write(&self, out: &mut Vec<u8>) {
-        write_object!(out, { "revision": self.revision, "policy": Derived(&self.policy), });
+        write_object!(out, {
+            "revision": self.revision,
+            "policy": Derived(&self.policy),
+            "accounts_by_plan": Derived(&self.accounts_by_plan),
+        });
     }
 }
 

@@ -1,0 +1,119 @@
+//! Factors: how much of a limit may be used because of load, and what an amount counts for under one.
+//!
+//! A limit is not made smaller and larger from second to second: while only half of it may be used, what is
+//! asked for counts for twice as much. What was counted before stays as it is, nothing has to be looked
+//! at when a factor moves, and what a hold gives back is what it was counted for. Fractions are rounded up,
+//! and what that is too much is carried to the next amount: many small ones count for as much as one large one,
+//! and all together never for less than they are.
+
+use serde::{Deserialize, Serialize};
+
+use crate::decision::meter::Rule;
+use crate::units::Ppm;
+
+/// Of what a limit admits, so much may be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Factor(pub Ppm);
+
+/// The fraction of a unit, in millionths, that the amounts before counted for beyond their own, and the next one
+/// need not count for again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Carry(u32);
+
+const ONE: u128 = Ppm::ONE.0 as u128;
+
+impl Factor {
+    pub const ONE: Factor = Factor(Ppm::ONE);
+
+    /// What `amount` counts for, and what of that is left over for the next. Under a factor of nothing nothing
+    /// fits, however large a limit is.
+    pub fn counted(self, amount: u64, carry: Carry) -> (u64, Carry) {
+        if self == Factor::ONE || amount == 0 {
+            return (amount, carry);
+        }
+        if self.0.0 == 0 {
+            return (u64::MAX, carry);
+        }
+        let millionths = (u128::from(amount) * ONE * ONE).div_ceil(u128::from(self.0.0));
+        let whole = millionths.saturating_sub(u128::from(carry.0)).div_ceil(ONE);
+        let left = u128::from(carry.0) + whole * ONE - millionths;
+        (u64::try_from(whole).unwrap_or(u64::MAX), Carry(u32::try_from(left).unwrap_or(0)))
+    }
+
+    /// The largest amount that counts for no more than `room`.
+    pub fn within(self, room: u64, carry: Carry) -> u64 {
+        if self == Factor::ONE {
+            return room;
+        }
+        let millionths = u128::from(room) * ONE + u128::from(carry.0);
+        u64::try_from(millionths.saturating_mul(u128::from(self.0.0)) / (ONE * ONE)).unwrap_or(u64::MAX)
+    }
+
+    /// How much a limit admits under it.
+    pub fn quota_of(self, rule: &Rule) -> u64 {
+        match rule {
+            Rule::Slots { quota } => self.slots(*quota),
+            rule => self.within(rule.quota(), Carry::default()),
+        }
+    }
+
+    /// So many of a number of slots: rounded down, and one at least while anything may be used.
+    pub fn slots(self, quota: u64) -> u64 {
+        self.within(quota, Carry::default()).max(u64::from(self.0.0 > 0).min(quota))
+    }
+
+    /// So much of `amount`, rounded up.
+    pub fn of(self, amount: u64) -> u64 {
+        let part = (u128::from(amount) * u128::from(self.0.0)).div_ceil(ONE);
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_small_amounts_count_for_as_much_as_one_large_one() {
+        for factor in [Factor(Ppm(900_000)), Factor(Ppm(333_333)), Factor(Ppm(1_700_000)), Factor::ONE] {
+            let mut carry = Carry::default();
+            let mut sum = 0;
+            for _ in 0..9_000 {
+                let (counted, left) = factor.counted(1, carry);
+                (sum, carry) = (sum + counted, left);
+            }
+            let (whole, _) = factor.counted(9_000, Carry::default());
+            assert!(sum.abs_diff(whole) <= 1, "{factor:?}: {sum} and {whole}");
+        }
+    }
+
+    #[test]
+    fn what_is_within_fits_and_one_more_does_not() {
+        for ppm in [1, 250_000, 333_333, 999_999, 1_000_000, 1_000_001, 10_000_000] {
+            let factor = Factor(Ppm(ppm));
+            for room in [0, 1, 2, 7, 1_000_003] {
+                for carry in [Carry(0), Carry(1), Carry(999_999)] {
+                    let carry = if factor == Factor::ONE { Carry(0) } else { carry };
+                    let within = factor.within(room, carry);
+                    assert!(factor.counted(within, carry).0 <= room, "{factor:?} {room} {carry:?}");
+                    assert!(factor.counted(within + 1, carry).0 > room, "{factor:?} {room} {carry:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn extremes_neither_wrap_nor_panic() {
+        for ppm in [0, 1, 1_000_000, 10_000_000] {
+            let factor = Factor(Ppm(ppm));
+            for amount in [0, 1, u64::MAX] {
+                let _ = (
+                    factor.counted(amount, Carry(999_999)),
+                    factor.within(amount, Carry(0)),
+                    factor.of(amount),
+                );
+            }
+        }
+        assert_eq!(Factor(Ppm(0)).within(u64::MAX, Carry(0)), 0);
+    }
+}

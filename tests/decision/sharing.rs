@@ -1,0 +1,186 @@
+//! Who gets how much of a capacity that does not suffice: by class, and by owner.
+//!
+//! Many requests in many seconds, on a state by itself: what the laws say of each command is checked by
+//! `properties`, in `every_law_holds_where_limits_move`.
+
+use proptest::prelude::*;
+use quorate::decision::State;
+use quorate::decision::command::{
+    Admit, Change, Class, Command, PutAccount, PutPolicy, Request, Signal, Signals, Stamp,
+};
+use quorate::decision::reply::{Outcome, Reply};
+use quorate::units::{Millis, Ppm, Span};
+use serde_json::json;
+
+use crate::properties::run;
+
+const START: Millis = Millis(1_801_000_000_000);
+const QUOTA: u64 = 1_000;
+
+/// A state with one capacity of [`QUOTA`] tokens in a second.
+struct Crowd {
+    state: State,
+    at: Millis,
+    index: u64,
+}
+
+impl Crowd {
+    fn new(feature: serde_json::Value, plans: serde_json::Value) -> Crowd {
+        let mut code = json!({
+            "units": ["tokens"],
+            "capacity": [{"name": "all", "unit": "tokens", "quota": QUOTA, "algorithm": "sliding_window", "window": "1s"}],
+        });
+        let parts = feature.as_object().expect("parts of a feature").clone();
+        code.as_object_mut().expect("an object").extend(parts);
+        let policy = json!({ "features": { "code": code }, "plans": plans }).to_string();
+        let mut crowd = Crowd { state: State::new(), at: START, index: 0 };
+        let put = crowd.ask(Command::PutPolicy(PutPolicy { document: &policy, if_revision: None }));
+        assert!(matches!(put.outcome, Outcome::PolicyPut { .. }), "{put:?}");
+        crowd
+    }
+
+    fn ask(&mut self, command: Command<'_>) -> Reply {
+        self.index += 1;
+        let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
+        self.state.apply(stamp, &Request { key: None, command })
+    }
+
+    fn put_account(&mut self, account: &str, plan: &str) {
+        let put = PutAccount {
+            account,
+            plan: Change::Set(plan),
+            spending_cap: Change::Keep,
+            state: None,
+            top_up: Change::Keep,
+        };
+        let reply = self.ask(Command::PutAccount(put));
+        assert!(matches!(reply.outcome, Outcome::AccountPut(_)), "{reply:?}");
+    }
+
+    /// Whether it is admitted.
+    fn admit(&mut self, account: &str, tokens: u64) -> bool {
+        let admit = Admit {
+            account,
+            feature: "code",
+            usage: vec![("tokens", tokens)],
+            attributes: Vec::new(),
+            hold_ttl: None,
+            dry_run: false,
+            list_limits: false,
+            endpoint: None,
+            region: None,
+            class: None,
+        };
+        matches!(self.ask(Command::Admit(admit)).outcome, Outcome::Admitted(_))
+    }
+
+    fn report(&mut self, utilisation: Ppm) {
+        let signal = Signal {
+            feature: "code",
+            region: "here",
+            source: "gpu",
+            utilisation: Some(utilisation),
+            queue_depth: None,
+            latency: None,
+            ttl: Span(5_000),
+        };
+        let reply = self.ask(Command::Signals(Signals { signals: vec![signal] }));
+        assert!(matches!(reply.outcome, Outcome::Signalled), "{reply:?}");
+    }
+}
+
+/// What each gets of [`QUOTA`], by plain filling: everybody's level rises by its weight until it is met.
+fn max_min(asked: &[(u64, u32)]) -> Vec<f64> {
+    let mut got = vec![0.0; asked.len()];
+    let mut left = QUOTA as f64;
+    loop {
+        let open: Vec<usize> =
+            (0..asked.len()).filter(|place| got[*place] < asked[*place].0 as f64).collect();
+        let weights: f64 = open.iter().map(|place| f64::from(asked[*place].1)).sum();
+        if open.is_empty() || left < 1e-6 {
+            return got;
+        }
+        let until_met = |place: &usize| (asked[*place].0 as f64 - got[*place]) / f64::from(asked[*place].1);
+        let rise = open.iter().map(until_met).fold(left / weights, f64::min);
+        for place in open {
+            got[place] += rise * f64::from(asked[place].1);
+            left -= rise * f64::from(asked[place].1);
+        }
+    }
+}
+
+#[test]
+fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
+    const SECONDS: u64 = 30;
+    const SETTLED: u64 = 15;
+    let asked = prop::collection::vec((1_u64..40, prop::sample::select(vec![1_u32, 2, 4])), 2..7);
+    run("owners_get_what_is_fair", 24, asked, |asked| {
+        // Tokens in each of fifty ticks of a second.
+        let asked: Vec<(u64, u32)> =
+            asked.into_iter().map(|(tokens, weight)| (tokens * 50, weight)).collect();
+        let plans = json!({ "w1": {"weight": 1}, "w2": {"weight": 2}, "w4": {"weight": 4} });
+        let mut crowd = Crowd::new(json!({ "fair": true }), plans);
+        let names: Vec<String> = (0..asked.len()).map(|place| format!("owner{place}")).collect();
+        for (name, (_, weight)) in names.iter().zip(&asked) {
+            crowd.put_account(name, &format!("w{weight}"));
+        }
+        let mut got = vec![0_u64; asked.len()];
+        for tick in 0..SECONDS * 50 {
+            crowd.at = Millis(START.0 + tick * 20);
+            // Another one is first each time.
+            for turn in 0..asked.len() {
+                let place = (turn + tick as usize) % asked.len();
+                let tokens = asked[place].0 / 50;
+                if crowd.admit(&names[place], tokens) && tick >= SETTLED * 50 {
+                    got[place] += tokens;
+                }
+            }
+        }
+        let fair = max_min(&asked);
+        let seconds = (SECONDS - SETTLED) as f64;
+        for ((got, fair), (asked, weight)) in got.iter().zip(&fair).zip(&asked) {
+            let got = *got as f64 / seconds;
+            // What is kept free for who comes, and what a window gives back late, is nobody's.
+            if got < fair * 0.8 - 20.0 {
+                return Err(format!("{got} of {asked} by {weight}, and {fair} would be fair"));
+            }
+        }
+        let (sum, wanted) =
+            (got.iter().sum::<u64>() as f64 / seconds, asked.iter().map(|(asked, _)| asked).sum::<u64>());
+        let useful = (wanted.min(QUOTA)) as f64;
+        if sum < useful * 0.85 { Err(format!("{sum} of {useful} is used")) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn critical_always_gets_its_share_whatever_load_and_others_do() {
+    let flood = prop::collection::vec((0_u64..400, 0_u64..400, 0_u64..400, 0_u64..3_000_000), 5..40);
+    run("critical_always_gets_its_share", 40, flood, |flood| {
+        let shares = json!({ "critical": "0.2", "standard": "0.4", "sheddable": "0.3", "batch": "0.1" });
+        let feature = json!({ "shares": shares, "load": { "floor": "0.2" } });
+        let plans = Class::ALL.map(|class| (class.name().to_owned(), json!({ "class": class.name() })));
+        let mut crowd = Crowd::new(feature, serde_json::Value::Object(plans.into_iter().collect()));
+        for class in Class::ALL {
+            crowd.put_account(class.name(), class.name());
+        }
+        // A fifth of what there is, in every second: 20 in each of ten ticks.
+        for (second, (standard, sheddable, batch, utilisation)) in flood.into_iter().enumerate() {
+            for tick in 0..10 {
+                crowd.at = Millis(START.0 + second as u64 * 1_000 + tick * 100);
+                if tick == 0 {
+                    crowd.report(Ppm(utilisation));
+                }
+                for (account, tokens) in [("batch", batch), ("sheddable", sheddable), ("standard", standard)]
+                {
+                    crowd.admit(account, tokens);
+                    crowd.admit(account, tokens / 10);
+                }
+                // A window gives back one slice late: a little less than the share is always there.
+                if !crowd.admit("critical", 18) {
+                    return Err(format!("refused in second {second}"));
+                }
+            }
+        }
+        Ok(())
+    });
+}
