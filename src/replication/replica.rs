@@ -646,9 +646,12 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     match Identity::load(&identity_path)? {
         Some(identity) => {
             identity.check(&identity_path, &settings.cluster_id, node)?;
+            let begun = Instant::now();
             let (mut disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
+            let log_ms = waited_ms(begun);
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
+            let checkpoint_ms = waited_ms(begun) - log_ms;
             let applied = match newest {
                 Some((manifest, state)) => {
                     let meta = manifest.meta().map_err(|source| {
@@ -675,6 +678,8 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
                 node,
                 last = recovered.last.map(|last| last.index),
                 checkpoint = covered.map(|covered| covered.index),
+                log_ms,
+                checkpoint_ms,
                 "disk opened and verified"
             );
             Ok(Opened { identity, disk, recovered, checkpoints, applied, acquaintances })
