@@ -32,7 +32,7 @@ use crate::replication::identity::Identity;
 use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::log::{LogReader, LogStore};
-use crate::replication::machine::{Applied, Machine, Shared, off_the_runtime};
+use crate::replication::machine::{Applied, Machine, Progress, Shared, off_the_runtime};
 use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
@@ -730,10 +730,10 @@ async fn keep_acquaintances(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// Asks for a checkpoint when enough was applied since the last one.
+/// Asks for a checkpoint when enough was applied since the last one: a start has to apply that again.
 async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
     let Some(mut progress) = inner.upgrade().map(|inner| inner.shared.progress()) else { return };
-    let mut bytes_before = 0;
+    let mut before = Progress::default();
     loop {
         let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
         tokio::time::sleep(tick).await;
@@ -748,10 +748,22 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
         let covered =
             inner.raft.data_metrics().borrow_watched().snapshot.map_or(0, |covered| covered.index() + 1);
         let limits = &inner.settings.limits;
-        let due = now.bytes - bytes_before >= limits.checkpoint_log_bytes
+        let requests = now.requests - before.requests;
+        let many_requests = requests >= limits.checkpoint_requests && {
+            let checkpoints = inner.checkpoints.clone();
+            match off_the_runtime(move || checkpoints.newest()).await {
+                Ok(newest) => {
+                    let bytes = newest.map_or(0, |newest| newest.bytes);
+                    requests >= bytes / Limits::CHECKPOINT_BYTES_A_REQUEST
+                }
+                Err(error) => return inner.failure.set(FatalError::Storage(full_text(&error))),
+            }
+        };
+        let due = many_requests
+            || now.bytes - before.bytes >= limits.checkpoint_log_bytes
             || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
         if due {
-            bytes_before = now.bytes;
+            before = now;
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
             }
