@@ -535,6 +535,8 @@ impl Replica {
                 .max()
         };
         let Some((_, successor)) = successor else { return };
+        // Who takes over does so within a round trip. Who does not, by then, is going down itself.
+        let deadline = deadline.min(Instant::now() + duration(self.0.settings.timing.election_max) * 2);
         let handed_over = tokio::time::timeout_at(deadline, self.0.changes.ask(Change::Transfer(successor)));
         match handed_over.await {
             Ok(Ok(())) => tracing::info!(successor, "leadership handed over"),
