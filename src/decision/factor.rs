@@ -20,6 +20,11 @@ pub(super) struct Factor(pub Ppm);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Carry(u32);
 
+impl Carry {
+    /// The largest that there is.
+    pub const MOST: Carry = Carry(Ppm::ONE.0 as u32 - 1);
+}
+
 const ONE: u128 = Ppm::ONE.0 as u128;
 
 impl Factor {
