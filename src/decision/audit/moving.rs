@@ -389,7 +389,9 @@ impl Guard<'_> {
             self.fair.is_some_and(|fair| fair.has > 0 && fair.has.saturating_add(asked) > fair.part);
         let spare = |quota| if is_over { reserve(quota) } else { 0 };
         let spared = spare(limit.quota);
-        let (counted, _) = factor.counted(asked, carry);
+        // What was admitted says what it counted for.
+        let told = limit.used.after().saturating_sub(limit.used.before);
+        let counted = factor.counted(asked, carry).0.max(told);
         let Some(share) = self.share else { return counted.saturating_add(spared) <= limit.room() };
         let room = share_quota.saturating_sub(share.used.before);
         let own = Factor(share.factor).within(room.saturating_sub(spare(share_quota)), carry);
