@@ -975,6 +975,16 @@ fn of_cluster(seen: &mut [LayerSeen]) -> impl Iterator<Item = &mut LayerSeen> {
     seen.iter_mut().skip(1).take_while(|layer| !matches!(layer, LayerSeen::Level { .. }))
 }
 
+/// What an admission asked of the first capacity, and the factor by which that counted.
+fn counted_by_load(facts: &Facts, place: usize) -> Option<(u64, Ppm)> {
+    let (layers, usage) = layers_of_video(facts, place).filter(|(_, usage)| is_admitted(usage))?;
+    let asked = usage.units.iter().find(|used| &*used.unit == "requests")?.quantity;
+    match layers.seen.get(1)? {
+        LayerSeen::Limit { factor: Some(factor), .. } => Some((asked, *factor)),
+        _ => None,
+    }
+}
+
 /// What is said of how its owner stood among those who share a capacity.
 fn fair(seen: &mut [LayerSeen]) -> Option<(&mut u64, &mut u64, &mut u32)> {
     seen.iter_mut().find_map(|layer| match layer {
@@ -1252,6 +1262,29 @@ const MOVING_ERRORS: &[Error] = &[
             admitted.then_some(())
         },
         named: |finding| matches!(finding, Finding::NotLeft { .. }),
+    },
+    Error {
+        name: "what load moves counts for less again and again",
+        plant: |facts, place| {
+            let first = counted_by_load(facts, place)?;
+            let is_decision = |place: &usize| layers_of_video(facts, *place).is_some();
+            let next = (place + 1..facts.len()).find(is_decision)?;
+            let second = counted_by_load(facts, next)?;
+            // Half a unit or more, which no two of them can have carried.
+            let least = first.0 * 1_000_000 / first.1.0;
+            let is_half = first.0 * 1_000_000 % first.1.0 * 2 >= first.1.0;
+            let is_alike = first == second && is_half;
+            let between = &facts[place..next];
+            let steady = !between.iter().any(|(_, fact)| matches!(fact, Fact::PolicyPut(_)));
+            for place in [place, next] {
+                let layer = of_cluster(seen_of_video(facts, place)?).next()?;
+                if let LayerSeen::Limit { used, .. } = layer {
+                    *used = Change::new(used.before.max(1), used.before.max(1) + least);
+                }
+            }
+            (is_alike && steady).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::CountedOther { .. }),
     },
     Error {
         name: "critical is said to be refused by a capacity that nobody uses",

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::decision::audit::moving::{self, Counted, Guard};
 use crate::decision::audit::{Audit, Expected, Finding, WalletSaid};
 use crate::decision::command::{Class, SpendingCap};
-use crate::decision::factor::{Carry, Factor};
+use crate::decision::factor::{Carries, Carry, Factor};
 use crate::decision::facts::{
     Bucket, Change, Charge, FactId, LayerSeen, Layers, Refused, UnitUsed, Usage, UsageOutcome, Versions,
 };
@@ -22,6 +22,8 @@ use crate::units::{Credits, Millis, Ppm};
 pub(super) struct Latest {
     /// By account and what a limit is counted under there: the plan that had it, and what was used.
     pub limits: BTreeMap<(u32, u32), (Option<u32>, u64)>,
+    /// By account and what a limit is counted under there: what is carried to what it counts next.
+    pub carries: BTreeMap<(u32, u32), Carries>,
     /// By account: the cap, and what was spent.
     caps: BTreeMap<u32, (SpendingCap, u64)>,
 }
@@ -213,6 +215,7 @@ impl Audit {
         self.entry.charge = under_way;
     }
 
+    /// Checks a limit, the share of the class in it, and how its owner stood there.
     fn check_guard(&mut self, decided: &Decided<'_>, levels: &[u32], guard: &Guard<'_>) {
         let (account, limit) = (levels[usize::from(guard.level)], guard.limit);
         // What critical uses of its own share passes however hard the capacity is pressed.
@@ -234,6 +237,7 @@ impl Audit {
         self.check_left(decided, account, guard, cost);
         self.check_factors(decided, account, guard);
         self.check_share(decided, guard);
+        self.check_carries(decided, account, guard);
         self.check_fair(decided, levels, guard);
     }
 

@@ -70,13 +70,9 @@ pub enum Finding {
         "entry {index}: a move ({kind:?}) from {before} does not take the load factor of {feature} to {factor}"
     )]
     LoadMoveDiffers { index: u64, feature: Arc<str>, kind: LoadMove, before: Ppm, factor: Ppm },
-    #[error(
-        "entry {index}: the load factor of {feature} moves at {at}, where no step is, or a second time in one"
-    )]
+    #[error("entry {index}: the load factor of {feature} moves at {at}, at no step or twice in one")]
     LoadMoveUntimely { index: u64, feature: Arc<str>, at: Millis },
-    #[error(
-        "entry {index}: by the policy put there the load factor of {feature} moves to {factor}, and it is not said"
-    )]
+    #[error("entry {index}: the policy moves the load factor of {feature} to {factor}, and nothing says so")]
     LoadMoveMissing { index: u64, feature: Arc<str>, factor: Ppm },
 
     // Usage and charges.
@@ -201,6 +197,8 @@ pub enum Finding {
     FactorOther { id: FactId, account: Arc<str>, layer: Arc<str>, said: Ppm, in_force: Ppm, load: u64 },
     #[error("{id}: the trust in {account} is said to be {said:?}; by its past it is {earned:?}")]
     TrustOther { id: FactId, account: Arc<str>, said: Trust, earned: Trust },
+    #[error("{id}: {asked} of {layer} of {account} count for {counted}, and not so under {factor}")]
+    CountedOther { id: FactId, account: Arc<str>, layer: Arc<str>, asked: u64, counted: u64, factor: Ppm },
     #[error("{id} counts by class {class:?}; its plan, or its hold, is of class {most:?}")]
     ClassOther { id: FactId, class: Class, most: Class },
     #[error(

@@ -2,7 +2,8 @@
 //!
 //! It is told every fact since the first entry, in order, and trusts none of them: it prices each
 //! charge anew from the rate card, replays every posting, and follows each admission, grant, idempotency
-//! key and account's history. It checks all of it against the policy that was in force. What does not fit
+//! key and account's history, and whatever moves limits: load, the shares of classes and owners, trust. It checks
+//! all of it against the policy that was in force. What does not fit
 //! is a [`Finding`] that names where and by how much. It never looks at a state; what a state shows is
 //! handed to [`Audit::compare_state`], [`Audit::compare_account`] and [`Audit::compare_hold`].
 

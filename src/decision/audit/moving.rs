@@ -1,12 +1,16 @@
-//! Limits that move: that load moved as its moves say, that every decision stood under the factors in force
-//! and the trust that its account's own past gives it, and that a class and an owner got of a capacity what
-//! was left to them.
+//! Limits that move: that load moved as its moves say, that every decision stood under the factors in force and the
+//! trust that its account's own past earns, and that a class and an owner got of a capacity what was left to them.
 //!
-//! What was reported of load is not on record, nor what who shares a capacity asked for in vain, nor the fraction
-//! that is carried from one amount to the next ([`Carry`]). So it is checked where a step of load leads to and
-//! not whether it was due; that all who look at one capacity within one step are shown one level of fair parts, and not
-//! which; and what an amount counts for, to the unit. What critical has not used of its share is known to
-//! be no less than what it last left; until then, under a policy that was just put, nothing is known of it.
+//! Not all that decides is on record, and what is not is not checked:
+//!
+//! - What backends reported. Where a step of load leads to is checked (of a cut, within its bounds), not whether one
+//!   was due.
+//! - What who shares a capacity asked for in vain. All who look at it within one step must be shown one level of
+//!   fair parts; which level that is follows from nothing here.
+//! - What critical had used of its share, and what was carried on every meter, when a policy was put: known again from
+//!   the next decisions on.
+//! - What owners have, where a policy changed the window that it is counted by, or where there are more of them
+//!   than are followed ([`Sharers::OWNERS_MAX`]).
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,8 +20,8 @@ use crate::decision::audit::evidence::Decided;
 use crate::decision::audit::{Audit, Finding};
 use crate::decision::capacity::not_lent;
 use crate::decision::command::Class;
-use crate::decision::factor::{Carry, Factor};
-use crate::decision::facts::{LayerSeen, Layers, LoadMoved, Refused, Usage, UsageOutcome};
+use crate::decision::factor::{Carries, Carry, Factor};
+use crate::decision::facts::{Change, LayerSeen, Layers, LoadMoved, Refused, Usage, UsageOutcome};
 use crate::decision::fairness::{Counts, Sharers, part_of, reserve};
 use crate::decision::layers::{FairRead, LayerRead, LimitRead, NamedLayer, ShareRead};
 use crate::decision::load::{LoadMove, class_factors};
@@ -354,6 +358,67 @@ impl Audit {
         let (asked, (_, kept)) = (decided.asked(guard.limit, cost), self.kept(guard));
         let share_quota = self.share_quota(decided, guard);
         guard.limit.then == Then::Refuse && !guard.lets_pass(asked, kept, share_quota, Carry::default())
+    }
+
+    /// Checks that what load or trust moves counts for as much as what was carried from before lets it: many small
+    /// amounts count for as much as one large one.
+    pub(super) fn check_carries(&mut self, decided: &Decided<'_>, account: u32, guard: &Guard<'_>) {
+        let limit = guard.limit;
+        if limit.plan.is_some() && limit.adaptive.is_none() {
+            return;
+        }
+        let (taken, is_overrun) = match decided.reserved {
+            None => (decided.taken(limit), false),
+            Some(reserved) => {
+                let (held, used) = decided.held_and_used(limit, reserved);
+                (0, used > held)
+            }
+        };
+        let is_plain = limit.factor == Ppm::ONE;
+        let mut next = None;
+        if taken > 0 || is_overrun {
+            // What counts for itself carries nothing on; what an overrun carries is lost in what is given back.
+            next = Some(if is_plain { Carries::NONE } else { Carries::ANY });
+        }
+        let counted = (taken > 0 && !is_plain).then_some(taken);
+        let key = (account, limit.key.place());
+        self.check_carry(decided, account, (&limit.name, limit.factor, limit.used), key, counted, next);
+        let Some(share) = guard.share else { return };
+        let room = self.share_quota(decided, guard).saturating_sub(share.used.before);
+        let factor = Factor(share.factor);
+        let reaches = factor != Factor::ONE && factor.within(room, Carry::default()) >= taken;
+        let counted = (taken > 0 && reaches).then_some(taken);
+        // How much it covers is not known where it does not reach.
+        let next = (factor != Factor::ONE && (taken > 0 || is_overrun)).then_some(Carries::ANY);
+        let (name, key) = (guard.share_name(share.class), (0, share.share.key.place()));
+        self.check_carry(decided, 0, (&name, share.factor, share.used), key, counted, next);
+    }
+
+    /// Follows what is carried on one meter: by what was counted, where that is known, and else to `next`.
+    fn check_carry(
+        &mut self,
+        decided: &Decided<'_>,
+        account: u32,
+        (layer, factor, used): (&Arc<str>, Ppm, Change),
+        key: (u32, u32),
+        counted: Option<u64>,
+        next: Option<Carries>,
+    ) {
+        let known = self.latest.carries.get(&key).copied().unwrap_or(Carries::ANY);
+        // A meter on which nothing is counted may have been dropped, and what was carried with it.
+        let known = if used.before == 0 { known.or_none() } else { known };
+        let mut next = next;
+        if let Some(asked) = counted.filter(|_| used.after() < u64::MAX) {
+            let counted = used.after().saturating_sub(used.before);
+            next = known.after(Factor(factor), asked, counted).or(next);
+            if known.after(Factor(factor), asked, counted).is_none() {
+                let (id, account, layer) = (decided.id, self.path(account), layer.clone());
+                self.find(Finding::CountedOther { id, account, layer, asked, counted, factor });
+            }
+        }
+        if let Some(next) = next {
+            self.latest.carries.insert(key, next);
+        }
     }
 
     fn share_quota(&self, decided: &Decided<'_>, guard: &Guard<'_>) -> u64 {
