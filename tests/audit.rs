@@ -160,12 +160,12 @@ fn a_live_cluster_is_clean_and_its_nodes_agree() {
 }
 
 /// Changes the first layer that `change` says it has changed.
-fn change_a_layer(facts: &mut [Fact], change: fn(&mut LayerSeen) -> Option<()>) -> bool {
+fn change_a_layer(facts: &mut [Fact], change: fn(&mut LayerSeen) -> bool) -> bool {
     let seen = facts.iter_mut().filter_map(|fact| match fact {
         Fact::Layers(layers) => Some(&mut layers.seen),
         _ => None,
     });
-    seen.flatten().find_map(change).is_some()
+    seen.flatten().any(change)
 }
 
 #[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
@@ -179,25 +179,34 @@ fn move_load_elsewhere(facts: &mut Vec<Fact>) -> bool {
 
 #[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
 fn cite_another_factor(facts: &mut Vec<Fact>) -> bool {
-    change_a_layer(facts, |layer| match layer {
-        LayerSeen::Share { factor, .. } => Some(factor.0 += 1),
-        _ => None,
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Share { factor, .. } => factor.0 += 1,
+            _ => return false,
+        }
+        true
     })
 }
 
 #[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
 fn trust_less(facts: &mut Vec<Fact>) -> bool {
-    change_a_layer(facts, |layer| match layer {
-        LayerSeen::Level { moved: Some(moved), .. } => Some(moved.trust.factor.0 -= 1),
-        _ => None,
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Level { moved: Some(moved), .. } => moved.trust.factor.0 -= 1,
+            _ => return false,
+        }
+        true
     })
 }
 
 #[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
 fn give_an_owner_more(facts: &mut Vec<Fact>) -> bool {
-    change_a_layer(facts, |layer| match layer {
-        LayerSeen::Fair { has, .. } => Some(*has += 1),
-        _ => None,
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Fair { has, .. } => *has += 1,
+            _ => return false,
+        }
+        true
     })
 }
 
