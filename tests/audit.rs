@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use nodes::{Nodes, copy_folder};
-use quorate::decision::facts::{Charge, Fact, Posting, Why};
+use quorate::decision::facts::{Charge, Fact, LayerSeen, Posting, Why};
 use quorate::node::StoppedNode;
 use quorate::units::Credits;
 
@@ -99,6 +99,31 @@ fn raise_a_price(facts: &mut Vec<Fact>) -> bool {
     true
 }
 
+/// Asks for more than there is, by every class and two owners, while backends report more load and less.
+fn crowd(nodes: &Nodes) {
+    let run = |arguments: &[&str]| {
+        let output = nodes.quorate(arguments);
+        let said = (nodes.text(&output.stdout), nodes.text(&output.stderr));
+        assert!(matches!(output.status.code(), Some(0 | 1)), "{arguments:?}: {said:?}");
+    };
+    for (account, plan) in [("first", "first"), ("second", "second"), ("second:team", "second")] {
+        run(&["account", "put", account, "--plan", plan]);
+    }
+    let factor = |nodes: &Nodes| nodes.json(&["feature", "show", "work"]).1["factor"].clone();
+    for utilisation in ["1.3", "0.2", "1.1"] {
+        let before = factor(nodes);
+        run(&["signal", "work", "--region", "here", "--source", "gpu", "--utilisation", utilisation]);
+        for account in ["first", "second", "second:team"] {
+            let admit = ["admit", account, "work", "--usage"];
+            run(&[&admit[..], &["requests=4"]].concat());
+            run(&[&admit[..], &["requests=3", "--class", "batch"]].concat());
+            run(&[&admit[..], &["requests=2", "--class", "sheddable", "--hold", "1s"]].concat());
+            run(&[&admit[..], &["requests=1", "--hold", "10m"]].concat());
+        }
+        nodes.wait_until("load moves the feature", |nodes| factor(nodes) != before);
+    }
+}
+
 /// A planted error, and the words by which it must be named.
 type Planted = (&'static str, fn(&mut Vec<Fact>) -> bool, &'static [&'static str]);
 
@@ -134,6 +159,92 @@ fn a_live_cluster_is_clean_and_its_nodes_agree() {
     assert!(told.contains(&named) && told.contains("not all of it could be audited"), "{told}");
 }
 
+/// Changes the first layer that `change` says it has changed.
+fn change_a_layer(facts: &mut [Fact], change: fn(&mut LayerSeen) -> bool) -> bool {
+    let seen = facts.iter_mut().filter_map(|fact| match fact {
+        Fact::Layers(layers) => Some(&mut layers.seen),
+        _ => None,
+    });
+    seen.flatten().any(change)
+}
+
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
+fn move_load_elsewhere(facts: &mut Vec<Fact>) -> bool {
+    let moved = facts.iter_mut().find_map(|fact| match fact {
+        Fact::LoadMoved(moved) => Some(moved),
+        _ => None,
+    });
+    moved.map(|moved| moved.factor.0 += 1).is_some()
+}
+
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
+fn cite_another_factor(facts: &mut Vec<Fact>) -> bool {
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Share { factor, .. } => factor.0 += 1,
+            _ => return false,
+        }
+        true
+    })
+}
+
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
+fn trust_less(facts: &mut Vec<Fact>) -> bool {
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Level { moved: Some(moved), .. } => moved.trust.factor.0 -= 1,
+            _ => return false,
+        }
+        true
+    })
+}
+
+#[expect(clippy::ptr_arg, reason = "all planted errors have one form")]
+fn give_an_owner_more(facts: &mut Vec<Fact>) -> bool {
+    change_a_layer(facts, |layer| {
+        match layer {
+            LayerSeen::Fair { has, .. } => *has += 1,
+            _ => return false,
+        }
+        true
+    })
+}
+
+const PLANTED_IN_MOVES: [Planted; 4] = [
+    ("moved", move_load_elsewhere, &["does not take the load factor of work"]),
+    ("cited", cite_another_factor, &["load is said to let"]),
+    ("trusted", trust_less, &["the trust in"]),
+    ("shared", give_an_owner_more, &["the having of"]),
+];
+
+#[test]
+fn a_cluster_whose_limits_move_is_clean_and_what_is_planted_there_is_named() {
+    let mut nodes = Nodes::start_with(3, "", "tests/nodes/moving.toml");
+    crowd(&nodes);
+    let (code, report) = nodes.json(&["audit"]);
+    assert_eq!((code, &report["findings_total"]), (0, &0.into()), "{report}");
+    assert_eq!(report["hashes"].as_object().map(|hashes| hashes.len()), Some(3), "{report}");
+
+    assert!(nodes.stop_node(1).success());
+    let told = audit_offline(&nodes, &nodes.data(1), 0);
+    assert!(told.contains("clean"), "{told}");
+    for planted in PLANTED_IN_MOVES {
+        plant_in_a_copy(&nodes, planted);
+    }
+}
+
+fn plant_in_a_copy(nodes: &Nodes, (name, change, words): Planted) {
+    let copy = nodes.data(1).with_file_name(name);
+    copy_folder(&nodes.data(1), &copy);
+    let index = plant(&copy, change);
+    let told = audit_offline(nodes, &copy, 1);
+    for word in words {
+        assert!(told.contains(word), "{name}: {word:?} is missing:\n{told}");
+    }
+    let entry = [format!("{index}."), format!("entry {index}")];
+    assert!(entry.iter().any(|entry| told.contains(entry)), "{name}: entry {index} is not named:\n{told}");
+}
+
 #[test]
 fn errors_planted_in_stored_facts_are_named_offline() {
     let mut nodes = Nodes::start(1);
@@ -141,15 +252,8 @@ fn errors_planted_in_stored_facts_are_named_offline() {
     assert!(nodes.stop_node(1).success());
     let told = audit_offline(&nodes, &nodes.data(1), 0);
     assert!(told.contains("clean"), "{told}");
-    for (name, change, words) in PLANTED {
-        let copy = nodes.data(1).with_file_name(name);
-        copy_folder(&nodes.data(1), &copy);
-        let index = plant(&copy, change);
-        let told = audit_offline(&nodes, &copy, 1);
-        for word in words {
-            assert!(told.contains(word), "{name}: {word:?} is missing:\n{told}");
-        }
-        assert!(told.contains(&format!("{index}.")), "{name}: entry {index} is not named:\n{told}");
+    for planted in PLANTED {
+        plant_in_a_copy(&nodes, planted);
     }
 }
 

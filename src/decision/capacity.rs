@@ -42,6 +42,11 @@ fn borrows_up_to(class: Class) -> Factor {
     })
 }
 
+/// What must stay free of a capacity of so much when a class borrows.
+pub(super) fn not_lent(class: Class, quota: u64) -> u64 {
+    quota - borrows_up_to(class).of(quota).min(quota)
+}
+
 impl ShareLook {
     /// How much of `amount` the share covers.
     fn own(&self, amount: u64) -> u64 {
@@ -79,14 +84,8 @@ impl Look<'_> {
             return true;
         }
         let kept = self.factor.counted(share.kept, Carry::default()).0;
-        let lent = if is_own { 0 } else { self.not_lent(share.class) };
+        let lent = if is_own { 0 } else { not_lent(share.class, self.rule.quota()) };
         self.reading.room >= counted.saturating_add(kept).saturating_add(lent.max(spared))
-    }
-
-    /// What must stay free when a class borrows.
-    fn not_lent(&self, class: Class) -> u64 {
-        let quota = self.rule.quota();
-        quota - borrows_up_to(class).of(quota).min(quota)
     }
 
     /// What is left for the request, in its own terms.
@@ -99,7 +98,8 @@ impl Look<'_> {
             Class::Critical => own,
             _ => own.min(self.factor.within(whole, self.carry)),
         };
-        own.max(self.factor.within(whole.saturating_sub(self.not_lent(share.class)), self.carry))
+        let lent = not_lent(share.class, self.rule.quota());
+        own.max(self.factor.within(whole.saturating_sub(lent), self.carry))
     }
 }
 
@@ -154,7 +154,8 @@ impl State {
         let kept = look.factor.counted(share.kept_whole, Carry::default()).0;
         let whole = counted.saturating_add(kept);
         let own_at = own_at.zip(passes_at(whole.saturating_add(spared))).map(|(own, whole)| own.max(whole));
-        let lent_at = passes_at(whole.saturating_add(look.not_lent(share.class).max(spared)));
+        let lent = not_lent(share.class, look.rule.quota());
+        let lent_at = passes_at(whole.saturating_add(lent.max(spared)));
         own_at.into_iter().chain(lent_at).min()
     }
 }

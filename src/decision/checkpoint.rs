@@ -174,6 +174,7 @@ impl View {
             holds: self.head.holds,
             keys: self.head.answers,
             keys_together: together(self.keys.iter().map(|answer| fingerprint_of_key(&answer.key))),
+            load: self.head.load_version,
         }
     }
 

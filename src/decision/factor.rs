@@ -20,6 +20,42 @@ pub(super) struct Factor(pub Ppm);
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Carry(u32);
 
+impl Carry {
+    /// The largest that there is.
+    pub const MOST: Carry = Carry(Ppm::ONE.0 as u32 - 1);
+}
+
+/// What can be carried, from the least to the most: to somebody who knows what was asked and what it counted for,
+/// and not what had been carried before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Carries(Carry, Carry);
+
+impl Carries {
+    pub const ANY: Carries = Carries(Carry(0), Carry::MOST);
+    pub const NONE: Carries = Carries(Carry(0), Carry(0));
+
+    /// These, or nothing.
+    pub fn or_none(self) -> Carries {
+        Carries(Carry(0), self.1)
+    }
+
+    /// What is carried after `amount` counted for so much; absent where it cannot have.
+    pub fn after(self, factor: Factor, amount: u64, counted: u64) -> Option<Carries> {
+        let (most, left) = factor.counted(amount, Carry::default());
+        // With so much carried, or more, it counts for one less.
+        let enough = Ppm::ONE.0 as u32 - left.0;
+        let (Carry(least), Carry(largest)) = (self.0, self.1);
+        let after = if counted == most {
+            (least + left.0, largest.min(enough - 1) + left.0)
+        } else if counted.checked_add(1) == Some(most) && largest >= enough {
+            (least.max(enough) - enough, largest - enough)
+        } else {
+            return None;
+        };
+        (after.0 <= after.1).then_some(Carries(Carry(after.0), Carry(after.1)))
+    }
+}
+
 const ONE: u128 = Ppm::ONE.0 as u128;
 
 impl Factor {
@@ -84,6 +120,28 @@ mod tests {
             }
             let (whole, _) = factor.counted(9_000, Carry::default());
             assert!(sum.abs_diff(whole) <= 1, "{factor:?}: {sum} and {whole}");
+        }
+    }
+
+    #[test]
+    fn what_is_carried_is_among_what_can_be_and_no_amount_counts_for_less_again_and_again() {
+        for factor in
+            [Factor(Ppm(900_000)), Factor(Ppm(300_000)), Factor(Ppm(1_700_000)), Factor(Ppm(500_000))]
+        {
+            let (mut carry, mut carries, mut least) = (Carry(700_000), Carries::ANY, Some(Carries::ANY));
+            for amount in (1..9).cycle().take(9_000) {
+                let (counted, left) = factor.counted(amount, carry);
+                carry = left;
+                carries = carries.after(factor, amount, counted).expect("it counted for that");
+                assert!(
+                    (carries.0.0..=carries.1.0).contains(&carry.0),
+                    "{factor:?}: {carry:?} in {carries:?}"
+                );
+                let too_little = factor.counted(amount, Carry::MOST).0;
+                least = least.and_then(|least| least.after(factor, amount, too_little));
+            }
+            // But where every amount counts for a whole number, and nothing is ever carried.
+            assert_eq!(least.is_some(), factor.0 == Ppm(500_000), "{factor:?}");
         }
     }
 

@@ -265,7 +265,7 @@ impl Sharers {
 
     /// What an owner can have without being above the others; nothing is said while all get what they ask for.
     pub fn fair_part(&self, weight: u32) -> Option<u64> {
-        self.level.map(|level| part(level, weight))
+        self.level.map(|level| part_of(level, weight))
     }
 
     /// What an owner has.
@@ -347,7 +347,7 @@ pub(super) fn reserve(quota: u64) -> u64 {
 
 const RESERVED: u128 = 20;
 
-fn part(level: u64, weight: u32) -> u64 {
+pub(super) fn part_of(level: u64, weight: u32) -> u64 {
     u64::try_from(u128::from(level) * u128::from(weight) / MILLIONTHS).unwrap_or(u64::MAX)
 }
 
@@ -387,7 +387,7 @@ mod tests {
     fn got(asked: &[(u64, u32)], total: u64) -> Vec<u64> {
         let level = level(&mut asked.to_vec(), total.into());
         let got =
-            |(asked, weight): &(u64, u32)| level.map_or(*asked, |level| part(level, *weight).min(*asked));
+            |(asked, weight): &(u64, u32)| level.map_or(*asked, |level| part_of(level, *weight).min(*asked));
         asked.iter().map(got).collect()
     }
 

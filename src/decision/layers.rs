@@ -7,7 +7,10 @@ use std::sync::Arc;
 
 use crate::decision::command::{Class, SpendingCap};
 use crate::decision::facts::{Change, LayerSeen, Layers, Moved};
-use crate::decision::policy::{AdaptiveDocument, Applied, Limit, Measure, MeterKey, Policy, Then};
+use crate::decision::meter::Rule;
+use crate::decision::policy::{
+    AdaptiveDocument, Applied, ClassShare, Limit, Measure, MeterKey, Policy, Then,
+};
 use crate::units::Ppm;
 
 /// A layer with its names.
@@ -47,6 +50,7 @@ pub struct LimitRead {
     pub moved: Option<Moved>,
     /// The policy's own quota, and how far it can be moved.
     pub base: u64,
+    pub(super) rule: Rule,
     pub(super) adaptive: Option<AdaptiveDocument>,
     pub(super) measure: Measure,
     /// The place of its plan in the policy; none for a capacity.
@@ -71,8 +75,10 @@ pub struct ShareRead {
     pub used: Change,
     /// How much of the share could be used because of load.
     pub factor: Ppm,
-    /// What it is counted under in the cluster, as this one policy numbers it.
-    pub(super) key: MeterKey,
+    /// The policy's own share, and what it is counted under in the cluster, as this one policy numbers it.
+    pub(super) share: ClassShare,
+    /// The share of class critical in the same capacity.
+    pub(super) critical: ClassShare,
 }
 
 /// How the request stood among those who share the capacity before it, while there was not enough for all.
@@ -154,6 +160,7 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
                     would_refuse: false,
                     moved: moved_here.filter(|_| limit.adaptive.is_some()),
                     base: limit.rule.quota(),
+                    rule: limit.rule,
                     adaptive: limit.adaptive,
                     measure: applied.measure,
                     key: limit.key,
@@ -163,8 +170,9 @@ pub fn read(policy: &Policy, feature: &str, layers: &Layers) -> Result<Vec<Layer
             LayerSeen::Share { used, factor } => {
                 let (place, (_, feature)) = shared.take().zip(feature).ok_or(LayersUnreadable)?;
                 let (class, unit) = (layers.class, limits[place].unit.clone());
-                let key = feature.class_shares[place][class as usize].key;
-                NamedLayer::Share(ShareRead { class, unit, used, factor, key })
+                let shares = &feature.class_shares[place];
+                let (share, critical) = (shares[class as usize], shares[Class::Critical as usize]);
+                NamedLayer::Share(ShareRead { class, unit, used, factor, share, critical })
             }
             LayerSeen::WouldRefuse => {
                 let level = level()?;

@@ -60,15 +60,6 @@ pub struct Trust {
     pub fault: Option<Fault>,
 }
 
-impl TrustRule {
-    /// Whether it can come to this.
-    pub(super) fn allows(&self, trust: Trust) -> bool {
-        let most = Ppm::ONE.0.saturating_add(if trust.fault.is_none() { self.bonus.0 } else { 0 });
-        let least = if trust.fault.is_some() { ONE.saturating_sub(self.malus.0) } else { ONE };
-        (least..=most).contains(&trust.factor.0)
-    }
-}
-
 impl Trust {
     /// Without a past, or a rule.
     pub const NEUTRAL: Trust = Trust { factor: Ppm::ONE, fault: None };
@@ -242,12 +233,16 @@ impl Past {
     /// Features of which an account's use is remembered.
     const HISTORIES_MAX: usize = 16;
 
-    fn of(&self, feature: &str) -> Option<&History> {
+    pub fn new(account: AccountPlace) -> Past {
+        Past { account, histories: Vec::new() }
+    }
+
+    pub fn of(&self, feature: &str) -> Option<&History> {
         let found = self.histories.binary_search_by(|history| (*history.feature).cmp(feature));
         Some(&self.histories[found.ok()?])
     }
 
-    fn history_mut(&mut self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> &mut History {
+    pub fn history_mut(&mut self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> &mut History {
         let found = self.histories.binary_search_by(|history| history.feature.cmp(feature));
         let place = found.unwrap_or_else(|_| {
             if self.histories.len() >= Past::HISTORIES_MAX {
@@ -344,7 +339,7 @@ impl State {
             let plan = self.account_at(place).plan.and_then(|plan| policy.plan(plan));
             let Some(rule) = plan.and_then(|plan| plan.trust) else { continue };
             if self.past(place).is_none() {
-                self.insert_past(Past { account: place, histories: Vec::new() });
+                self.insert_past(Past::new(place));
             }
             let past = self.past_by_account.get(&place).and_then(|past| self.pasts.get_mut(*past));
             let past = past.expect("it was made where it was missing");

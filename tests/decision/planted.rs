@@ -5,19 +5,22 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
-use quorate::decision::View;
 use quorate::decision::audit::{Audit, Finding};
-use quorate::decision::command::{AccountState, Period, Source, SpendingCap};
+use quorate::decision::command::{AccountState, Class, Period, Source, SpendingCap};
 use quorate::decision::facts::{
-    AccountPut, Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, NotRenewedWhy, Posting,
-    TopUpRaised, TopUpResolved, Usage, UsageOutcome, Why,
+    AccountPut, Bucket, Change, Charge, Fact, GrantMade, LayerSeen, Layers, LoadMoved, Moved, NotRenewedWhy,
+    Posting, TopUpRaised, TopUpResolved, Usage, UsageOutcome, Why,
 };
 use quorate::decision::policy::{Document, Overrun};
-use quorate::decision::reply::{Layer, TopUpId};
-use quorate::units::Credits;
+use quorate::decision::reply::{Layer, Reason, TopUpId};
+use quorate::decision::{LoadMove, View};
+use quorate::units::{Credits, Ppm};
 
 use crate::laws::compare;
-use crate::properties::{any_steps, facts_of, granting_policies, lending, run, topping_up, trying};
+use crate::properties::{
+    Step, any_steps, crowded, facts_of, granting_policies, lending, moving_policies, moving_steps, run,
+    topping_up, trying,
+};
 
 type Facts = Vec<(u64, Fact)>;
 
@@ -909,20 +912,464 @@ const ERRORS: &[Error] = &[
     },
 ];
 
+/// The layers at a place, if they are of `video`, and the usage that they are of.
+fn layers_of_video(facts: &Facts, place: usize) -> Option<(&Layers, &Usage)> {
+    let (index, Fact::Layers(layers)) = &facts[place] else { return None };
+    let usage = facts[..place].iter().rev().find_map(|(at, fact)| match fact {
+        Fact::Usage(usage) if at == index && usage.number == layers.usage => Some(usage),
+        _ => None,
+    });
+    usage.filter(|usage| &*usage.feature == "video").map(|usage| (layers, usage))
+}
+
+/// What was looked at for `video` at a place, and is to be changed.
+fn seen_of_video(facts: &mut Facts, place: usize) -> Option<&mut Vec<LayerSeen>> {
+    layers_of_video(facts, place)?;
+    match &mut facts[place].1 {
+        Fact::Layers(layers) => Some(&mut layers.seen),
+        _ => None,
+    }
+}
+
+fn load_moved(facts: &mut Facts, place: usize) -> Option<&mut LoadMoved> {
+    match &mut facts[place].1 {
+        Fact::LoadMoved(moved) => Some(moved),
+        _ => None,
+    }
+}
+
+/// Takes a move of load out, and closes the versions up.
+fn remove_move(facts: &mut Facts, place: usize) -> Option<LoadMoved> {
+    let removed = load_moved(facts, place)?.clone();
+    facts.remove(place);
+    for (_, fact) in &mut facts[place..] {
+        match fact {
+            Fact::LoadMoved(moved) => moved.version -= 1,
+            Fact::Versions(versions) => versions.load = versions.load.saturating_sub(1),
+            _ => {}
+        }
+    }
+    Some(removed)
+}
+
+/// Whether a decision of the same class on `video` was told before that at a place, under the same policy: within
+/// the same second, where that is asked for.
+fn has_earlier(facts: &Facts, place: usize, within_second: bool, says: fn(&LayerSeen) -> bool) -> bool {
+    let Some(class) = layers_of_video(facts, place).map(|(layers, _)| layers.class) else { return false };
+    let second = |place: usize| {
+        facts[..place].iter().rev().find_map(|(_, fact)| match fact {
+            Fact::Moment(moment) => Some(moment.at.0 / 1_000),
+            _ => None,
+        })
+    };
+    let since = facts[..place].iter().rposition(|(_, fact)| matches!(fact, Fact::PolicyPut(_)));
+    (since.unwrap_or(0)..place).any(|earlier| {
+        let layers = layers_of_video(facts, earlier).map(|(layers, _)| layers);
+        let told = layers.is_some_and(|layers| layers.class == class && layers.seen.iter().any(says));
+        told && (!within_second || second(earlier) == second(place))
+    })
+}
+
+/// The capacities of the cluster, and what belongs to them.
+fn of_cluster(seen: &mut [LayerSeen]) -> impl Iterator<Item = &mut LayerSeen> {
+    seen.iter_mut().skip(1).take_while(|layer| !matches!(layer, LayerSeen::Level { .. }))
+}
+
+/// What an admission asked of the first capacity, and the factor by which that counted.
+fn counted_by_load(facts: &Facts, place: usize) -> Option<(u64, Ppm)> {
+    let (layers, usage) = layers_of_video(facts, place).filter(|(_, usage)| is_admitted(usage))?;
+    let asked = usage.units.iter().find(|used| &*used.unit == "requests")?.quantity;
+    match layers.seen.get(1)? {
+        LayerSeen::Limit { factor: Some(factor), .. } => Some((asked, *factor)),
+        _ => None,
+    }
+}
+
+/// What is said of how its owner stood among those who share a capacity.
+fn fair(seen: &mut [LayerSeen]) -> Option<(&mut u64, &mut u64, &mut u32)> {
+    seen.iter_mut().find_map(|layer| match layer {
+        LayerSeen::Fair { has, part, weight } => Some((has, part, weight)),
+        _ => None,
+    })
+}
+
+fn share(seen: &mut [LayerSeen]) -> Option<(&mut Change, &mut Ppm)> {
+    seen.iter_mut().find_map(|layer| match layer {
+        LayerSeen::Share { used, factor } => Some((used, factor)),
+        _ => None,
+    })
+}
+
+fn moved(seen: &mut [LayerSeen]) -> Option<&mut Moved> {
+    seen.iter_mut().find_map(|layer| match layer {
+        LayerSeen::Level { moved, .. } => moved.as_mut(),
+        _ => None,
+    })
+}
+
+fn is_admitted(usage: &Usage) -> bool {
+    usage.admitted_at.is_none() && !matches!(usage.outcome, UsageOutcome::Refused(_))
+}
+
+/// Errors in what is said of limits that move.
+const MOVING_ERRORS: &[Error] = &[
+    Error {
+        name: "a move of load says another factor than such a move leads to",
+        plant: |facts, place| {
+            let moved = load_moved(facts, place)?;
+            moved.factor.0 -= 1;
+            (moved.moved != LoadMove::Cut).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LoadMoveDiffers { .. }),
+    },
+    Error {
+        name: "a cut raises the factor",
+        plant: |facts, place| {
+            let moved = load_moved(facts, place)?;
+            moved.factor.0 = 1_499_999;
+            (moved.moved == LoadMove::Cut).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LoadMoveDiffers { kind: LoadMove::Cut, .. }),
+    },
+    Error {
+        name: "a move of load is of another kind",
+        plant: |facts, place| {
+            let moved = load_moved(facts, place)?;
+            moved.moved = match moved.moved {
+                LoadMove::Cut => LoadMove::Restored,
+                LoadMove::Restored => LoadMove::Cut,
+                LoadMove::Silent => LoadMove::Policy,
+                LoadMove::Policy => LoadMove::Silent,
+            };
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LoadMoveDiffers { .. } | Finding::LoadMoveMissing { .. }),
+    },
+    Error {
+        name: "a move of load goes beyond its bounds",
+        plant: |facts, place| {
+            load_moved(facts, place)?.factor = Ppm(1_500_001);
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LoadOutOfBounds { .. }),
+    },
+    Error {
+        name: "a move of load is dated between two steps",
+        plant: |facts, place| {
+            let kind = load_moved(facts, place)?.moved;
+            let Fact::Moment(moment) = &mut facts[place.checked_sub(1)?].1 else { return None };
+            moment.at.0 += 1;
+            (kind != LoadMove::Policy).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LoadMoveUntimely { .. }),
+    },
+    Error {
+        name: "a move of load is missing",
+        plant: |facts, place| {
+            let version = load_moved(facts, place)?.version;
+            facts.remove(place);
+            let is_later = |fact: &Fact| match fact {
+                Fact::Versions(versions) => versions.load >= version,
+                Fact::LoadMoved(_) => true,
+                _ => false,
+            };
+            facts[place..].iter().any(|(_, fact)| is_later(fact)).then_some(())
+        },
+        named: |finding| {
+            matches!(
+                finding,
+                Finding::OutOfSequence { what: "load", .. }
+                    | Finding::VersionOther { what: "the load that decides", .. }
+            )
+        },
+    },
+    Error {
+        name: "what a policy moved is missing, and the versions are closed up",
+        plant: |facts, place| (remove_move(facts, place)?.moved == LoadMove::Policy).then_some(()),
+        named: |finding| matches!(finding, Finding::LoadMoveMissing { .. }),
+    },
+    Error {
+        name: "a move of load is missing, the versions are closed up, and decisions cite it",
+        plant: |facts, place| {
+            let removed = remove_move(facts, place)?;
+            let next = facts[place..].iter().find_map(|(_, fact)| match fact {
+                Fact::LoadMoved(_) | Fact::PolicyPut(_) => Some(false),
+                Fact::Layers(layers) => match layers.seen.get(1) {
+                    Some(LayerSeen::Limit { factor, .. }) => {
+                        Some(factor.unwrap_or(Ppm::ONE) == removed.factor)
+                    }
+                    _ => None,
+                },
+                _ => None,
+            });
+            (removed.moved != LoadMove::Policy && next == Some(true)).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::FactorOther { .. }),
+    },
+    Error {
+        name: "the last move of load is missing, and the versions are closed up",
+        plant: |facts, place| {
+            remove_move(facts, place)?;
+            let is_last = !facts[place..].iter().any(|(_, fact)| matches!(fact, Fact::LoadMoved(_)));
+            is_last.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::CountDiffers { what: "the version of the load", .. }),
+    },
+    Error {
+        name: "a decision cites a factor of its capacity that is not in force",
+        plant: |facts, place| {
+            let factor = of_cluster(seen_of_video(facts, place)?).find_map(|layer| match layer {
+                LayerSeen::Limit { factor, .. } => factor.as_mut(),
+                _ => None,
+            });
+            factor?.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FactorOther { .. }),
+    },
+    Error {
+        name: "a decision cites a factor of its class that is not in force",
+        plant: |facts, place| {
+            moved(seen_of_video(facts, place)?)?.by_load.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FactorOther { .. }),
+    },
+    Error {
+        name: "the share of a class is said to be moved otherwise than load moves it",
+        plant: |facts, place| {
+            share(seen_of_video(facts, place)?)?.1.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FactorOther { .. }),
+    },
+    Error {
+        name: "an account is trusted otherwise than its past earns",
+        plant: |facts, place| {
+            moved(seen_of_video(facts, place)?)?.trust.factor.0 -= 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::TrustOther { .. }),
+    },
+    Error {
+        name: "a guard stands elsewhere than load and trust put it",
+        plant: |facts, place| {
+            let mut seen = seen_of_video(facts, place)?.iter_mut();
+            let is_moved = |layer: &&mut LayerSeen| matches!(layer, LayerSeen::Level { moved: Some(_), .. });
+            seen.find(is_moved)?;
+            let LayerSeen::Limit { factor, .. } = seen.next()? else { return None };
+            factor.as_mut()?.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::MovedOther { .. }),
+    },
+    Error {
+        name: "load lets more slots of a capacity be taken than it does",
+        plant: |facts, place| {
+            let mut seen = seen_of_video(facts, place)?.iter_mut();
+            let quota = seen.find_map(|layer| match layer {
+                LayerSeen::Limit { quota, .. } => quota.as_mut(),
+                _ => None,
+            });
+            *quota? += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::MovedOther { .. }),
+    },
+    Error {
+        name: "an account is shown with another plan than it has",
+        plant: |facts, place| {
+            let plans = seen_of_video(facts, place)?.iter_mut().filter_map(|layer| match layer {
+                LayerSeen::Level { plan: Some(plan), .. } => Some(plan),
+                _ => None,
+            });
+            let plan = plans.last()?;
+            *plan = (*plan + 1) % 3;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::LayersUnreadable { .. }),
+    },
+    Error {
+        name: "what becomes of a hold counts by a class that is not its own",
+        plant: |facts, place| {
+            let (_, usage) = layers_of_video(facts, place)?;
+            let is_end = usage.admitted_at.is_some();
+            let Fact::Layers(layers) = &mut facts[place].1 else { return None };
+            layers.class = if layers.class == Class::Batch { Class::Critical } else { Class::Batch };
+            is_end.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::ClassOther { .. }),
+    },
+    Error {
+        name: "a request counts by a more important class than its plan has",
+        plant: |facts, place| {
+            let (layers, usage) = layers_of_video(facts, place)?;
+            // The plan with the second and the third name are not of class critical.
+            let nearest = layers.seen.iter().rev().find_map(|layer| match layer {
+                LayerSeen::Level { plan, .. } => *plan,
+                _ => None,
+            });
+            let raised = usage.admitted_at.is_none() && nearest? > 0;
+            let Fact::Layers(layers) = &mut facts[place].1 else { return None };
+            layers.class = Class::Critical;
+            raised.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::ClassOther { .. }),
+    },
+    Error {
+        name: "the share of a class begins with more than it was left with",
+        plant: |facts, place| {
+            let is_known = has_earlier(facts, place, false, |layer| matches!(layer, LayerSeen::Share { .. }));
+            let (used, _) = share(seen_of_video(facts, place)?)?;
+            *used = Change::new(used.before + 1_000, used.after() + 1_000);
+            is_known.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerGrew { .. }),
+    },
+    Error {
+        name: "the share of a class is left with more than it covered",
+        plant: |facts, place| {
+            let (_, usage) = layers_of_video(facts, place)?;
+            let is_first = usage.admitted_at.is_none();
+            let (used, _) = share(seen_of_video(facts, place)?)?;
+            *used = Change::new(used.before, used.after() + 2);
+            is_first.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
+    },
+    Error {
+        name: "what was held gives back more of a share than it had taken",
+        plant: |facts, place| {
+            let (_, usage) = layers_of_video(facts, place)?;
+            let is_end = usage.admitted_at.is_some();
+            let (used, _) = share(seen_of_video(facts, place)?)?;
+            *used = Change::new(used.before + 1_000, used.before);
+            is_end.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
+    },
+    Error {
+        name: "a request is admitted beyond what is left to its class",
+        plant: |facts, place| {
+            let (layers, usage) = layers_of_video(facts, place)?;
+            let admitted = is_admitted(usage) && layers.class != Class::Critical;
+            let used = of_cluster(seen_of_video(facts, place)?).find_map(|layer| match layer {
+                LayerSeen::Limit { used, .. } if used.added() > 0 => Some(used),
+                _ => None,
+            })?;
+            let added = u64::try_from(used.added()).ok()?;
+            *used = Change::new(1_000_000, 1_000_000 + added);
+            admitted.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::NotLeft { .. }),
+    },
+    Error {
+        name: "what load moves counts for less again and again",
+        plant: |facts, place| {
+            let first = counted_by_load(facts, place)?;
+            let is_decision = |place: &usize| layers_of_video(facts, *place).is_some();
+            let next = (place + 1..facts.len()).find(is_decision)?;
+            let second = counted_by_load(facts, next)?;
+            // Half a unit or more, which no two of them can have carried.
+            let least = first.0 * 1_000_000 / first.1.0;
+            let is_half = first.0 * 1_000_000 % first.1.0 * 2 >= first.1.0;
+            let is_alike = first == second && is_half;
+            let between = &facts[place..next];
+            let steady = !between.iter().any(|(_, fact)| matches!(fact, Fact::PolicyPut(_)));
+            for place in [place, next] {
+                let layer = of_cluster(seen_of_video(facts, place)?).next()?;
+                if let LayerSeen::Limit { used, .. } = layer {
+                    *used = Change::new(used.before.max(1), used.before.max(1) + least);
+                }
+            }
+            (is_alike && steady).then_some(())
+        },
+        named: |finding| matches!(finding, Finding::CountedOther { .. }),
+    },
+    Error {
+        name: "critical is said to be refused by a capacity that nobody uses",
+        plant: |facts, place| {
+            let (layers, usage) = layers_of_video(facts, place)?;
+            let for_now = [Reason::CapacityReached, Reason::SlotsTaken].map(UsageOutcome::Refused);
+            // As much as passes whatever load makes of it.
+            let is_little = usage.units.iter().all(|used| used.quantity <= 10);
+            let in_vain = for_now.contains(&usage.outcome) && layers.class == Class::Critical && is_little;
+            for layer in seen_of_video(facts, place)?.iter_mut() {
+                match layer {
+                    LayerSeen::Limit { used, .. } | LayerSeen::Share { used, .. } => *used = Change::none(0),
+                    LayerSeen::Fair { has, .. } => *has = 0,
+                    _ => {}
+                }
+            }
+            in_vain.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::RefusedForNothing { .. }),
+    },
+    Error {
+        name: "an owner is said to have more of a capacity than it got",
+        plant: |facts, place| {
+            *fair(seen_of_video(facts, place)?)?.0 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FairDiffers { what: "having", .. }),
+    },
+    Error {
+        name: "an owner weighs otherwise than its plan says",
+        plant: |facts, place| {
+            *fair(seen_of_video(facts, place)?)?.2 += 1;
+            Some(())
+        },
+        named: |finding| matches!(finding, Finding::FairDiffers { what: "weight", .. }),
+    },
+    Error {
+        name: "a fair part is another one within a step",
+        plant: |facts, place| {
+            let is_known = has_earlier(facts, place, true, |layer| matches!(layer, LayerSeen::Fair { .. }));
+            for layer in seen_of_video(facts, place)?.iter_mut() {
+                if let LayerSeen::Fair { part, .. } = layer {
+                    *part += 1_000;
+                }
+            }
+            is_known.then_some(())
+        },
+        named: |finding| matches!(finding, Finding::FairDiffers { what: "fair part", .. }),
+    },
+];
+
 #[test]
 fn every_planted_error_is_found_and_named() {
-    let strategy = (granting_policies(), any_steps(40), prop::collection::vec(any::<Index>(), ERRORS.len()));
-    let planted = std::cell::RefCell::new(vec![0_u32; ERRORS.len()]);
-    run("every_planted_error", 260, strategy, |(document, steps, places)| {
+    let strategy = (granting_policies(), any_steps(40));
+    plant_each("every_planted_error", 260, ERRORS, strategy, |document, steps| {
         let (document, steps) = lending(document, steps);
         let (document, steps) = topping_up(document, steps);
-        let document = trying(document);
+        (trying(document), steps)
+    });
+}
+
+#[test]
+fn every_error_planted_where_limits_move_is_found_and_named() {
+    let strategy = (moving_policies(), moving_steps(60));
+    plant_each("every_error_planted_where_limits_move", 120, MOVING_ERRORS, strategy, crowded);
+}
+
+/// Plants each error where it can be made, and wants it named.
+fn plant_each(
+    name: &'static str,
+    cases: u32,
+    errors: &[Error],
+    strategy: impl Strategy<Value = (Document, Vec<Step>)>,
+    prepare: fn(Document, Vec<Step>) -> (Document, Vec<Step>),
+) {
+    let strategy = (strategy, prop::collection::vec(any::<Index>(), errors.len()));
+    let planted = std::cell::RefCell::new(vec![0_u32; errors.len()]);
+    run(name, cases, strategy, |((document, steps), places)| {
+        let (document, steps) = prepare(document, steps);
         let (right, view) = facts_of(&document, steps)?;
         let found = findings(&right, &view);
         if !found.is_empty() {
             return Err(format!("found in facts that are right: {found:?}"));
         }
-        for (number, (error, from)) in ERRORS.iter().zip(places).enumerate() {
+        for (number, (error, from)) in errors.iter().zip(places).enumerate() {
             // The first place from a random one on where the error can be made.
             let from = if right.is_empty() { 0 } else { from.index(right.len()) };
             let wrong = (0..right.len()).find_map(|step| {
@@ -938,7 +1385,8 @@ fn every_planted_error_is_found_and_named() {
         }
         Ok(())
     });
-    for (error, planted) in ERRORS.iter().zip(planted.into_inner()) {
+    println!("{name}: planted {:?} times", planted.borrow());
+    for (error, planted) in errors.iter().zip(planted.into_inner()) {
         assert!(planted > 10, "{}: it was planted {planted} times only", error.name);
     }
 }

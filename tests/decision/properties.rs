@@ -265,7 +265,7 @@ pub fn policies() -> impl Strategy<Value = Document> {
 }
 
 /// Policies in which load, classes, fair parts and trust move the limits.
-fn moving_policies() -> impl Strategy<Value = Document> {
+pub fn moving_policies() -> impl Strategy<Value = Document> {
     let ppm = |values: &'static [u64]| select(values.to_vec()).prop_map(Ppm);
     let floor = ppm(&[100_000, 400_000]);
     let load = (floor, ppm(&[400_000, 1_000_000, 1_500_000]), ppm(&[10_000, 300_000]));
@@ -446,7 +446,7 @@ pub fn any_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
 }
 
 /// Steps among which many are of the feature that moves, and report on it.
-fn moving_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
+pub fn moving_steps(count: usize) -> impl Strategy<Value = Vec<Step>> {
     let hold = prop::option::weighted(0.6, spans());
     let admit = (select(Class::ALL.to_vec()), select(ACCOUNTS.to_vec()), usages_of(true), hold);
     let ttl = select(vec![Span(1), Span(1_500), Span(600_000)]);
@@ -794,9 +794,9 @@ fn check_laws(
     });
 }
 
-/// A document in which each plan tries a limit that would often refuse.
-pub fn trying(mut document: Document) -> Document {
-    let tried = LimitDocument {
+/// A limit in shadow mode that would often refuse.
+fn tried() -> LimitDocument {
+    LimitDocument {
         name: "tried".to_owned(),
         features: None,
         unit: Some("requests".to_owned()),
@@ -812,9 +812,67 @@ pub fn trying(mut document: Document) -> Document {
         then: Then::Refuse,
         adaptive: None,
         shadow: true,
-    };
-    document.plans.values_mut().for_each(|plan| plan.limits.push(tried.clone()));
+    }
+}
+
+/// A document in which each plan tries a limit that would often refuse.
+pub fn trying(mut document: Document) -> Document {
+    document.plans.values_mut().for_each(|plan| plan.limits.push(tried()));
     document
+}
+
+/// A document in which there is not enough of the feature that moves, for anybody: its classes have shares, its
+/// owners fair parts, and every plan has a guard that follows load and trust; and steps after which two owners have
+/// asked for more than there is, and ask again.
+pub fn crowded(mut document: Document, mut steps: Vec<Step>) -> (Document, Vec<Step>) {
+    let guard = |name: &str, quota| LimitDocument {
+        name: name.to_owned(),
+        quota: Quota::Whole(quota),
+        window: Some(Span::MINUTE),
+        shadow: false,
+        ..tried()
+    };
+    let video = document.features.get_mut("video").expect("a feature of every policy");
+    let slots = LimitDocument {
+        unit: None,
+        algorithm: Algorithm::Slots,
+        window: None,
+        anchor: None,
+        ..guard("slots", 12)
+    };
+    video.capacity = vec![guard("requests", 30), slots];
+    video.load = Some(LoadDocument {
+        floor: Ppm(400_000),
+        silent: Ppm(800_000),
+        restore: Ppm(50_000),
+        ceiling: Ppm(1_500_000),
+        ..LoadDocument::default()
+    });
+    video.shares = Some(Class::ALL.into_iter().zip([200_000, 300_000, 300_000, 200_000].map(Ppm)).collect());
+    video.fair = true;
+    let classes = [Class::Critical, Class::Standard, Class::Sheddable];
+    for (plan, class) in document.plans.values_mut().zip(classes) {
+        let adaptive = Some(AdaptiveDocument { floor: Ppm(300_000), ceiling: Ppm(1_200_000) });
+        let trust = TrustRule { bonus: Ppm(200_000), malus: Ppm(500_000), half_life: Span::MINUTE };
+        (plan.class, plan.trust) = (class, Some(trust));
+        plan.limits = vec![LimitDocument { adaptive, ..guard("moved", 80) }];
+    }
+    let ask = |class, account, requests| Act::AdmitAs {
+        class,
+        account,
+        usage: vec![("requests", requests)],
+        hold: None,
+    };
+    let now = |act| Step { later: 0, key: None, act };
+    steps.push(Step { later: 120_000, key: None, act: Act::Policy { which: 0 } });
+    for (class, account) in [(Class::Standard, "a"), (Class::Standard, "z"), (Class::Critical, "a")] {
+        steps.extend((0..4).map(|_| now(ask(class, account, 6))));
+    }
+    steps.push(Step { later: 1_000, key: None, act: Act::Tick });
+    for account in ["a", "z", "a", "z"] {
+        steps.push(now(ask(Class::Standard, account, 1)));
+    }
+    (document, steps)
 }
 
 /// A document in which the plan of the account `z` has no limits, and lends; and steps after which `z` has

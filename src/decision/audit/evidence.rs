@@ -4,16 +4,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use crate::decision::audit::moving::{self, Counted, Guard};
 use crate::decision::audit::{Audit, Expected, Finding, WalletSaid};
 use crate::decision::command::{Class, SpendingCap};
-use crate::decision::factor::{Carry, Factor};
+use crate::decision::factor::{Carries, Carry, Factor};
 use crate::decision::facts::{
     Bucket, Change, Charge, FactId, LayerSeen, Layers, Refused, UnitUsed, Usage, UsageOutcome, Versions,
 };
-use crate::decision::layers::{self, LayerRead, LimitRead, NamedLayer};
+use crate::decision::layers::{self, LayerRead, LimitRead, NamedLayer, ShareRead};
 use crate::decision::policy::{Measure, Then};
 use crate::decision::reply::Layer;
-use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm};
 
 /// What limits and spending caps were left with, as long as the same rule counts. Nothing but a decision that
@@ -21,7 +21,9 @@ use crate::units::{Credits, Millis, Ppm};
 #[derive(Default)]
 pub(super) struct Latest {
     /// By account and what a limit is counted under there: the plan that had it, and what was used.
-    limits: BTreeMap<(u32, u32), (Option<u32>, u64)>,
+    pub limits: BTreeMap<(u32, u32), (Option<u32>, u64)>,
+    /// By account and what a limit is counted under there: what is carried to what it counts next.
+    pub carries: BTreeMap<(u32, u32), Carries>,
     /// By account: the cap, and what was spent.
     caps: BTreeMap<u32, (SpendingCap, u64)>,
 }
@@ -30,26 +32,36 @@ pub(super) struct Latest {
 #[derive(Default)]
 pub(super) struct Reserved {
     units: Vec<UnitUsed>,
-    amount: Credits,
+    pub amount: Credits,
     drawn: Credits,
+    /// Of the request.
+    pub class: Class,
+    /// What it was counted for.
+    counted: Vec<Counted>,
 }
 
 /// What a decision was about, for its layers.
-struct Decided<'a> {
-    id: FactId,
-    usage: &'a Usage,
-    charge: Option<&'a Charge>,
+pub(super) struct Decided<'a> {
+    pub id: FactId,
+    pub usage: &'a Usage,
+    pub charge: Option<&'a Charge>,
     /// Of the hold that ends.
-    reserved: Option<&'a Reserved>,
+    pub reserved: Option<&'a Reserved>,
     read: &'a [LayerRead],
-    class: Class,
-    /// Whether load moves the feature.
-    moves: bool,
+    guards: &'a [Guard<'a>],
+    pub class: Class,
 }
 
 impl Reserved {
     pub fn of(usage: &Usage, charge: &Charge) -> Reserved {
-        Reserved { units: usage.units.clone(), amount: charge.amount, drawn: charge.drawn }
+        let (units, amount, drawn) = (usage.units.clone(), charge.amount, charge.drawn);
+        Reserved { units, amount, drawn, ..Reserved::default() }
+    }
+
+    /// What it was counted for on a limit, or on the share of its class in it.
+    pub fn counted_on(&self, account: u32, limit: &LimitRead, is_share: bool) -> u64 {
+        let counted = self.counted.iter().find(|counted| counted.is_on(account, limit, is_share));
+        counted.map_or(0, Counted::amount)
     }
 }
 
@@ -81,6 +93,9 @@ impl Audit {
         let id = self.id(refused.usage);
         let usage = self.entry.usage.as_ref().filter(|usage| usage.number == refused.usage);
         let fits = usage.is_some_and(|usage| matches!(usage.outcome, UsageOutcome::Refused(_)));
+        if let Some(usage) = usage.cloned() {
+            self.remember_closed(&usage, refused);
+        }
         if !fits || self.entry.refused.replace(refused.clone()).is_some() {
             self.find(Finding::RefusalUnexplained { id });
         }
@@ -124,7 +139,7 @@ impl Audit {
     }
 
     /// The accounts from the cluster down to this one.
-    fn levels_down(&self, account: Option<u32>) -> Vec<u32> {
+    pub(super) fn levels_down(&self, account: Option<u32>) -> Vec<u32> {
         let Some(account) = account.filter(|account| (*account as usize) < self.accounts.len()) else {
             return Vec::new();
         };
@@ -168,74 +183,69 @@ impl Audit {
         let told = layers.seen.iter().filter(|layer| matches!(layer, LayerSeen::Level { .. })).count();
         let policy = self.policies.get(&self.revision);
         let read = policy.and_then(|policy| layers::read(policy, &usage.feature, layers).ok());
-        let moves = policy.is_some_and(|policy| policy.is_moved(&usage.feature));
-        let Some(read) = read.filter(|_| told == levels.len()) else {
+        let read = read.filter(|read| told == levels.len() && self.fits_accounts(layers, read, &levels));
+        let Some(read) = read else {
             return self.find(Finding::LayersUnreadable { id });
         };
         let under_way = self.entry.charge.take();
         let charge = under_way.as_ref().map(|under_way| &under_way.charge);
         let ending = under_way.as_ref().and_then(|under_way| under_way.ending.as_ref());
         let reserved = ending.map(|(_, open)| &open.reserved);
-        let decided =
-            Decided { id, usage: &usage, charge, reserved, read: &read, class: layers.class, moves };
+        let (guards, class) = (moving::guards(&read), layers.class);
+        let decided = Decided { id, usage: &usage, charge, reserved, read: &read, guards: &guards, class };
+        self.check_class(&decided, &levels);
+        for guard in &guards {
+            self.check_guard(&decided, &levels, guard);
+        }
         for LayerRead { level, layer } in &read {
-            let account = levels[usize::from(*level)];
-            match layer {
-                NamedLayer::Limit(limit) => self.check_limit(&decided, account, limit),
-                NamedLayer::Share(_) | NamedLayer::Fair(_) => {}
-                NamedLayer::SpendingCap { cap, spent } => self.check_cap(&decided, account, *cap, *spent),
-                NamedLayer::Wallet { .. } => {}
+            if let NamedLayer::SpendingCap { cap, spent } = layer {
+                self.check_cap(&decided, levels[usize::from(*level)], *cap, *spent);
             }
         }
         self.check_wallets(&decided, &levels);
         self.check_refusal(&decided);
+        self.remember_decision(&decided, &levels);
+        if usage.outcome == UsageOutcome::Held
+            && let Some(open) = self.open.get_mut(&usage.admission)
+        {
+            let counted =
+                guards.iter().flat_map(|guard| Counted::by(levels[usize::from(guard.level)], guard));
+            (open.reserved.class, open.reserved.counted) = (class, counted.collect());
+        }
         self.entry.charge = under_way;
     }
 
-    fn check_limit(&mut self, decided: &Decided<'_>, account: u32, limit: &LimitRead) {
+    /// Checks a limit, the share of the class in it, and how its owner stood there.
+    fn check_guard(&mut self, decided: &Decided<'_>, levels: &[u32], guard: &Guard<'_>) {
+        let (account, limit) = (levels[usize::from(guard.level)], guard.limit);
         // What critical uses of its own share passes however hard the capacity is pressed.
-        let is_bound = limit.then == Then::Credits || decided.is_first() && !decided.may_pass(limit);
+        let may_pass = guard.share.is_some() && decided.class == Class::Critical;
+        let is_bound = limit.then == Then::Credits || decided.is_first() && !may_pass;
         let bound = is_bound.then_some(limit.quota);
-        let expected = decided.expected_of(limit);
+        let expected = decided.expected_of(account, limit);
         self.check_change(decided.id, account, &limit.name, limit.used, expected, bound);
         let latest =
             self.latest.limits.insert((account, limit.key.place()), (limit.plan, limit.used.after()));
         let latest = latest.filter(|(plan, _)| *plan == limit.plan).map(|(_, used)| used);
         self.check_growth(decided.id, account, &limit.name, limit.used, latest);
-        self.check_shadow(decided, limit);
-        self.check_moved(decided.id, account, limit);
-    }
-
-    /// Checks that a limit in shadow mode that says that it would have refused would have had to.
-    fn check_shadow(&mut self, decided: &Decided<'_>, limit: &LimitRead) {
         let cost = match (decided.charge, &self.entry.refused) {
             (Some(charge), _) => charge.amount,
             (None, Some(refused)) => refused.cost.unwrap_or_default(),
             (None, None) => Credits::ZERO,
         };
-        if limit.would_refuse && !decided.had_to_refuse(limit, cost) {
-            self.find(Finding::RefusedForNothing { id: decided.id, layer: limit.name.clone() });
-        }
+        self.check_shadow(decided, guard, cost);
+        self.check_left(decided, account, guard, cost);
+        self.check_factors(decided, account, guard);
+        self.check_share(decided, guard);
+        self.check_carries(decided, account, guard);
+        self.check_fair(decided, levels, guard);
     }
 
-    /// Checks that an adaptive guard stood where load and trust put it, and trust within its bounds.
-    fn check_moved(&mut self, id: FactId, account: u32, limit: &LimitRead) {
-        let Some(adaptive) = limit.adaptive else { return };
-        let policy = self.policy();
-        let rule = limit.plan.and_then(|plan| policy.plans.get(plan as usize)).and_then(|plan| plan.trust);
-        let trust = limit.moved.map_or(Trust::NEUTRAL, |moved| moved.trust);
-        let is_possible = rule.map_or(trust == Trust::NEUTRAL, |rule| rule.allows(trust));
-        let by_load = limit.moved.map_or(Ppm::ONE, |moved| moved.by_load);
-        let factor = Factor(adaptive.bounded(by_load, trust.factor));
-        let (stands, is_slots) = (Factor(limit.factor), limit.measure == Measure::Slot);
-        let is_there = if is_slots {
-            limit.quota == factor.slots(limit.base)
-        } else {
-            stands == factor && limit.quota == limit.base
-        };
-        if !is_possible || !is_there {
-            let (account, layer) = (self.path(account), limit.name.clone());
-            self.find(Finding::MovedOther { id, account, layer, expected: factor.0 });
+    /// Checks that a limit in shadow mode that says that it would have refused would have had to.
+    fn check_shadow(&mut self, decided: &Decided<'_>, guard: &Guard<'_>, cost: Credits) {
+        let limit = guard.limit;
+        if limit.would_refuse && !self.had_to_refuse(decided, guard, cost) {
+            self.find(Finding::RefusedForNothing { id: decided.id, layer: limit.name.clone() });
         }
     }
 
@@ -249,7 +259,7 @@ impl Audit {
         self.check_growth(decided.id, account, &name, spent, latest);
     }
 
-    fn check_change(
+    pub(super) fn check_change(
         &mut self,
         id: FactId,
         account: u32,
@@ -273,7 +283,7 @@ impl Audit {
     }
 
     /// Checks that nothing was added since this was looked at last.
-    fn check_growth(
+    pub(super) fn check_growth(
         &mut self,
         id: FactId,
         account: u32,
@@ -321,9 +331,10 @@ impl Audit {
         let (_, rest) = decided.covers(cost);
         let (name, had_to): (Arc<str>, bool) = match &refused.by {
             Layer::Limit { level, name } => {
-                let limit = decided.limits().find(|(at, limit)| at == level && limit.name == *name);
-                let had_to =
-                    limit.is_some_and(|(_, limit)| !limit.shadow && decided.had_to_refuse(limit, cost));
+                let mut guards = decided.guards.iter();
+                let guard = guards.find(|guard| guard.level == *level && guard.limit.name == *name);
+                let had_to = guard
+                    .is_some_and(|guard| !guard.limit.shadow && self.had_to_refuse(decided, guard, cost));
                 (name.clone(), had_to)
             }
             Layer::SpendingCap { level } => {
@@ -366,33 +377,25 @@ impl LimitRead {
 }
 
 impl Decided<'_> {
-    fn is_shared(&self) -> bool {
-        self.read.iter().any(|read| matches!(read.layer, NamedLayer::Share(_) | NamedLayer::Fair(_)))
-    }
-
     /// Whether it admits, and is not the end of what was held.
-    fn is_first(&self) -> bool {
+    pub fn is_first(&self) -> bool {
         self.reserved.is_none()
     }
 
-    fn limits(&self) -> impl Iterator<Item = (u8, &LimitRead)> {
-        self.read.iter().filter_map(|read| match &read.layer {
-            NamedLayer::Limit(limit) => Some((read.level, limit)),
-            _ => None,
-        })
+    pub fn is_refused(&self) -> bool {
+        matches!(self.usage.outcome, UsageOutcome::Refused(_))
+    }
+
+    fn limits(&self) -> impl Iterator<Item = &LimitRead> {
+        self.guards.iter().map(|guard| guard.limit)
     }
 
     fn quantity(&self, unit: &str) -> u64 {
         quantity(&self.usage.units, unit)
     }
 
-    /// Whether the share of its class can let a request pass a capacity that others have used up.
-    fn may_pass(&self, limit: &LimitRead) -> bool {
-        limit.plan.is_none() && self.is_shared() && self.class == Class::Critical
-    }
-
     /// How much of the request a guard counts.
-    fn asked(&self, limit: &LimitRead, cost: Credits) -> u64 {
+    pub fn asked(&self, limit: &LimitRead, cost: Credits) -> u64 {
         match limit.measure {
             Measure::Unit(_) => self.quantity(&limit.unit),
             Measure::Cost => cost.0.unsigned_abs(),
@@ -401,43 +404,57 @@ impl Decided<'_> {
         }
     }
 
-    /// Whether a limit had no room for a request of this price.
-    fn had_to_refuse(&self, limit: &LimitRead, cost: Credits) -> bool {
-        let asked = self.asked(limit, cost);
-        limit.then == Then::Refuse && (limit.counted(asked).1 > limit.room().into() || self.is_shared())
+    /// How much a limit takes of a request that is admitted.
+    pub fn taken(&self, limit: &LimitRead) -> u64 {
+        if limit.would_refuse || self.is_refused() {
+            return 0;
+        }
+        let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);
+        match (limit.then, limit.measure) {
+            (_, Measure::Slot) => u64::from(self.usage.outcome == UsageOutcome::Held),
+            (Then::Refuse, _) => self.asked(limit, amount),
+            (Then::Credits, Measure::Cost) => self.covers(amount).0.0.unsigned_abs(),
+            (Then::Credits, _) => self.covered_quantity(&limit.unit),
+        }
+    }
+
+    /// How much of what a guard counts a hold reserved, and how much was used in the end.
+    pub fn held_and_used(&self, limit: &LimitRead, reserved: &Reserved) -> (u64, u64) {
+        let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);
+        match limit.measure {
+            Measure::Slot => (1, 0),
+            Measure::Cost => (reserved.amount.0.unsigned_abs(), amount.0.unsigned_abs()),
+            _ => (quantity(&reserved.units, &limit.unit), self.quantity(&limit.unit)),
+        }
     }
 
     /// By how much a limit was to change.
-    fn expected_of(&self, limit: &LimitRead) -> Expected {
-        if limit.would_refuse || matches!(self.usage.outcome, UsageOutcome::Refused(_)) {
-            return Expected(0, 0);
-        }
-        let amount = self.charge.map_or(Credits::ZERO, |charge| charge.amount);
-        let Some(reserved) = self.reserved else {
-            let exactly = match (limit.then, limit.measure) {
-                (_, Measure::Slot) => u64::from(self.usage.outcome == UsageOutcome::Held),
-                (Then::Refuse, _) => self.asked(limit, amount),
-                (Then::Credits, Measure::Cost) => self.covers(amount).0.0.unsigned_abs(),
-                (Then::Credits, _) => self.covered_quantity(&limit.unit),
-            };
-            return limit.counted(exactly);
-        };
-        // How much of what was reserved is given back depends on its window: at most all of it.
-        let (held, used) = match limit.measure {
-            Measure::Slot => return Expected(-1, 0),
-            Measure::Cost => (reserved.amount.0.unsigned_abs(), amount.0.unsigned_abs()),
-            _ => (quantity(&reserved.units, &limit.unit), self.quantity(&limit.unit)),
-        };
+    fn expected_of(&self, account: u32, limit: &LimitRead) -> Expected {
+        let Some(reserved) = self.reserved else { return limit.counted(self.taken(limit)) };
+        let (held, used) = self.held_and_used(limit, reserved);
         let most = match (limit.then, limit.measure) {
             // What an allowance on another unit had covered may be left to this one.
             (Then::Credits, Measure::Cost) => used,
             _ => used.saturating_sub(held),
         };
-        if limit.plan.is_none() && self.moves || limit.adaptive.is_some() {
-            // What was reserved counted for more or less, at the factor of its time.
-            return Expected(-i128::from(u64::MAX), limit.counted(most).1);
+        // How much of what it was counted for is given back depends on its window: at most all of it.
+        Expected(-i128::from(reserved.counted_on(account, limit, false)), limit.counted(most).1)
+    }
+
+    /// By how much the share of the request's class was to change: by what it covers.
+    pub fn expected_of_share(&self, guard: &Guard<'_>, share: &ShareRead, quota: u64) -> Expected {
+        let (limit, factor) = (guard.limit, Factor(share.factor));
+        if let Some(reserved) = self.reserved {
+            let (held, used) = self.held_and_used(limit, reserved);
+            let (most, _) = factor.counted(used.saturating_sub(held), Carry::default());
+            return Expected(-i128::from(reserved.counted_on(0, limit, true)), most.into());
         }
-        Expected(-i128::from(held), most.into())
+        let (taken, room) = (self.taken(limit), quota.saturating_sub(share.used.before));
+        let counted = |reaches: Carry, carried: Carry| {
+            factor.counted(factor.within(room, reaches).min(taken), carried).0
+        };
+        let most = counted(Carry::MOST, Carry::default()).min(room);
+        Expected(counted(Carry::default(), Carry::MOST).into(), most.into())
     }
 
     /// By how much a spending cap was to change.
@@ -451,10 +468,10 @@ impl Decided<'_> {
 
     /// How much of a unit allowances on it cover: as much as the one with the least room can.
     fn covered_quantity(&self, unit: &str) -> u64 {
-        let rooms = self.limits().filter(|(_, limit)| {
+        let rooms = self.limits().filter(|limit| {
             limit.then == Then::Credits && matches!(limit.measure, Measure::Unit(_)) && &*limit.unit == unit
         });
-        rooms.map(|(_, limit)| limit.room()).min().map_or(0, |room| room.min(self.quantity(unit)))
+        rooms.map(|limit| limit.room()).min().map_or(0, |room| room.min(self.quantity(unit)))
     }
 
     /// What allowances on the price cover of `amount`, and what is left for wallets.
@@ -467,8 +484,8 @@ impl Decided<'_> {
         });
         let rest = amount.0.saturating_sub(by_units.sum());
         let on_price =
-            self.limits().filter(|(_, limit)| limit.then == Then::Credits && limit.measure == Measure::Cost);
-        let room = on_price.map(|(_, limit)| limit.room()).min().unwrap_or(0);
+            self.limits().filter(|limit| limit.then == Then::Credits && limit.measure == Measure::Cost);
+        let room = on_price.map(|limit| limit.room()).min().unwrap_or(0);
         let covered = rest.min(i64::try_from(room).unwrap_or(i64::MAX));
         (Credits(covered), Credits(rest.saturating_sub(covered)))
     }

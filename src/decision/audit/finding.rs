@@ -3,8 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
+use crate::decision::command::Class;
 use crate::decision::facts::{Bucket, FactId, Why};
+use crate::decision::load::LoadMove;
 use crate::decision::reply::{AdmissionId, Balances, TopUpId};
+use crate::decision::trust::Trust;
 use crate::units::{Credits, Millis, Ppm};
 
 /// What a change was to be: from one amount to another, which may be the same.
@@ -62,6 +65,15 @@ pub enum Finding {
 
     #[error("entry {index} moves the load factor of {feature} to {factor}, which the policy does not allow")]
     LoadOutOfBounds { index: u64, feature: Arc<str>, factor: Ppm },
+
+    #[error(
+        "entry {index}: a move ({kind:?}) from {before} does not take the load factor of {feature} to {factor}"
+    )]
+    LoadMoveDiffers { index: u64, feature: Arc<str>, kind: LoadMove, before: Ppm, factor: Ppm },
+    #[error("entry {index}: the load factor of {feature} moves at {at}, at no step or twice in one")]
+    LoadMoveUntimely { index: u64, feature: Arc<str>, at: Millis },
+    #[error("entry {index}: the policy moves the load factor of {feature} to {factor}, and nothing says so")]
+    LoadMoveMissing { index: u64, feature: Arc<str>, factor: Ppm },
 
     // Usage and charges.
     #[error("the usage {id} of {admission} has no charge")]
@@ -179,6 +191,29 @@ pub enum Finding {
         "{id}: load and trust put {layer} of {account} elsewhere: so much of it could be used: {expected}"
     )]
     MovedOther { id: FactId, account: Arc<str>, layer: Arc<str>, expected: Ppm },
+    #[error(
+        "{id}: load is said to let {said} of {layer} of {account} be used; by load {load} it is {in_force}"
+    )]
+    FactorOther { id: FactId, account: Arc<str>, layer: Arc<str>, said: Ppm, in_force: Ppm, load: u64 },
+    #[error("{id}: the trust in {account} is said to be {said:?}; by its past it is {earned:?}")]
+    TrustOther { id: FactId, account: Arc<str>, said: Trust, earned: Trust },
+    #[error("{id}: {asked} of {layer} of {account} count for {counted}, and not so under {factor}")]
+    CountedOther { id: FactId, account: Arc<str>, layer: Arc<str>, asked: u64, counted: u64, factor: Ppm },
+    #[error("{id} counts by class {class:?}; its plan, or its hold, is of class {most:?}")]
+    ClassOther { id: FactId, class: Class, most: Class },
+    #[error(
+        "{id}: {asked} of {layer} of {account} are admitted, and not left to class {class:?}: {kept} are kept"
+    )]
+    NotLeft { id: FactId, account: Arc<str>, layer: Arc<str>, class: Class, asked: u64, kept: u64 },
+    #[error("{id}: of {layer}, the {what} of {account} is said to be {said:?}, and is {known:?}")]
+    FairDiffers {
+        id: FactId,
+        account: Arc<str>,
+        layer: Arc<str>,
+        what: &'static str,
+        said: Option<u64>,
+        known: Option<u64>,
+    },
     #[error("{id}: {layer} of {account} is left with {after} of {quota} used")]
     QuotaExceeded { id: FactId, account: Arc<str>, layer: Arc<str>, quota: u64, after: u64 },
     #[error("{id}: the wallet of {account} is said to have {said:?} {when} it; by the postings {replayed:?}")]

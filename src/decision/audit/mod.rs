@@ -2,13 +2,15 @@
 //!
 //! It is told every fact since the first entry, in order, and trusts none of them: it prices each
 //! charge anew from the rate card, replays every posting, and follows each admission, grant, idempotency
-//! key and account's history. It checks all of it against the policy that was in force. What does not fit
+//! key and account's history, and whatever moves limits: load, the shares of classes and owners, trust. It checks
+//! all of it against the policy that was in force. What does not fit
 //! is a [`Finding`] that names where and by how much. It never looks at a state; what a state shows is
 //! handed to [`Audit::compare_state`], [`Audit::compare_account`] and [`Audit::compare_hold`].
 
 mod evidence;
 mod finding;
 pub(in crate::decision) mod keys;
+mod moving;
 mod pricing;
 mod renewals;
 mod shown;
@@ -23,14 +25,15 @@ use std::sync::Arc;
 
 use crate::decision::audit::evidence::{Latest, Reserved};
 use crate::decision::audit::keys::LivingKeys;
+use crate::decision::audit::moving::Moving;
 use crate::decision::audit::renewals::{Begins, Recurrence};
 use crate::decision::audit::shown::Seen;
 use crate::decision::audit::terms::Terms;
 use crate::decision::audit::topup::TopUps;
 use crate::decision::command::{AccountState, Source, SpendingCap};
 use crate::decision::facts::{
-    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, LoadMoved, Moment, Multiplier,
-    Overdue, PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
+    AccountMade, Bucket, Charge, Fact, FactId, GrantMade, GrantRevoked, Moment, Multiplier, Overdue,
+    PolicyPut, Posting, Refused, Reset, RolledOver, Usage, UsageOutcome, Versions, Why,
 };
 use crate::decision::meter::Meter;
 use crate::decision::path::{self, PLAN_GRANT_PREFIX};
@@ -46,6 +49,8 @@ pub struct Audit {
     policies: BTreeMap<u64, Arc<Policy>>,
     revision: u64,
     load_version: u64,
+    /// What moves limits.
+    moving: Moving,
     /// By account and number.
     grants: BTreeMap<(u32, u64), Grant>,
     next_grant: u64,
@@ -186,6 +191,7 @@ impl Audit {
             policies: BTreeMap::from([(0, Arc::new(Policy::empty()))]),
             revision: 0,
             load_version: 0,
+            moving: Moving::default(),
             grants: BTreeMap::new(),
             next_grant: 0,
             grant_ids: BTreeSet::new(),
@@ -226,6 +232,9 @@ impl Audit {
         }
         if !matches!(fact, Fact::Posting(_) | Fact::GrantMade(_)) {
             self.miss_begins();
+        }
+        if !matches!(fact, Fact::LoadMoved(_) | Fact::Versions(_)) {
+            self.miss_load_moves();
         }
         match fact {
             Fact::Versions(versions) => self.take_versions(*versions),
@@ -309,6 +318,7 @@ impl Audit {
         self.miss_rollover();
         self.miss_begins();
         self.miss_top_up_grant();
+        self.miss_load_moves();
     }
 
     /// Finds what was to be posted and is not.
@@ -390,6 +400,7 @@ impl Audit {
         if parent.is_none() {
             self.find(Finding::ParentMissing { index, account: made.path.clone() });
         }
+        self.moving.owners += usize::from(parent == Some(0));
         self.accounts.push(Account::new(made.path.clone(), parent.unwrap_or(0), index));
         if self.account_by_path.insert(made.path.clone(), made.account).is_some() {
             self.find(Finding::MadeTwice { index, what: "account", name: made.path.clone() });
@@ -408,21 +419,11 @@ impl Audit {
         let compiled =
             document.and_then(|document| Policy::compile(&document).map_err(|error| error.to_string()));
         match compiled {
-            Ok(policy) => drop(self.policies.insert(found, Arc::new(policy))),
+            Ok(policy) => {
+                self.policies.insert(found, Arc::new(policy));
+                self.move_by_policy();
+            }
             Err(problem) => self.find(Finding::PolicyUnreadable { index, revision: found, problem }),
-        }
-    }
-
-    fn take_load(&mut self, moved: &LoadMoved) {
-        let (index, expected, found) = (self.entry.index, self.load_version + 1, moved.version);
-        if found != expected {
-            self.find(Finding::OutOfSequence { index, what: "load", expected, found });
-        }
-        self.load_version = found;
-        let policy = self.policies.get(&self.revision);
-        if !policy.is_some_and(|policy| policy.lets_load_be(&moved.feature, moved.factor)) {
-            let (feature, factor) = (moved.feature.clone(), moved.factor);
-            self.find(Finding::LoadOutOfBounds { index, feature, factor });
         }
     }
 

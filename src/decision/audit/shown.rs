@@ -26,6 +26,8 @@ pub struct ShownState {
     /// exclusive or.
     pub keys: u64,
     pub keys_together: [u8; 16],
+    /// The version of the load.
+    pub load: u64,
 }
 
 /// An account, its wallet's sum, and every grant of it that is not forgotten.
@@ -73,6 +75,7 @@ impl Audit {
             ("the next admission", self.next_admission, shown.next_admission),
             ("the next grant", self.next_grant, shown.next_grant),
             ("the number of accounts", self.accounts.len() as u64 - 1, shown.accounts),
+            ("the version of the load", self.load_version, shown.load),
             ("the number of holds", self.open.len() as u64, shown.holds),
         ];
         let (replayed, together) = (self.keys.len() as u64, self.keys.together());

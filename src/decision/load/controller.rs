@@ -63,6 +63,32 @@ pub enum LoadMove {
     Policy,
 }
 
+impl LoadRule {
+    /// Whether a step can move a factor so, whatever was reported: where it ends follows from where it began, but
+    /// for a cut, which has its bounds.
+    pub fn can_move(&self, before: Ppm, after: Ppm, pressure: Option<Ppm>, moved: LoadMove) -> bool {
+        let raised = before.0.saturating_add(self.restore.0);
+        let is_there = match (moved, pressure) {
+            (LoadMove::Cut, Some(_)) => {
+                let one = Ppm::ONE.0;
+                let kept = |part: u64| times(before, part, one).max(self.floor.0);
+                (kept(one / 2)..=kept(self.middle())).contains(&after.0)
+            }
+            (LoadMove::Restored, Some(pressure)) => {
+                after.0 == raised.min(self.ceiling.0) && pressure < self.restore_below
+            }
+            (LoadMove::Silent, None) => after.0 == raised.min(self.silent.0),
+            _ => false,
+        };
+        is_there && after != before
+    }
+
+    /// The middle of the band in which nothing moves.
+    fn middle(&self) -> u64 {
+        (self.restore_below.0 + Ppm::ONE.0) / 2
+    }
+}
+
 impl Controller {
     pub fn new(rule: &LoadRule) -> Controller {
         Controller { factor: rule.silent, pressure: None, wait: 0, answered: Ppm(0) }
@@ -103,8 +129,7 @@ impl Controller {
             let grave = reported.0 > one + one / 4;
             let answered = if grave { reported.max(pressure) } else { pressure };
             // To the middle of the band in which nothing moves, and by half at most.
-            let middle = (rule.restore_below.0 + one) / 2;
-            let kept = times(Ppm(middle), one, answered.0).max(one / 2);
+            let kept = times(Ppm(rule.middle()), one, answered.0).max(one / 2);
             self.answered = pressure;
             self.wait = rule.response;
             let factor = Ppm(times(self.factor, kept, one).max(rule.floor.0));

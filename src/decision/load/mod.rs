@@ -357,7 +357,7 @@ fn ppm(value: u128) -> Ppm {
 /// How much of its share each class may use, when `factor` of the capacity may be used in all. What is missing is
 /// taken from the least important class first, and from the next when that has nothing left; where
 /// there is more than the capacity, every class has more, and where classes have no shares, all have the same.
-fn class_factors(feature: &Feature, factor: Ppm) -> ByClass<Ppm> {
+pub(super) fn class_factors(feature: &Feature, factor: Ppm) -> ByClass<Ppm> {
     let Some(shares) = feature.shares.filter(|_| factor < Ppm::ONE) else {
         return [factor; Class::ALL.len()];
     };

@@ -58,7 +58,7 @@ pub(super) struct Feature {
 }
 
 /// What a class can count on of one limit of a capacity.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct ClassShare {
     pub key: MeterKey,
     pub rule: Rule,
@@ -197,11 +197,6 @@ impl Policy {
 
     pub fn document(&self) -> &Document {
         &self.document
-    }
-
-    /// Whether load moves the limits of a feature.
-    pub(super) fn is_moved(&self, feature: &str) -> bool {
-        self.feature(feature).is_some_and(|(_, feature)| feature.load.is_some())
     }
 
     /// Whether `factor` is within the bounds in which load may move a feature.
