@@ -151,6 +151,7 @@ impl State {
         // What is shared fairly follows from how things stand, and not from how they came to stand so.
         self.now = Millis(last);
         self.step_sharing();
+        self.forget_pasts();
         self.now = now;
     }
 
