@@ -463,6 +463,34 @@ async fn a_node_far_behind_catches_up_by_checkpoint_and_restarts_from_it() {
 }
 
 #[tokio::test]
+async fn a_checkpoint_is_taken_after_so_many_requests_as_it_is_worth() {
+    let mut cluster = Cluster::new(1);
+    cluster.limits.checkpoint_requests = 20;
+    cluster.timing.tick = Span(10);
+    cluster.start_all().await;
+    cluster.leader().await;
+    let node = cluster.node(1);
+    for n in 0..500 {
+        propose(node, put_account(&format!("an-account-with-a-long-name-{n}"))).await;
+    }
+    let until_the_next = async || {
+        let (before, deadline) = (own_view(node).checkpoint_index, Instant::now() + PATIENCE);
+        for requests in 1.. {
+            propose(node, put_account("one-more")).await;
+            if own_view(node).checkpoint_index > before {
+                return requests;
+            }
+            assert!(Instant::now() < deadline, "no checkpoint after {requests} requests");
+        }
+        unreachable!("it counts for ever")
+    };
+    until_the_next().await;
+    // It has more than 100 bytes for each of the accounts: it is worth two requests for each five of them.
+    let requests = until_the_next().await;
+    assert!(requests > 100, "{requests}");
+}
+
+#[tokio::test]
 async fn a_node_that_lost_its_disk_is_refused_and_harms_nobody() {
     let mut cluster = Cluster::started(3).await;
     let leader = cluster.leader().await;

@@ -14,7 +14,7 @@ use crate::decision::audit::keys::together;
 use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
 use crate::decision::fairness::{Sharers, SharersKey, Sharing};
 use crate::decision::hold::Hold;
-use crate::decision::keys::{KeptAnswer, KeysView};
+use crate::decision::keys::{KeptAnswer, Keys, KeysView};
 use crate::decision::ledger::fingerprint_of_key;
 use crate::decision::load::{FeatureLoad, Load};
 use crate::decision::pages::{Pages, Slab};
@@ -51,7 +51,8 @@ enum Kind {
     /// Accounts that follow each other: a page, or a part of one.
     Accounts(Arc<Vec<Account>>),
     Hold(Box<Hold>),
-    Answer(Box<KeptAnswer>),
+    /// Answers kept under keys, oldest first: some of them.
+    Answers(Vec<KeptAnswer>),
     Resolved(Box<Resolved>),
     /// A piece of the trail, by the places of the accounts.
     Trail(Vec<u64>),
@@ -63,6 +64,10 @@ enum Kind {
 
 /// Accounts whose trail is in one record.
 const TRAIL_LEN_MAX: usize = 1_024;
+/// How many answers room is made for at once, whatever a head promises.
+const KEYS_ROOM_MAX: u64 = 16_000_000;
+/// Answers in one record.
+const ANSWERS_LEN_MAX: usize = 16;
 /// How much the accounts of one record weigh, unless one alone weighs more.
 const RECORD_WEIGHT_MAX: usize = 512;
 
@@ -141,7 +146,11 @@ impl View {
         let head = std::iter::once(Kind::Head(Box::new(self.head.clone())));
         let accounts = self.accounts.pages().flat_map(parts).map(Kind::Accounts);
         let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
-        let answers = self.keys.iter().map(|answer| Kind::Answer(Box::new(answer.clone())));
+        let mut answers = self.keys.iter().peekable();
+        let answers = std::iter::from_fn(move || {
+            answers.peek()?;
+            Some(Kind::Answers(answers.by_ref().take(ANSWERS_LEN_MAX).cloned().collect()))
+        });
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
@@ -317,7 +326,9 @@ impl UnderWay {
         }
         // No more room than the largest cluster needs, whatever a head promises.
         let accounts = usize::try_from(head.accounts).unwrap_or(usize::MAX).min(State::ACCOUNTS_MAX);
+        let keys = head.answers.min(policy.document().settings.idempotency_keys_max).min(KEYS_ROOM_MAX);
         let state = State {
+            keys: Keys::with_capacity(keys as usize),
             account_by_path: HashMap::with_capacity_and_hasher(accounts, RandomState::default()),
             now: head.now,
             next_admission: head.next_admission,
@@ -353,7 +364,7 @@ impl UnderWay {
                 hold.debits.iter().try_for_each(|debit| check(debit.account))?;
                 self.state.insert_hold(*hold);
             }
-            Kind::Answer(answer) => self.state.keys.insert(*answer),
+            Kind::Answers(answers) => answers.into_iter().for_each(|answer| self.state.keys.insert(answer)),
             Kind::Resolved(resolved) => {
                 check(resolved.account)?;
                 self.state.recent.keep(*resolved);

@@ -3,10 +3,12 @@
 //! A key lives for the time that the policy sets, or until as many younger keys as the policy allows
 //! have come, whichever is first. Invariant: `order` holds each kept key once, oldest first.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::hash::BuildHasher;
 use std::sync::Arc;
 
 use foldhash::fast::RandomState;
+use hashbrown::HashTable;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::command::Key;
@@ -27,8 +29,9 @@ pub(super) struct Keys {
     answers: Slab<KeptAnswer>,
     /// Derived: the places of the answers, oldest first.
     order: VecDeque<u32>,
-    /// Derived.
-    place_by_key: HashMap<Arc<str>, u32, RandomState>,
+    /// Derived: the places of the answers, by the hash of their key.
+    places: HashTable<u32>,
+    hasher: RandomState,
 }
 
 /// The kept answers as they were, for a checkpoint.
@@ -38,6 +41,15 @@ pub(super) struct KeysView {
 }
 
 impl Keys {
+    /// An empty one with room for so many.
+    pub fn with_capacity(keys: usize) -> Keys {
+        Keys {
+            order: VecDeque::with_capacity(keys),
+            places: HashTable::with_capacity(keys),
+            ..Keys::default()
+        }
+    }
+
     pub fn len(&self) -> usize {
         self.order.len()
     }
@@ -45,7 +57,7 @@ impl Keys {
     /// What this key says: nothing if it is new, the first answer again, or that it stands for
     /// another request.
     pub fn answer(&self, key: Key<'_>) -> Option<Result<Reply, Box<Refusal>>> {
-        let kept = self.answers.get(*self.place_by_key.get(key.key)?)?;
+        let kept = self.kept(key.key)?;
         if kept.fingerprint != key.fingerprint {
             let detail = format!("the key {} was first used for another request", key.key);
             return Some(Err(Refusal::new(Reason::KeyMismatch, Layer::Key, detail)));
@@ -63,11 +75,13 @@ impl Keys {
 
     /// Puts an answer behind all others.
     pub fn insert(&mut self, answer: KeptAnswer) {
-        let key = answer.key.clone();
+        debug_assert!(self.kept(&answer.key).is_none(), "a kept key is answered, not kept again");
+        let hash = self.hasher.hash_one(&*answer.key);
         let place = self.answers.insert(answer);
         self.order.push_back(place);
-        let before = self.place_by_key.insert(key, place);
-        debug_assert!(before.is_none(), "a kept key is answered, not kept again");
+        let Keys { answers, hasher, places, .. } = self;
+        let hash_at = |place: &u32| answers.get(*place).map_or(0, |answer| hasher.hash_one(&*answer.key));
+        places.insert_unique(hash, place, hash_at);
     }
 
     /// Drops what has lived its time. A key kept behind one that lives longer waits for it.
@@ -84,9 +98,18 @@ impl Keys {
         KeysView { answers: self.answers.clone(), order: self.order.clone() }
     }
 
+    fn kept(&self, key: &str) -> Option<&KeptAnswer> {
+        let is_of_key = |place: &u32| self.answers.get(*place).is_some_and(|answer| &*answer.key == key);
+        let place = self.places.find(self.hasher.hash_one(key), is_of_key)?;
+        self.answers.get(*place)
+    }
+
     fn drop_oldest(&mut self) {
-        if let Some(answer) = self.order.pop_front().and_then(|place| self.answers.remove(place)) {
-            self.place_by_key.remove(&answer.key);
+        let Some(place) = self.order.pop_front() else { return };
+        let Some(answer) = self.answers.remove(place) else { return };
+        if let Ok(entry) = self.places.find_entry(self.hasher.hash_one(&*answer.key), |found| *found == place)
+        {
+            entry.remove();
         }
     }
 }

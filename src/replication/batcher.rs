@@ -325,7 +325,12 @@ fn forwarded(leader: u64, answer: Result<ProposeAnswer, CallError>) -> Result<Ve
             Failure::Refused(Refusal::NotLeader)
         }
         Ok(ProposeAnswer::Unknown) => Failure::PerhapsAppended("the leader could not finish it"),
-        Err(CallError::NotSent { .. } | CallError::Refused { .. }) => Failure::NotAppended,
+        Err(CallError::NotSent { .. }) => Failure::NotAppended,
+        // It is a stranger there, or speaks of another cluster: asking again changes nothing.
+        Err(error @ CallError::Refused { .. }) => {
+            tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding was refused");
+            Failure::Refused(Refusal::NotLeader)
+        }
         Err(
             error @ (CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. }),
         ) => {
@@ -346,18 +351,16 @@ mod tests {
     fn only_what_the_leader_has_not_seen_or_turned_away_counts_as_not_appended() {
         let node = 2;
         let status = || Box::new(Status::unavailable("gone"));
-        let not_sent = CallError::NotSent { node, source: status() };
-        for answer in
-            [Ok(ProposeAnswer::NotLeader), Err(not_sent), Err(CallError::Refused { node, source: status() })]
-        {
+        for answer in [Ok(ProposeAnswer::NotLeader), Err(CallError::NotSent { node, source: status() })] {
             assert_eq!(forwarded(node, answer), Err(Failure::NotAppended));
         }
         for (answer, refusal) in [
-            (ProposeAnswer::NotMember, Refusal::NotLeader),
-            (ProposeAnswer::Overloaded, Refusal::Overloaded),
-            (ProposeAnswer::Unreadable("new".to_owned()), Refusal::NotLeader),
+            (Ok(ProposeAnswer::NotMember), Refusal::NotLeader),
+            (Ok(ProposeAnswer::Overloaded), Refusal::Overloaded),
+            (Ok(ProposeAnswer::Unreadable("new".to_owned())), Refusal::NotLeader),
+            (Err(CallError::Refused { node, source: status() }), Refusal::NotLeader),
         ] {
-            assert_eq!(forwarded(node, Ok(answer)), Err(Failure::Refused(refusal)));
+            assert_eq!(forwarded(node, answer), Err(Failure::Refused(refusal)));
         }
         for answer in [
             Ok(ProposeAnswer::Unknown),

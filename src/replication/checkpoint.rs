@@ -25,7 +25,7 @@ use crate::replication::record::{self, Kind};
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 
 const MANIFEST_VERSION: u8 = 1;
-const CHUNK_VERSION: u8 = 1;
+const CHUNK_VERSION: u8 = 2;
 /// Records are gathered until a chunk has this many bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that are decoded and wait to become a part of the state, at most.
@@ -45,7 +45,7 @@ pub(crate) struct Manifest {
     roster: Roster,
     pub(crate) chunks: u64,
     records: u64,
-    bytes: u64,
+    pub(crate) bytes: u64,
     /// Over all chunks, in order.
     sha256: [u8; 32],
 }

@@ -54,6 +54,8 @@ pub(crate) struct Progress {
     pub(crate) next_index: u64,
     /// Bytes of entries applied since this process started.
     pub(crate) bytes: u64,
+    /// Requests in them.
+    pub(crate) requests: u64,
 }
 
 /// What openraft drives.
@@ -76,7 +78,7 @@ impl Shared {
     pub(crate) fn new(mut applied: Applied, keeps_facts: bool) -> Self {
         applied.state.keep_facts(keeps_facts);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
-        let (progress, _) = watch::channel(Progress { next_index, bytes: 0 });
+        let (progress, _) = watch::channel(Progress { next_index, ..Progress::default() });
         let policy = Arc::new(AtomicU64::new(applied.state.policy().0));
         let (applied, progress) = (Arc::new(Mutex::new(applied)), Arc::new(progress));
         Shared { applied, progress, policy, marks: Arc::default(), keeps_facts }
@@ -129,13 +131,13 @@ impl Machine {
         Machine { shared, checkpoints, facts, fail }
     }
 
-    /// Applies one batch. Replies are gathered only where somebody waits for them.
+    /// Applies one batch and says how many requests it had. Replies are gathered only where somebody waits for them.
     fn apply_batch(
         &self,
         log_id: LogId,
         batch: &Batch,
         answered: bool,
-    ) -> Result<(Replies, Option<Bytes>), BatchError> {
+    ) -> Result<(usize, Replies, Option<Bytes>), BatchError> {
         let (proposed_at, count, _) = batch.open()?;
         let mut applied = self.shared.lock();
         let at = clock::advance(applied.state.now(), proposed_at);
@@ -157,7 +159,7 @@ impl Machine {
             self.shared.marks.keep(Frozen::new(index, state.view()));
         }
         applied.last = Some(log_id);
-        Ok((Replies(replies), facts))
+        Ok((count, Replies(replies), facts))
     }
 
     fn snapshot(&self, manifest: Manifest) -> Result<Sealed, StorageError> {
@@ -211,16 +213,19 @@ impl RaftStateMachine<TypeConfig> for Machine {
             let (replies, facts) = match &entry.payload {
                 EntryPayload::Normal(batch) => {
                     progress.bytes += batch.as_bytes().len() as u64;
-                    self.apply_batch(log_id, batch, responder.is_some()).map_err(|error| {
-                        let error = Arc::new(error);
-                        tracing::error!(
-                            index = log_id.index(),
-                            error = &*error as &dyn std::error::Error,
-                            "a log entry cannot be applied; this node stops"
-                        );
-                        (self.fail)(FatalError::Apply(error.clone()));
-                        io::Error::other(error)
-                    })?
+                    let (requests, replies, facts) =
+                        self.apply_batch(log_id, batch, responder.is_some()).map_err(|error| {
+                            let error = Arc::new(error);
+                            tracing::error!(
+                                index = log_id.index(),
+                                error = &*error as &dyn std::error::Error,
+                                "a log entry cannot be applied; this node stops"
+                            );
+                            (self.fail)(FatalError::Apply(error.clone()));
+                            io::Error::other(error)
+                        })?;
+                    progress.requests += requests as u64;
+                    (replies, facts)
                 }
                 EntryPayload::Blank => {
                     self.shared.lock().last = Some(log_id);

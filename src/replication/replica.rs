@@ -32,7 +32,7 @@ use crate::replication::identity::Identity;
 use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::log::{LogReader, LogStore};
-use crate::replication::machine::{Applied, Machine, Shared, off_the_runtime};
+use crate::replication::machine::{Applied, Machine, Progress, Shared, off_the_runtime};
 use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
@@ -646,9 +646,12 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     match Identity::load(&identity_path)? {
         Some(identity) => {
             identity.check(&identity_path, &settings.cluster_id, node)?;
+            let begun = Instant::now();
             let (mut disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
+            let log_ms = waited_ms(begun);
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
+            let checkpoint_ms = waited_ms(begun) - log_ms;
             let applied = match newest {
                 Some((manifest, state)) => {
                     let meta = manifest.meta().map_err(|source| {
@@ -675,6 +678,8 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
                 node,
                 last = recovered.last.map(|last| last.index),
                 checkpoint = covered.map(|covered| covered.index),
+                log_ms,
+                checkpoint_ms,
                 "disk opened and verified"
             );
             Ok(Opened { identity, disk, recovered, checkpoints, applied, acquaintances })
@@ -725,10 +730,10 @@ async fn keep_acquaintances(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// Asks for a checkpoint when enough was applied since the last one.
+/// Asks for a checkpoint when enough was applied since the last one: a start has to apply that again.
 async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
     let Some(mut progress) = inner.upgrade().map(|inner| inner.shared.progress()) else { return };
-    let mut bytes_before = 0;
+    let mut before = Progress::default();
     loop {
         let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
         tokio::time::sleep(tick).await;
@@ -743,10 +748,22 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
         let covered =
             inner.raft.data_metrics().borrow_watched().snapshot.map_or(0, |covered| covered.index() + 1);
         let limits = &inner.settings.limits;
-        let due = now.bytes - bytes_before >= limits.checkpoint_log_bytes
+        let requests = now.requests - before.requests;
+        let many_requests = requests >= limits.checkpoint_requests && {
+            let checkpoints = inner.checkpoints.clone();
+            match off_the_runtime(move || checkpoints.newest()).await {
+                Ok(newest) => {
+                    let bytes = newest.map_or(0, |newest| newest.bytes);
+                    requests >= bytes / Limits::CHECKPOINT_BYTES_A_REQUEST
+                }
+                Err(error) => return inner.failure.set(FatalError::Storage(full_text(&error))),
+            }
+        };
+        let due = many_requests
+            || now.bytes - before.bytes >= limits.checkpoint_log_bytes
             || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
         if due {
-            bytes_before = now.bytes;
+            before = now;
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
             }

@@ -131,8 +131,11 @@ pub struct Limits {
     pub group_bytes_max: usize,
     /// A checkpoint is taken after so many bytes of applied entries...
     pub checkpoint_log_bytes: u64,
-    /// ...or after so many entries, whichever comes first.
+    /// ...or after so many entries...
     pub checkpoint_log_entries: u64,
+    /// ...or after so many requests in them, whichever comes first. Where the last checkpoint has more than
+    /// [`Limits::CHECKPOINT_BYTES_A_REQUEST`] for each of them, it takes that many more.
+    pub checkpoint_requests: u64,
     /// Applied entries kept behind a checkpoint, for followers that are a little behind.
     pub log_entries_kept: u64,
     /// How far behind a learner may be when it is promoted, in entries.
@@ -163,6 +166,9 @@ impl Limits {
     pub const ENTRY_REQUESTS_MAX: usize = 1_024;
     /// The largest message between peers.
     pub const MESSAGE_BYTES_MAX: usize = 16 * 1024 * 1024;
+    /// What of a checkpoint is written and restored in about the time in which a request is decided again. So a
+    /// start never spends much longer on the log than on the checkpoint, and checkpoints cost less than deciding.
+    pub const CHECKPOINT_BYTES_A_REQUEST: u64 = 256;
     /// The largest that all replies to one entry can be. They fit one message, with what stands
     /// around them.
     pub const REPLIES_BYTES_MAX: usize = Limits::MESSAGE_BYTES_MAX - 1024;
@@ -181,6 +187,7 @@ impl Default for Limits {
             group_bytes_max: 1024 * 1024,
             checkpoint_log_bytes: 256 * 1024 * 1024,
             checkpoint_log_entries: 100_000,
+            checkpoint_requests: 500_000,
             log_entries_kept: 5_000,
             promotion_lag_max: 200,
             facts_block_bytes: 64 * 1024,
