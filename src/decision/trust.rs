@@ -287,7 +287,7 @@ impl Past {
     /// What is left of it, if anything is.
     pub fn left_at(&self, now: Millis) -> Option<Past> {
         let histories: Vec<History> = self.histories_at(now).cloned().collect();
-        (!histories.is_empty()).then(|| Past { histories, ..*self })
+        (!histories.is_empty()).then_some(Past { histories, ..*self })
     }
 
     fn forget(&mut self, now: Millis) {
@@ -691,7 +691,7 @@ mod tests {
         let mut states = [State::new(), State::new()];
         for state in &mut states {
             apply(state, start, Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
-            apply(state, start, Command::PutAccount(put.clone()));
+            apply(state, start, Command::PutAccount(put));
             for second in 0..120 {
                 admit(state, start.saturating_add(Span(second * SECOND)));
             }
