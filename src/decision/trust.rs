@@ -207,26 +207,27 @@ impl History {
 
     /// The fault that weighs most, in parts of one million.
     fn worst_fault(&self, rule: &TrustRule, now: Millis) -> (Fault, u64) {
-        let read = self.read(rule, now);
-        let misjudged = read.misjudged.0.saturating_sub(History::MISJUDGED_TOLERATED) * ONE
+        let (asked, held) = (self.asked(rule, now), self.held.read(now, rule.half_life));
+        let of = |sum: Fading, whole| ratio(sum.read(now, rule.half_life), whole, ONE);
+        let misjudged = of(self.misjudged, held).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
             / (ONE - History::MISJUDGED_TOLERATED);
         let faults = [
-            (Fault::Hammering, if self.asked(rule, now) < History::ASKED_MIN { 0 } else { read.early.0 }),
+            (Fault::Hammering, if asked < History::ASKED_MIN { 0 } else { of(self.early, asked) }),
             (Fault::Misjudging, misjudged),
-            (Fault::Abandoning, read.abandoned.0),
-            (Fault::Surging, self.surge(rule, now)),
+            (Fault::Abandoning, of(self.abandoned, held)),
+            (Fault::Surging, self.surge(rule, asked, now)),
         ];
         // Of equals the first.
         faults.into_iter().rev().max_by_key(|(_, size)| *size).unwrap_or((Fault::Hammering, 0))
     }
 
     /// How far the rate of late is beyond what is usual, where enough is known to say what that is.
-    fn surge(&self, rule: &TrustRule, now: Millis) -> u64 {
+    fn surge(&self, rule: &TrustRule, asked: u64, now: Millis) -> u64 {
         let usual = self.usual.read(now, usual_half_life(rule.half_life)) / History::USUAL_SPAN;
         if usual < History::ASKED_MIN || now.since(self.began) < usual_half_life(rule.half_life) {
             return 0;
         }
-        let times = ratio(self.asked(rule, now), usual, u64::MAX);
+        let times = ratio(asked, usual, u64::MAX);
         (times.saturating_sub(History::SURGE * ONE) / History::SURGE).min(ONE)
     }
 
@@ -445,6 +446,9 @@ fn usual_half_life(half_life: Span) -> Span {
 
 /// `part` of `whole` in parts of one million, `most` at most; nothing of nothing.
 fn ratio(part: u64, whole: u64, most: u64) -> u64 {
+    if part == 0 {
+        return 0;
+    }
     let ratio = (u128::from(part) * u128::from(ONE)).checked_div(u128::from(whole)).unwrap_or(0);
     u64::try_from(ratio).unwrap_or(u64::MAX).min(most)
 }
