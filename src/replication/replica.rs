@@ -144,7 +144,7 @@ impl Replica {
         };
         let passport = Passport::new(&identity, writes.clone(), acquaintances.clone(), on_older_copy)
             .map_err(StartError::Settings)?;
-        let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
+        let peers = Arc::new(Peers::new(passport.clone(), client_tls, settings.via.clone(), timing.clone()));
         if limits.no_facts_for_benchmarks {
             tracing::warn!("this node keeps no facts: it is good for benchmarks, and for nothing else");
         }

@@ -4,14 +4,14 @@
 //! checkpoint nor a full pipeline of entries holds up a heartbeat. A connection is made when it is
 //! first needed, and again after it broke.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -79,6 +79,8 @@ pub(crate) enum CallError {
 pub(crate) struct Peers {
     passport: Passport,
     tls: Option<ClientTlsConfig>,
+    /// Where nodes are reached, if not at the address that the membership has.
+    via: BTreeMap<u64, String>,
     timing: Timing,
     channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
     /// The nodes whose last heartbeats failed, and how many of them.
@@ -90,8 +92,13 @@ pub(crate) fn duration(span: Span) -> Duration {
 }
 
 impl Peers {
-    pub(crate) fn new(passport: Passport, tls: Option<ClientTlsConfig>, timing: Timing) -> Self {
-        Peers { passport, tls, timing, channels: Mutex::default(), heartbeats_missed: Mutex::default() }
+    pub(crate) fn new(
+        passport: Passport,
+        tls: Option<ClientTlsConfig>,
+        via: BTreeMap<u64, String>,
+        timing: Timing,
+    ) -> Self {
+        Peers { passport, tls, via, timing, channels: Mutex::default(), heartbeats_missed: Mutex::default() }
     }
 
     /// One call on the calls' connection, with an answer.
@@ -172,7 +179,9 @@ impl Peers {
             return Ok(channel.clone());
         }
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", member.peer_address))?
+        let via = self.via.get(&member.id);
+        let reached = via.unwrap_or(&member.peer_address);
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{reached}"))?
             .connect_timeout(duration(self.timing.connect_max))
             .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
@@ -182,12 +191,23 @@ impl Peers {
             .keep_alive_timeout(duration(self.timing.keep_alive))
             .keep_alive_while_idle(true);
         if let Some(tls) = &self.tls {
-            endpoint = endpoint.tls_config(tls.clone())?;
+            let mut tls = tls.clone();
+            // A certificate names the host of the membership, whichever way leads there.
+            if let Some(host) = via.and_then(|_| host(&member.peer_address)) {
+                tls = tls.domain_name(host);
+            }
+            endpoint = endpoint.tls_config(tls)?;
         }
         let channel = endpoint.connect_lazy();
         channels.insert((member.id, lane), (member.peer_address.clone(), channel.clone()));
         Ok(channel)
     }
+}
+
+/// The host of `host:port`, an IPv6 address without its brackets.
+fn host(address: &str) -> Option<String> {
+    let authority: Authority = address.parse().ok()?;
+    Some(authority.host().trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
 /// Whether the call has certainly done nothing: no connection could be made for it, or the passport was
