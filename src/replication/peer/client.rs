@@ -25,6 +25,7 @@ use tonic::client::Grpc;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
+use crate::replication::hush::Hush;
 use crate::replication::machine::{Checkpoint, off_the_runtime};
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
@@ -71,6 +72,8 @@ pub(crate) enum CallError {
     Failed { node: u64, source: Box<Status> },
     #[error("node {node} did not answer within {waited:?}")]
     TimedOut { node: u64, waited: Duration },
+    #[error("node {node} is sent nothing, since no majority answers")]
+    Silent { node: u64 },
     #[error("node {node} answered something that cannot be read")]
     Unreadable { node: u64, source: RecordError },
 }
@@ -82,6 +85,8 @@ pub(crate) struct Peers {
     /// Where nodes are reached, if not at the address that the membership has.
     via: BTreeMap<u64, String>,
     timing: Timing,
+    /// When this node, leading, must send no entries.
+    pub(crate) hush: Hush,
     channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
     /// The nodes whose last heartbeats failed, and how many of them.
     heartbeats_missed: Mutex<HashMap<u64, u32>>,
@@ -98,7 +103,15 @@ impl Peers {
         via: BTreeMap<u64, String>,
         timing: Timing,
     ) -> Self {
-        Peers { passport, tls, via, timing, channels: Mutex::default(), heartbeats_missed: Mutex::default() }
+        Peers {
+            passport,
+            tls,
+            via,
+            hush: Hush::new(&timing),
+            timing,
+            channels: Mutex::default(),
+            heartbeats_missed: Mutex::default(),
+        }
     }
 
     /// One call on the calls' connection, with an answer.
@@ -230,9 +243,10 @@ impl From<CallError> for RPCError<TypeConfig> {
     fn from(error: CallError) -> Self {
         match &error {
             // Wait before trying again.
-            CallError::NotSent { .. } | CallError::Refused { .. } | CallError::Unreadable { .. } => {
-                RPCError::Unreachable(Unreachable::new(&error))
-            }
+            CallError::NotSent { .. }
+            | CallError::Refused { .. }
+            | CallError::Silent { .. }
+            | CallError::Unreadable { .. } => RPCError::Unreachable(Unreachable::new(&error)),
             CallError::Failed { source, .. } if source.code() == tonic::Code::FailedPrecondition => {
                 RPCError::Unreachable(Unreachable::new(&error))
             }
@@ -285,6 +299,10 @@ impl Link {
         let Some(first) = input.next().await else {
             return Ok(Box::pin(futures_util::stream::empty()));
         };
+        if self.peers.hush.keeps_silent() {
+            // openraft waits before it tries again.
+            return Err(RPCError::Unreachable(Unreachable::new(&CallError::Silent { node })));
+        }
         let requests = futures_util::stream::once(std::future::ready(first)).chain(input);
         let mut grpc = self.peers.grpc(&self.member, self.lane)?;
         let outbound =
