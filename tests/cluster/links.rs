@@ -121,9 +121,9 @@ fn two_nodes_that_see_each_other_only_through_the_third_disturb_nobody() {
     for number in 0..20 {
         let key = format!("{}-{number}", seed.name());
         cluster.admit(&[leader, bridge], &key, &admission("acme")).expect("admitted");
-        let read = cluster.ask(blind, "GET", "/v1/accounts/acme", None, "");
-        assert!(read.status == 503 || read.body["credits"]["spent"] == (number + 1).to_string(), "{read:?}");
     }
+    let read = cluster.ask(blind, "GET", "/v1/accounts/acme", None, "");
+    assert!(read.status == 503 || read.body["credits"]["spent"] == "20", "{read:?}");
     cluster.nodes.link("* * open");
     cluster.wait_until_ready(blind);
     assert_eq!(cluster.agreed_account(&[1, 2, 3], "acme").credits.spent.to_string(), "20");
