@@ -325,7 +325,7 @@ fn forwarded(leader: u64, answer: Result<ProposeAnswer, CallError>) -> Result<Ve
             Failure::Refused(Refusal::NotLeader)
         }
         Ok(ProposeAnswer::Unknown) => Failure::PerhapsAppended("the leader could not finish it"),
-        Err(CallError::NotSent { .. }) => Failure::NotAppended,
+        Err(CallError::NotSent { .. } | CallError::Silent { .. }) => Failure::NotAppended,
         // It is a stranger there, or speaks of another cluster: asking again changes nothing.
         Err(error @ CallError::Refused { .. }) => {
             tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding was refused");

@@ -21,6 +21,7 @@ mod entry;
 mod error;
 mod facts;
 mod heard;
+mod hush;
 mod identity;
 mod log;
 mod machine;
