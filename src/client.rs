@@ -24,12 +24,12 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-pub use answers::{AsOf, 
-    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer,
-    BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView, FeatureView,
-    FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
-    MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView,
-    SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
+pub use answers::{
+    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, AsOf, BalancesView,
+    BatchAnswer, BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView,
+    FeatureView, FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView,
+    MemberView, MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView,
+    ResetView, SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
@@ -543,8 +543,7 @@ impl Client {
         };
         let node = &self.shared.nodes[place % self.shared.nodes.len()];
         let sent = node.send(&call, self.shared.attempt_timeout).await.map_err(|error| error.cause)?;
-        let (status, replayed, as_of, body) =
-            (sent.status.as_u16(), sent.replayed, sent.as_of, sent.body);
+        let (status, replayed, as_of, body) = (sent.status.as_u16(), sent.replayed, sent.as_of, sent.body);
         Ok(Attempted { status, replayed, as_of, body })
     }
 

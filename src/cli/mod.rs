@@ -48,7 +48,8 @@ const CLUSTER_HEADING: &str = "Cluster";
 const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
 
 /// The commands that ask no node.
-const LOCAL_COMMANDS: [&[&str]; 4] = [&["serve"], &["token"], &["policy", "check"], &["simulate"]];
+const LOCAL_COMMANDS: [&[&str]; 5] =
+    [&["serve"], &["token"], &["policy", "check"], &["simulate"], &["exercise", "check"]];
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
@@ -299,7 +300,16 @@ mod tests {
             }
         });
         local.sort();
-        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate simulate", "quorate token"]);
+        assert_eq!(
+            local,
+            [
+                "quorate exercise check",
+                "quorate policy check",
+                "quorate serve",
+                "quorate simulate",
+                "quorate token"
+            ]
+        );
     }
 
     #[test]

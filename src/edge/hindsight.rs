@@ -253,6 +253,13 @@ impl Hindsight {
         requests.proposal.with(entry, |request| self.state.apply(stamp, request))
     }
 
+    /// The same, as if it came without its key.
+    pub fn decide_without_key(&mut self, stamp: Stamp, requests: &Requests, entry: usize) -> Option<Reply> {
+        requests.proposal.with(entry, |request| {
+            self.state.apply(stamp, &Request { key: None, command: request.command.clone() })
+        })
+    }
+
     /// Lets time pass.
     pub fn pass(&mut self, index: u64, at: Millis) {
         let stamp = Stamp { at, term: 0, index, position: u32::MAX };
