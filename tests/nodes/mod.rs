@@ -71,6 +71,16 @@ impl Nodes {
 
     /// The same with more settings, in TOML, and another policy, a file of this repository.
     pub fn start_with(count: usize, settings: &str, policy: &str) -> Nodes {
+        let nodes = Nodes::start_bare(count, settings);
+        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
+        nodes.wait_until("a leader takes the policy", |nodes| {
+            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
+        });
+        nodes
+    }
+
+    /// Starts so many nodes, with more settings and no policy, and waits for nothing.
+    pub fn start_bare(count: usize, settings: &str) -> Nodes {
         let folder = tempfile::tempdir().expect("a folder");
         let ports = free_ports(2 * count);
         let founder = |place: usize| {
@@ -89,10 +99,6 @@ impl Nodes {
         for id in 1..=count {
             nodes.start_node(id);
         }
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
-        nodes.wait_until("a leader takes the policy", |nodes| {
-            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
-        });
         nodes
     }
 

@@ -13,7 +13,7 @@ use super::{Finding, History, Kind, What};
 /// How many events before the wrong answer are tried.
 const TRIED_MAX: usize = 256;
 /// How many events are decided again for that, in all.
-const DECIDED_MAX: usize = 4_000_000;
+const DECIDED_MAX: usize = 2_000_000;
 /// Longer answers are cut in what is told.
 const SHOWN_BYTES_MAX: usize = 2_048;
 
