@@ -110,7 +110,8 @@ fn factors(noise: &str) -> Vec<f64> {
 
 #[test]
 fn noise_does_not_make_the_factor_swing() {
-    for (noise, within) in [("0.05", 0.02), ("0.2", 0.2)] {
+    // Of little noise, one cut to the middle of the band in which nothing moves: by a twentieth.
+    for (noise, within) in [("0.05", 0.05), ("0.2", 0.2)] {
         let settled = &factors(noise)[400..];
         let (least, most) =
             settled.iter().fold((f64::MAX, f64::MIN), |(least, most), one| (least.min(*one), most.max(*one)));

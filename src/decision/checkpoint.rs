@@ -158,7 +158,8 @@ impl View {
         let sharing = self.sharing.iter().map(|(key, sharers)| Kind::Sharers(*key, Arc::clone(sharers)));
         let mut pasts: Vec<&Past> = self.pasts.iter().collect();
         pasts.sort_unstable_by_key(|past| past.account);
-        let pasts = pasts.into_iter().map(|past| Kind::Past(Box::new(past.clone())));
+        let pasts = pasts.into_iter().filter_map(|past| past.left_at(self.head.now));
+        let pasts = pasts.map(|past| Kind::Past(Box::new(past)));
         let first = head.chain(accounts).chain(holds).chain(answers).chain(recent);
         first.chain(trail).chain(loads).chain(sharing).chain(pasts).map(Record)
     }

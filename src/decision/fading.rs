@@ -43,6 +43,11 @@ impl Fading {
         self.tail = self.tail.saturating_sub(rest);
     }
 
+    /// Fades by another half-life from now on; reads the same now.
+    pub fn adopt(&mut self, from: Span, now: Millis) {
+        *self = Fading { since: now, fresh: self.read(now, from), tail: 0 };
+    }
+
     /// Begins the period of `now`.
     fn turn(&mut self, now: Millis, half_life: Span) {
         let period = half_life.0.max(1);
@@ -92,6 +97,17 @@ mod tests {
         // It counts whole to the end of the period in which it came.
         assert_eq!((after(1), after(2), after(3)), (1 << 20, 1 << 19, 1 << 18));
         assert_eq!((after(21), after(22), after(1_000_000)), (1, 0, 0));
+    }
+
+    #[test]
+    fn another_half_life_keeps_what_is_left() {
+        let mut sum = Fading::default();
+        sum.add(1_000, Millis(0), HALF_LIFE);
+        let now = Millis(2_500);
+        let left = sum.read(now, HALF_LIFE);
+        sum.adopt(HALF_LIFE, now);
+        assert_eq!((left, sum.read(now, Span(7))), (375, 375));
+        assert_eq!((sum.read(now, Span::DAY), sum.read(Millis(9_000), Span::DAY)), (375, 375));
     }
 
     #[test]

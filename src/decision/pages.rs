@@ -89,6 +89,11 @@ impl<T: Clone> Slab<T> {
         self.places.len() - self.free.len()
     }
 
+    /// How many places there are, free ones included.
+    pub fn places(&self) -> usize {
+        self.places.len()
+    }
+
     pub fn get(&self, place: u32) -> Option<&T> {
         self.places.get(place as usize)?.as_ref()
     }

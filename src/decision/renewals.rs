@@ -1,10 +1,11 @@
 //! What falls due: the end of holds, the renewal of recurring plan grants, the end of grants, and looks at
 //! whether to top up again.
 //!
-//! Everything is carried out as of its own moment, and in each wallet in the order of those moments. How
-//! much of it one log entry carries out has a bound, [`State::DUE_PER_ENTRY_MAX`], so that a
-//! million months that end at once do not stop the cluster: the rest waits for the next entries. Nothing
-//! is decided on a wallet that waits: [`State::bring_up_to_date`] comes before each command.
+//! Everything is carried out as of its own moment, under the load of that moment, and in each wallet in the
+//! order of those moments. How much of it one log entry carries out has a bound,
+//! [`State::DUE_PER_ENTRY_MAX`], so that a million months that end at once do not stop the cluster: the rest
+//! waits for the next entries. Nothing is decided on a wallet that waits: [`State::bring_up_to_date`] comes before
+//! each command.
 //!
 //! Holds are otherwise: what one gives back, to slots, capacities and wallets of every level, anybody may look
 //! at. So the agreed time itself waits for them. An entry that has ended as many as it may,
@@ -111,6 +112,7 @@ impl State {
             if let Some((look_at, account)) = look {
                 // One that had to wait does not write before what was decided meanwhile.
                 self.now = look_at.max(begun_at);
+                self.step_load();
                 self.entry_bound.left -= 1;
                 self.look_at_top_up(account);
                 self.raise_top_ups();
@@ -130,6 +132,8 @@ impl State {
                 }
                 (_, None) => unreachable!("a hold without a wallet that is due comes first"),
                 (_, Some((due_at, account))) => {
+                    self.now = due_at;
+                    self.step_load();
                     let done = self.carry_out_due(account, due_at);
                     self.entry_bound.left = self.entry_bound.left.saturating_sub(done);
                 }

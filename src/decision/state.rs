@@ -74,6 +74,8 @@ pub struct State {
     /// Not part of the state: what this node keeps of what happens to it.
     pub(super) recorder: Recorder,
     pub(super) entry_bound: EntryBound,
+    /// The place of the past that is looked at next, to see whether something is left of it.
+    pub(super) next_past: u32,
     /// Accounts with top-ups whose balance the command under way has changed. Empty between commands.
     pub(super) top_ups_touched: Vec<AccountPlace>,
 }
@@ -121,6 +123,7 @@ impl State {
             plan_users: Vec::new(),
             recorder: Recorder::default(),
             entry_bound: EntryBound::default(),
+            next_past: 0,
             top_ups_touched: Vec::new(),
         }
     }

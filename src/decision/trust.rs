@@ -77,10 +77,13 @@ impl Fault {
     }
 }
 
-/// How an account used the features, as long as its plan has a rule for it.
+/// How an account used the features, as long as its plan has a rule for it, and until nothing is left of it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Past {
     pub account: AccountPlace,
+    /// By which it fades: that of the rule under which something was last remembered. So what has faded comes
+    /// back under no other rule.
+    half_life: Span,
     /// By name. Of too many, the one that was asked least gives way.
     histories: Vec<History>,
 }
@@ -141,7 +144,7 @@ impl History {
 
     pub fn ask(&mut self, rule: &TrustRule, now: Millis) {
         self.asked.add(1, now, rule.half_life);
-        self.usual.add(1, now, usual_half_life(rule));
+        self.usual.add(1, now, usual_half_life(rule.half_life));
     }
 
     /// That it was refused, and told when to ask again. Who is refused again before it was too early; who is
@@ -166,6 +169,24 @@ impl History {
     pub fn abandon(&mut self, rule: &TrustRule, held: Credits, now: Millis) {
         self.held.add(held.0.unsigned_abs(), now, rule.half_life);
         self.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
+    }
+
+    /// Whether nothing is left of it: it says what a new one says, now and later.
+    fn is_faded(&self, half_life: Span, now: Millis) -> bool {
+        let of_late = [self.asked, self.refused, self.early, self.held, self.misjudged, self.abandoned];
+        // What fades slowest comes first: it is what is left for most of the time.
+        self.usual.read(now, usual_half_life(half_life)) == 0
+            && of_late.iter().all(|sum| sum.read(now, half_life) == 0)
+            && self.told <= now
+    }
+
+    /// Fades by another half-life from now on.
+    fn adopt(&mut self, from: Span, now: Millis) {
+        let History { asked, refused, early, held, misjudged, abandoned, usual, .. } = self;
+        for sum in [asked, refused, early, held, misjudged, abandoned] {
+            sum.adopt(from, now);
+        }
+        usual.adopt(usual_half_life(from), now);
     }
 
     pub fn asked(&self, rule: &TrustRule, now: Millis) -> u64 {
@@ -201,8 +222,8 @@ impl History {
 
     /// How far the rate of late is beyond what is usual, where enough is known to say what that is.
     fn surge(&self, rule: &TrustRule, now: Millis) -> u64 {
-        let usual = self.usual.read(now, usual_half_life(rule)) / History::USUAL_SPAN;
-        if usual < History::ASKED_MIN || now.since(self.began) < usual_half_life(rule) {
+        let usual = self.usual.read(now, usual_half_life(rule.half_life)) / History::USUAL_SPAN;
+        if usual < History::ASKED_MIN || now.since(self.began) < usual_half_life(rule.half_life) {
             return 0;
         }
         let times = ratio(self.asked(rule, now), usual, u64::MAX);
@@ -217,7 +238,7 @@ impl History {
             u64::try_from(sum).unwrap_or(u64::MAX)
         };
         let (asked, held) = (read(self.asked), read(self.held));
-        let usual = usual_half_life(rule);
+        let usual = usual_half_life(rule.half_life);
         HistoryRead {
             usual_per_hour: per_hour(self.usual.read(now, usual), usual),
             recent_per_hour: per_hour(asked, rule.half_life),
@@ -233,36 +254,80 @@ impl Past {
     /// Features of which an account's use is remembered.
     const HISTORIES_MAX: usize = 16;
 
-    pub fn new(account: AccountPlace) -> Past {
-        Past { account, histories: Vec::new() }
+    pub fn new(account: AccountPlace, rule: &TrustRule) -> Past {
+        Past { account, half_life: rule.half_life, histories: Vec::new() }
     }
 
-    pub fn of(&self, feature: &str) -> Option<&History> {
+    /// The rule, with the half-life by which this fades.
+    fn read_by(&self, rule: TrustRule) -> TrustRule {
+        TrustRule { half_life: self.half_life, ..rule }
+    }
+
+    /// Fades by a rule's half-life from now on.
+    fn follow(&mut self, rule: &TrustRule, now: Millis) {
+        if self.half_life != rule.half_life {
+            self.histories.iter_mut().for_each(|history| history.adopt(self.half_life, now));
+            self.half_life = rule.half_life;
+        }
+    }
+
+    fn histories_at(&self, now: Millis) -> impl Iterator<Item = &History> {
+        self.histories.iter().filter(move |history| !history.is_faded(self.half_life, now))
+    }
+
+    /// What is left of it, if anything is.
+    pub fn left_at(&self, now: Millis) -> Option<Past> {
+        let histories: Vec<History> = self.histories_at(now).cloned().collect();
+        (!histories.is_empty()).then_some(Past { histories, ..*self })
+    }
+
+    fn forget(&mut self, now: Millis) {
+        let half_life = self.half_life;
+        self.histories.retain(|history| !history.is_faded(half_life, now));
+    }
+
+    /// What it makes of the guards for a feature under a rule.
+    pub fn trust(&self, rule: &TrustRule, feature: &str, now: Millis) -> Trust {
         let found = self.histories.binary_search_by(|history| (*history.feature).cmp(feature));
-        Some(&self.histories[found.ok()?])
+        found.map_or(Trust::NEUTRAL, |place| self.histories[place].trust(&self.read_by(*rule), now))
     }
 
     pub fn history_mut(&mut self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> &mut History {
-        let found = self.histories.binary_search_by(|history| history.feature.cmp(feature));
-        let place = found.unwrap_or_else(|_| {
-            if self.histories.len() >= Past::HISTORIES_MAX {
-                let asked = |place: &usize| self.histories[*place].asked(rule, now);
-                let least = (0..self.histories.len()).min_by_key(asked);
-                least.map(|least| self.histories.remove(least));
+        self.follow(rule, now);
+        let new = || History::new(feature.clone(), now);
+        let place = match self.histories.binary_search_by(|history| history.feature.cmp(feature)) {
+            Ok(place) => {
+                if self.histories[place].is_faded(self.half_life, now) {
+                    self.histories[place] = new();
+                }
+                place
             }
-            let place = self.histories.partition_point(|history| history.feature < *feature);
-            self.histories.insert(place, History::new(feature.clone(), now));
-            place
-        });
+            Err(_) => {
+                if self.histories.len() >= Past::HISTORIES_MAX {
+                    self.forget(now);
+                }
+                if self.histories.len() >= Past::HISTORIES_MAX {
+                    let asked = |place: &usize| self.histories[*place].asked(rule, now);
+                    let least = (0..self.histories.len()).min_by_key(asked);
+                    least.map(|least| self.histories.remove(least));
+                }
+                let place = self.histories.partition_point(|history| history.feature < *feature);
+                self.histories.insert(place, new());
+                place
+            }
+        };
         &mut self.histories[place]
     }
 }
 
 impl State {
+    /// Pasts that one step of time looks at, to see whether something is left of them.
+    const PASTS_PER_STEP: u32 = 1_024;
+
     /// What the past of an account with this plan makes of its adaptive guards for a feature.
     pub(super) fn trust_in(&self, plan: &Plan, place: AccountPlace, feature: &Feature) -> Trust {
-        let history = plan.trust.and_then(|rule| Some((rule, self.past(place)?.of(&feature.name)?)));
-        history.map_or(Trust::NEUTRAL, |(rule, history)| history.trust(&rule, self.now))
+        let past = plan.trust.and_then(|rule| Some((rule, self.past(place)?)));
+        past.map_or(Trust::NEUTRAL, |(rule, past)| past.trust(&rule, &feature.name, self.now))
     }
 
     /// How the account at `path` used each feature, where its plan has a rule for it.
@@ -271,15 +336,17 @@ impl State {
         let plan = place.and_then(|place| self.policy.plan(self.account_at(place).plan?));
         let Some((place, plan)) = place.zip(plan) else { return Vec::new() };
         let past = plan.trust.and_then(|rule| Some((rule, self.past(place)?)));
-        let histories =
-            past.iter().flat_map(|(rule, past)| past.histories.iter().map(move |past| (rule, past)));
-        let behaviour = histories.filter_map(|(rule, past)| {
-            let (feature_place, _) = self.policy.feature(&past.feature)?;
+        let histories = past.iter().flat_map(|(rule, past)| {
+            let rule = past.read_by(*rule);
+            past.histories_at(self.now).map(move |history| (rule, history))
+        });
+        let behaviour = histories.filter_map(|(rule, history)| {
+            let (feature_place, _) = self.policy.feature(&history.feature)?;
             Some(Behaviour {
-                feature: past.feature.clone(),
-                trust: past.trust(rule, self.now),
+                feature: history.feature.clone(),
+                trust: history.trust(&rule, self.now),
                 by_load: self.load.class_factor(feature_place, plan.class),
-                past: past.read(rule, self.now),
+                past: history.read(&rule, self.now),
             })
         });
         behaviour.collect()
@@ -293,6 +360,28 @@ impl State {
         let account = past.account;
         let place = self.pasts.insert(past);
         self.past_by_account.insert(account, place);
+    }
+
+    /// Forgets those pasts of which nothing is left: looks at some in each step of time, and so at all by and by.
+    /// When that is makes no difference to anybody, since what has faded is no part of the state
+    /// ([`Past::left_at`]).
+    pub(super) fn forget_pasts(&mut self) {
+        let places = self.pasts.places() as u32;
+        let end = places.min(self.next_past.saturating_add(State::PASTS_PER_STEP));
+        for place in self.next_past..end {
+            let Some(past) = self.pasts.get(place) else { continue };
+            let left = past.histories_at(self.now).count();
+            if left == past.histories.len() {
+                continue;
+            }
+            if left == 0 {
+                self.past_by_account.remove(&past.account);
+                self.pasts.remove(place);
+            } else if let Some(past) = self.pasts.get_mut(place) {
+                past.forget(self.now);
+            }
+        }
+        self.next_past = if end < places { end } else { 0 };
     }
 
     /// Remembers of every account on the way that it asked, and if it was refused.
@@ -339,7 +428,7 @@ impl State {
             let plan = self.account_at(place).plan.and_then(|plan| policy.plan(plan));
             let Some(rule) = plan.and_then(|plan| plan.trust) else { continue };
             if self.past(place).is_none() {
-                self.insert_past(Past::new(place));
+                self.insert_past(Past::new(place, &rule));
             }
             let past = self.past_by_account.get(&place).and_then(|past| self.pasts.get_mut(*past));
             let past = past.expect("it was made where it was missing");
@@ -350,8 +439,8 @@ impl State {
 
 const ONE: u64 = Ppm::ONE.0;
 
-fn usual_half_life(rule: &TrustRule) -> Span {
-    Span(rule.half_life.0.saturating_mul(History::USUAL_SPAN))
+fn usual_half_life(half_life: Span) -> Span {
+    Span(half_life.0.saturating_mul(History::USUAL_SPAN))
 }
 
 /// `part` of `whole` in parts of one million, `most` at most; nothing of nothing.
@@ -362,7 +451,12 @@ fn ratio(part: u64, whole: u64, most: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use proptest::sample::select;
+
     use super::*;
+    use crate::decision::command::{Admit, Change, Command, PutAccount, PutPolicy, Request, Stamp};
+    use crate::decision::reply::Outcome;
 
     const RULE: TrustRule = TrustRule { bonus: Ppm(200_000), malus: Ppm(500_000), half_life: Span::MINUTE };
     const SECOND: u64 = Span::SECOND.0;
@@ -467,5 +561,174 @@ mod tests {
                 assert!(factor.0 >= ONE - rule.malus.0 && factor.0 <= ONE + rule.bonus.0, "{factor}");
             }
         }
+    }
+    /// What an account does, or what happens.
+    #[derive(Clone, Debug)]
+    enum Act {
+        Asks,
+        IsRefused { until: Option<u64> },
+        Settles { held: i64, used: i64 },
+        Abandons { held: i64 },
+        FollowsRule(TrustRule),
+    }
+
+    fn acts() -> impl Strategy<Value = (u64, usize, Act)> {
+        let later = select(vec![0, 1, 999, 10_000, 60_000, 3_600_000, 86_400_000, 40 * 86_400_000]);
+        let half_life = select(vec![Span::SECOND, Span::MINUTE, Span::HOUR, Span::DAY]);
+        let refused = prop::option::of(select(vec![1_u64, 60_000, 86_400_000, 100 * 86_400_000]));
+        let act = prop_oneof![
+            10 => Just(Act::Asks),
+            3 => refused.prop_map(|until| Act::IsRefused { until }),
+            2 => (1..1_000_i64, 0..9_000_i64).prop_map(|(held, used)| Act::Settles { held, used }),
+            1 => (1..1_000_i64).prop_map(|held| Act::Abandons { held }),
+            1 => half_life.prop_map(|half_life| Act::FollowsRule(TrustRule { half_life, ..RULE })),
+        ];
+        (later, 0..Past::HISTORIES_MAX + 2, act)
+    }
+
+    proptest! {
+        #[test]
+        fn forgetting_what_has_faded_changes_no_factor(acts in prop::collection::vec(acts(), 1..120)) {
+            let features: Vec<Arc<str>> = (0..Past::HISTORIES_MAX + 2).map(|n| format!("f{n:02}").into()).collect();
+            let mut rule = RULE;
+            let mut now = Millis(1_000_000);
+            let mut kept = Past::new(AccountPlace(1), &rule);
+            let mut pruned = None;
+            for (later, feature, act) in acts {
+                now = Millis(now.0 + later);
+                pruned = pruned.and_then(|past: Past| past.left_at(now));
+                if let Act::FollowsRule(other) = act {
+                    rule = other;
+                } else {
+                    for past in [&mut kept, pruned.get_or_insert_with(|| Past::new(AccountPlace(1), &rule))] {
+                        let history = past.history_mut(&rule, &features[feature], now);
+                        match act {
+                            Act::IsRefused { until } => {
+                                history.ask(&rule, now);
+                                history.refuse(&rule, until.map(|until| Millis(now.0 + until)), now);
+                            }
+                            Act::Settles { held, used } => history.settle(&rule, Credits(held), Credits(used), now),
+                            Act::Abandons { held } => history.abandon(&rule, Credits(held), now),
+                            Act::Asks | Act::FollowsRule(_) => (0..9).for_each(|_| history.ask(&rule, now)),
+                        }
+                    }
+                }
+                prop_assert_eq!(kept.left_at(now), pruned.as_ref().and_then(|past| past.left_at(now)));
+                for feature in &features {
+                    let factors = [Some(&kept), pruned.as_ref()]
+                        .map(|past| past.map_or(Trust::NEUTRAL, |past| past.trust(&rule, feature, now)));
+                    prop_assert_eq!(factors[0], factors[1]);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_is_forgotten_that_still_says_something() {
+        let is_faded =
+            |history: &History, hours| history.is_faded(RULE.half_life, Millis(hours * Span::HOUR.0));
+        // What is usual, when all that was of late has faded.
+        let mut asked = history();
+        (0..1_000).for_each(|_| asked.ask(&RULE, Millis(0)));
+        assert_eq!(asked.asked(&RULE, Millis(Span::HOUR.0)), 0);
+        assert_eq!([1, 3, 4, 5].map(|hours| is_faded(&asked, hours)), [false, false, false, true]);
+        // A moment that was told, until it has come.
+        let mut refused = history();
+        refused.refuse(&RULE, Some(Millis(10 * Span::HOUR.0)), Millis(0));
+        assert_eq!([1, 9, 10].map(|hours| is_faded(&refused, hours)), [false, false, true]);
+        // Holds, by what they held.
+        let mut abandons = history();
+        abandons.abandon(&RULE, Credits(i64::MAX), Millis(0));
+        assert_eq!([1, 2].map(|hours| is_faded(&abandons, hours)), [false, true]);
+        let mut settles = history();
+        settles.settle(&RULE, Credits(1_000), Credits(0), Millis(0));
+        assert_eq!([0, 1].map(|hours| is_faded(&settles, hours)), [false, true]);
+    }
+
+    fn apply(state: &mut State, at: Millis, command: Command<'_>) -> Outcome {
+        let stamp = Stamp { at, term: 1, index: at.0, position: 0 };
+        state.apply(stamp, &Request { key: None, command }).outcome
+    }
+
+    fn admit(state: &mut State, at: Millis) -> Outcome {
+        let admit = Admit {
+            account: "u",
+            feature: "video",
+            usage: Vec::new(),
+            attributes: Vec::new(),
+            hold_ttl: None,
+            dry_run: false,
+            list_limits: true,
+            endpoint: None,
+            region: None,
+            class: None,
+        };
+        apply(state, at, Command::Admit(admit))
+    }
+
+    #[test]
+    fn the_past_of_an_account_that_was_silent_for_long_is_gone_and_the_next_decision_is_as_with_it() {
+        let policy = r#"{"features": {"video": {"units": ["requests"]}},
+            "plans": {"pro": {"trust": {"half_life": "1m"}, "limits": [{"name": "day", "unit": "requests",
+                "quota": 100, "algorithm": "token_bucket", "window": "1d", "adaptive": {}}]}}}"#;
+        let start = Millis(1_801_000_000_000);
+        let put = PutAccount {
+            account: "u",
+            plan: Change::Set("pro"),
+            spending_cap: Change::Keep,
+            state: None,
+            top_up: Change::Keep,
+        };
+        let mut states = [State::new(), State::new()];
+        for state in &mut states {
+            apply(state, start, Command::PutPolicy(PutPolicy { document: policy, if_revision: None }));
+            apply(state, start, Command::PutAccount(put));
+            for second in 0..120 {
+                admit(state, start.saturating_add(Span(second * SECOND)));
+            }
+        }
+        let [forgets, remembers] = &mut states;
+        let past = remembers.past(AccountPlace(1)).cloned().expect("it asked");
+        let trust = |state: &State| state.behaviour("u").first().map(|behaviour| behaviour.trust);
+        assert!(trust(forgets).is_some_and(|trust| trust.factor != Ppm::ONE));
+
+        let mut now = start;
+        let forgotten = (0..1_000).find(|_| {
+            now = now.saturating_add(Span::HOUR);
+            apply(forgets, now, Command::Tick);
+            apply(remembers, now, Command::Tick);
+            forgets.pasts.len() == 0
+        });
+        assert!(forgotten.is_some(), "it is never forgotten");
+        assert!(forgets.past_by_account.is_empty() && trust(forgets).is_none());
+        // As if nobody had looked for what has faded.
+        assert_eq!(remembers.pasts.len(), 0);
+        remembers.insert_past(past);
+        assert_eq!(remembers.behaviour("u"), Vec::new());
+        for later in [0, 1, 2_000, 3_600_000] {
+            let at = now.saturating_add(Span(later));
+            assert_eq!(admit(forgets, at), admit(remembers, at));
+            assert_eq!(forgets.behaviour("u"), remembers.behaviour("u"));
+            assert!(forgets.view().records().eq(remembers.view().records()));
+        }
+    }
+
+    #[test]
+    fn each_step_looks_at_so_many_pasts_and_all_are_looked_at_by_and_by() {
+        let accounts = 3 * State::PASTS_PER_STEP;
+        let mut state = State::new();
+        for account in 1..=accounts {
+            let mut past = Past::new(AccountPlace(account), &RULE);
+            past.history_mut(&RULE, &"video".into(), Millis(0)).ask(&RULE, Millis(0));
+            state.insert_past(past);
+        }
+        let mut left = Vec::new();
+        for step in 0..4 {
+            apply(&mut state, Millis(1_000_000_000 + step * SECOND), Command::Tick);
+            left.push(state.pasts.len() as u32);
+        }
+        let each = State::PASTS_PER_STEP;
+        assert_eq!(left, [accounts - each, accounts - 2 * each, 0, 0]);
+        assert!(state.past_by_account.is_empty());
     }
 }

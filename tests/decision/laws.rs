@@ -6,7 +6,8 @@
 //! 3. a refused command, and a dry run, changed nothing that time alone would not have changed, but for
 //!    the trail of the account whose refusal is a fact, and for who asked for what;
 //! 4. a dry run says what the real request then answers;
-//! 5. a command sent again with its key gets the first answer, marked as replayed, and changes nothing;
+//! 5. a command sent again with its key gets the first answer, marked as replayed, and changes nothing; one that repeats
+//!    what was done, such as a grant or a confirmation, changes nothing but that its key is kept;
 //! 6. who pays adds up to what it costs;
 //! 7. a request refused until a moment passes its layers at that moment, if nothing else happens, and
 //!    where one guard refused that is neither moved nor shared, not a millisecond before; of what load moves
@@ -69,12 +70,22 @@ impl Lawful {
         idle.apply(stamp, &plain(Command::Tick));
         let refused = matches!(reply.outcome, Outcome::Refused(_));
         let dry_run = matches!(&request.command, Command::Admit(admit) if admit.dry_run);
-        if refused || dry_run || reply.replayed {
+        // What its own contents repeat is answered under any key, and that key is kept with the answer.
+        let decided_here = (reply.stamp.index, reply.stamp.position) == (stamp.index, stamp.position);
+        let keeps_a_key = reply.replayed && decided_here && request.key.is_some();
+        if keeps_a_key {
+            let mut unkeyed = restore(before.clone())?;
+            unkeyed.keep_facts(true);
+            let again = unkeyed.apply(stamp, &plain(request.command.clone()));
+            same("what was done before is answered the same without a key", &again, &reply)?;
+            same("what was done before changes nothing", &records(&idle), &records(&unkeyed))?;
+            same("what was done before leaves no facts", &unkeyed.take_facts(), &idle.take_facts())?;
+        } else if refused || dry_run || reply.replayed {
             let law = "what is refused, tried or replayed changes nothing";
             same(law, &without_trail(records(&idle)), &without_trail(after.clone()))?;
             leaves_at_most_a_refusal(&reply, request, idle.facts(), &facts)?;
         }
-        if dry_run || reply.replayed {
+        if dry_run || (reply.replayed && !keeps_a_key) {
             same("what is tried or replayed leaves no trail", &records(&idle), &after)?;
         }
         self.audit(stamp, facts)?;

@@ -1285,6 +1285,92 @@ fn one_jump_in_time_leaves_what_many_small_ones_leave() {
     });
 }
 
+/// What a backend of video reports, by its number.
+fn reports() -> impl Strategy<Value = (usize, Ppm, Span)> {
+    let utilisation = select(vec![0, 300_000, 800_000, 900_000, 1_300_000, 20_000_000]).prop_map(Ppm);
+    (0..3_usize, utilisation, select(vec![1, 1_500, 77_777, 600_000]).prop_map(Span))
+}
+
+#[test]
+fn catching_up_with_load_leaves_what_stepping_through_leaves() {
+    const SOURCES: [&str; 3] = ["gpu1", "gpu2", "gpu3"];
+    let load = (select(vec![137_u64, 10_000, 300_000]), select(vec![1_u64, 5_000, 90_000]));
+    let reports = prop::collection::vec(reports(), 0..6);
+    let strategy = (moving_policies(), load, moving_steps(20), reports, 1_u64..=5_000, 0_u64..1_000);
+    let moved_late = std::cell::Cell::new(0_u32);
+    run("catching_up_with_load", 200, strategy, |(mut document, load, steps, reports, seconds, more)| {
+        let video = document.features.get_mut("video").expect("a feature of every policy");
+        let rule = video.load.get_or_insert_default();
+        (rule.restore, rule.response) = (Ppm(load.0), Span(load.1));
+        let (names, document) = (Names::new(), [document]);
+        let mut performer = Performer::new(&document);
+        let mut state = State::new();
+        let plans = ACCOUNTS.into_iter().zip(PLANS.into_iter().cycle());
+        let accounts = plans.map(|(account, plan)| Act::Account {
+            account,
+            plan: Some(Some(plan)),
+            cap: None,
+            open: true,
+        });
+        let set_up = std::iter::once(Act::Policy { which: 0 }).chain(accounts);
+        let set_up = set_up.map(|act| Step { later: 0, key: None, act });
+        let steps = steps.into_iter().filter(|step| !matches!(step.act, Act::Policy { .. }));
+        for step in set_up.chain(steps) {
+            let stamp = performer.stamp(step.later);
+            let command = performer.command(&step.act, &names);
+            let reply = state.apply(stamp, &plain(command));
+            performer.note(&reply);
+        }
+        for (source, utilisation, ttl) in reports {
+            let signal = Signal {
+                feature: "video",
+                region: "here",
+                source: SOURCES[source],
+                utilisation: Some(utilisation),
+                queue_depth: None,
+                latency: None,
+                ttl,
+            };
+            let reply = state
+                .apply(performer.stamp(1_700), &plain(Command::Signals(Signals { signals: vec![signal] })));
+            if reply.outcome != Outcome::Signalled {
+                return Err(format!("{reply:?}"));
+            }
+        }
+        let (mut at_once, mut in_steps) = (restore(records(&state))?, restore(records(&state))?);
+        at_once.keep_facts(true);
+        in_steps.keep_facts(true);
+        let (began, index) = (state.now(), performer.index + 1);
+        let mut small = Vec::new();
+        for second in 1..=seconds {
+            let at = Millis(began.0 + second * 1_000 + if second == seconds { more } else { 0 });
+            let stamp = Stamp { at, term: 1, index, position: second as u32 };
+            in_steps.apply(stamp, &plain(Command::Tick));
+            small.extend(undated(in_steps.take_facts()));
+        }
+        let at = Millis(began.0 + seconds * 1_000 + more);
+        at_once.apply(Stamp { at, term: 1, index, position: 0 }, &plain(Command::Tick));
+        let late = |at: &Millis| at.0 > began.0 + 1_000_000;
+        let moves = small.iter().filter(|(at, fact)| late(at) && matches!(fact, Fact::LoadMoved(_)));
+        moved_late.set(moved_late.get() + u32::from(moves.count() > 0));
+        let once = undated(at_once.take_facts());
+        if once != small {
+            return Err(match once.iter().zip(&small).find(|(once, small)| once != small) {
+                Some((once, small)) => format!("at once {once:?}\nin steps {small:?}"),
+                None => format!("{} facts at once, {} in steps", once.len(), small.len()),
+            });
+        }
+        let of = |state: &State| {
+            let mut records = records(state);
+            records.retain(|record| !record.is_of_asking());
+            (records, state.feature("video"), state.sharers("video"))
+        };
+        let (left, right) = (of(&at_once), of(&in_steps));
+        if left == right { Ok(()) } else { Err(format!("{left:?}\n{right:?}")) }
+    });
+    assert!(moved_late.get() > 3, "a factor moved late in {} cases only", moved_late.get());
+}
+
 /// Under the laws, which say that no top-up is missing and that the audit finds nothing.
 #[test]
 fn no_interleaving_raises_a_second_top_up_or_exceeds_the_months_cap() {

@@ -3,12 +3,15 @@
 //! Many requests in many seconds, on a state by itself: what the laws say of each command is checked by
 //! `properties`, in `every_law_holds_where_limits_move`.
 
+use std::cell::Cell;
+
 use proptest::prelude::*;
+use proptest::sample::select;
 use quorate::decision::State;
 use quorate::decision::command::{
     Admit, Change, Class, Command, PutAccount, PutPolicy, Request, Signal, Signals, Stamp,
 };
-use quorate::decision::reply::{Outcome, Reply};
+use quorate::decision::reply::{Layer, Outcome, Reason, Reply};
 use quorate::units::{Millis, Ppm, Span};
 use serde_json::json;
 
@@ -59,6 +62,10 @@ impl Crowd {
 
     /// Whether it is admitted.
     fn admit(&mut self, account: &str, tokens: u64) -> bool {
+        matches!(self.decide(account, tokens), Outcome::Admitted(_))
+    }
+
+    fn decide(&mut self, account: &str, tokens: u64) -> Outcome {
         let admit = Admit {
             account,
             feature: "code",
@@ -71,7 +78,7 @@ impl Crowd {
             region: None,
             class: None,
         };
-        matches!(self.ask(Command::Admit(admit)).outcome, Outcome::Admitted(_))
+        self.ask(Command::Admit(admit)).outcome
     }
 
     fn report(&mut self, utilisation: Ppm) {
@@ -183,4 +190,71 @@ fn critical_always_gets_its_share_whatever_load_and_others_do() {
         }
         Ok(())
     });
+}
+
+/// Where classes and owners share it, and load moves it.
+#[test]
+fn a_shared_capacity_in_shadow_mode_decides_and_counts_as_if_it_were_enforced_and_refuses_nobody() {
+    let plans = Class::ALL.map(|class| {
+        let weight = 1 + class as u32;
+        (class.name().to_owned(), json!({ "class": class.name(), "weight": weight }))
+    });
+    let plans = serde_json::Value::Object(plans.into_iter().collect());
+    let ask = (0..8_usize, select(vec![1_u64, 7, 40, 300]), select(vec![0_u64, 0, 3, 20, 400]));
+    let asks = prop::collection::vec(ask, 50..400);
+    let utilisations = prop::collection::vec(0_u64..2_000_000, 3);
+    let (refused, with_room) = (Cell::new(0_u32), Cell::new(0_u32));
+    let strategy = (asks, utilisations, any::<bool>(), any::<bool>());
+    run("a_shared_capacity_in_shadow_mode", 60, strategy, |(asks, utilisations, in_classes, by_load)| {
+        let mut crowds = [false, true].map(|shadow| {
+            let mut feature = json!({ "fair": true, "capacity": [{ "name": "all", "unit": "tokens", "quota": QUOTA,
+                "algorithm": "sliding_window", "window": "1s", "shadow": shadow }] });
+            if in_classes {
+                feature["shares"] =
+                    json!({ "critical": "0.2", "standard": "0.4", "sheddable": "0.3", "batch": "0.1" });
+            }
+            if by_load {
+                feature["load"] = json!({ "floor": "0.2" });
+            }
+            Crowd::new(feature, plans.clone())
+        });
+        let owners: Vec<String> = (0..8).map(|owner| format!("owner{owner}")).collect();
+        for (place, owner) in owners.iter().enumerate() {
+            crowds.iter_mut().for_each(|crowd| crowd.put_account(owner, Class::ALL[place % 4].name()));
+        }
+        for (place, (owner, tokens, later)) in asks.into_iter().enumerate() {
+            let before = crowds[0].state.feature("code").expect("it is there").capacity[0].limit.used;
+            for crowd in &mut crowds {
+                crowd.at = crowd.at.saturating_add(Span(later));
+                if by_load && place % 20 == 0 {
+                    crowd.report(Ppm(utilisations[place / 20 % utilisations.len()]));
+                }
+            }
+            let [enforced, tried] = crowds.each_mut().map(|crowd| crowd.decide(&owners[owner], tokens));
+            let is_refused = match enforced {
+                Outcome::Refused(refusal) if refusal.reason == Reason::CapacityReached => true,
+                Outcome::Admitted(_) => false,
+                other => return Err(format!("enforced: {other:?}")),
+            };
+            let Outcome::Admitted(tried) = tried else { return Err(format!("refused: {tried:?}")) };
+            let told = is_refused.then(|| Layer::Limit { level: 0, name: "all".into() });
+            if tried.would_refuse != Vec::from_iter(told) {
+                return Err(format!("enforced, it refuses: {is_refused}; tried: {tried:?}"));
+            }
+            refused.set(refused.get() + u32::from(is_refused));
+            with_room.set(with_room.get() + u32::from(is_refused && before + tokens <= QUOTA));
+            let shown = crowds.each_ref().map(|crowd| {
+                let capacity = crowd.state.feature("code").expect("it is there").capacity;
+                let capacity =
+                    capacity.into_iter().map(|view| (view.limit.used, view.limit.quota, view.by_class));
+                (capacity.collect::<Vec<_>>(), crowd.state.sharers("code"))
+            });
+            if shown[0] != shown[1] {
+                return Err(format!("enforced {:?}\n   tried {:?}", shown[0], shown[1]));
+            }
+        }
+        Ok(())
+    });
+    let (refused, with_room) = (refused.get(), with_room.get());
+    assert!(refused > 200 && with_room > 50, "it refused {refused} times, {with_room} by whose turn it was");
 }

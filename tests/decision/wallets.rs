@@ -3,8 +3,8 @@
 use quorate::decision::State;
 use quorate::decision::audit::Audit;
 use quorate::decision::command::{
-    Admit, Change, Command, ConfirmTopUp, Period, PutAccount, PutGrant, PutPolicy, Revoke, Source,
-    SpendingCap, Stamp, TopUp,
+    Admit, Change, Command, ConfirmTopUp, Key, Period, PutAccount, PutGrant, PutPolicy, Request, Revoke,
+    Source, SpendingCap, Stamp, TopUp,
 };
 use quorate::decision::facts::{Fact, Why, with_moments};
 use quorate::decision::reply::{BalancesView, GrantView, Outcome, Reason, Reply, TopUpId};
@@ -46,9 +46,13 @@ impl Watched {
     }
 
     fn ask(&mut self, command: Command<'_>) -> Reply {
+        self.ask_with(None, command)
+    }
+
+    fn ask_with(&mut self, key: Option<Key<'_>>, command: Command<'_>) -> Reply {
         self.index += 1;
         let stamp = Stamp { at: self.at, term: 1, index: self.index, position: 0 };
-        self.lawful.apply(stamp, &plain(command)).expect("every law holds")
+        self.lawful.apply(stamp, &Request { key, command }).expect("every law holds")
     }
 
     fn credits(&self, account: &str) -> BalancesView {
@@ -416,4 +420,19 @@ fn what_is_for_later_is_scheduled_and_becomes_available_in_its_moment() {
     let admitted = watched.ask(admit("acme", 6));
     let Outcome::Admitted(admitted) = &admitted.outcome else { panic!("{admitted:?}") };
     assert_eq!(admitted.available, watched.credits("acme").available);
+}
+
+#[test]
+fn what_is_done_again_under_another_key_is_answered_again_and_that_key_is_taken() {
+    let mut watched = Watched::new(POLICY);
+    watched.ask(account("acme", None, None));
+    let made = watched.ask(grant("acme", "bought", whole(5)));
+    assert!(!made.replayed);
+    let key = Key { key: "another", fingerprint: [1; 16] };
+    let again = watched.ask_with(Some(key), grant("acme", "bought", whole(5)));
+    assert!(again.replayed, "{again:?}");
+    let other = Key { fingerprint: [2; 16], ..key };
+    let reply = watched.ask_with(Some(other), grant("acme", "more", whole(5)));
+    assert_eq!(refused(&reply), Some(Reason::KeyMismatch));
+    assert_eq!(watched.credits("acme").available, whole(5));
 }

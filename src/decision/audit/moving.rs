@@ -297,11 +297,9 @@ impl Audit {
     fn check_trust(&mut self, decided: &Decided<'_>, account: u32, limit: &LimitRead, said: Trust) {
         let (policy, at) = (self.policy(), self.now());
         let plan = limit.plan.and_then(|plan| policy.plans.get(plan as usize));
-        let history = plan.and_then(|plan| plan.trust).and_then(|rule| {
-            let past = self.moving.pasts.get(&account)?;
-            Some((rule, past.of(&decided.usage.feature)?))
-        });
-        let earned = history.map_or(Trust::NEUTRAL, |(rule, history)| history.trust(&rule, at));
+        let past = plan.and_then(|plan| plan.trust).zip(self.moving.pasts.get(&account));
+        let earned =
+            past.map_or(Trust::NEUTRAL, |(rule, past)| past.trust(&rule, &decided.usage.feature, at));
         if said != earned {
             let (id, account) = (decided.id, self.path(account));
             self.find(Finding::TrustOther { id, account, said, earned });
@@ -632,7 +630,7 @@ impl Audit {
         for account in levels {
             let Some(rule) = self.plan_of(&policy, *account).and_then(|plan| plan.trust) else { continue };
             let past = self.moving.pasts.entry(*account);
-            let past = past.or_insert_with(|| Past::new(AccountPlace(*account)));
+            let past = past.or_insert_with(|| Past::new(AccountPlace(*account), &rule));
             what(past.history_mut(&rule, feature, at), &rule);
         }
     }

@@ -10,7 +10,7 @@
 //! have. Three things are added for reports that are noisy, late and seldom:
 //!
 //! - Pressure is smoothed, and what a cut is expected to take off is taken off at once, so that one
-//!   overload is not answered twice.
+//!   overload is neither answered twice nor taken for room.
 //! - Between [`LoadRule::restore_below`] and the target nothing moves: the band swallows noise.
 //! - After a cut the next one waits as long as backends take to feel it, unless it grows worse meanwhile.
 
@@ -125,17 +125,23 @@ impl Controller {
             if self.wait > 0 && !worse {
                 return None;
             }
-            // A grave overload is taken at its word; a slight one may be noise, and is smoothed.
+            // A grave overload is taken at its word; a slight one may be noise, and is smoothed. What was reported
+            // before the last cut was felt is smoothed with it, and is not answered again.
             let grave = reported.0 > one + one / 4;
-            let answered = if grave { reported.max(pressure) } else { pressure };
+            let answered = if grave { reported } else { reported.min(pressure) };
             // To the middle of the band in which nothing moves, and by half at most.
             let kept = times(Ppm(rule.middle()), one, answered.0).max(one / 2);
-            self.answered = pressure;
-            self.wait = rule.response;
             let factor = Ppm(times(self.factor, kept, one).max(rule.floor.0));
             let before = std::mem::replace(&mut self.factor, factor);
-            self.pressure = Some(Ppm(times(pressure, factor.0, before.0)));
-            return (before != factor).then_some(LoadMove::Cut);
+            if before == factor {
+                return None;
+            }
+            // It is taken off what was answered, not off what was smoothed so far: that would soon look like room, and the
+            // reports until the cut is felt like an overload that grows worse.
+            self.answered = answered;
+            self.wait = rule.response;
+            self.pressure = Some(Ppm(times(answered, factor.0, before.0)));
+            return Some(LoadMove::Cut);
         }
         if pressure < rule.restore_below && self.wait == 0 {
             let factor = Ppm(self.factor.0.saturating_add(rule.restore.0).min(rule.ceiling.0));
@@ -154,6 +160,8 @@ fn times(value: Ppm, by: u64, of: u64) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::decision::state::State;
 
@@ -219,6 +227,50 @@ mod tests {
             backends.asked = asked;
             let used: Vec<u64> = (0..4).map(|_| backends.step(&mut controller)).collect();
             assert!(used[2..].iter().all(|used| *used <= 1_000_000), "{asked}: {used:?}");
+        }
+    }
+
+    /// What a controller does in so many steps after what is asked for rises, at once and for good, from 0.6 to
+    /// `asked` of what backends can do, who feel what is let through `late` steps later.
+    fn moves_under_sudden_overload(
+        rule: &LoadRule,
+        asked: u64,
+        late: usize,
+        steps: usize,
+    ) -> Vec<Option<LoadMove>> {
+        let mut controller = Controller { factor: rule.ceiling, ..Controller::new(rule) };
+        let mut felt: VecDeque<u64> = std::iter::repeat_n(600_000, 20).collect();
+        let mut step = |asked: u64, capacity: u64| {
+            felt.push_back(times(controller.factor, capacity, 1_000_000).min(asked));
+            let used = felt[felt.len() - 1 - late];
+            controller.step(rule, Some(Ppm(used * 1_000_000 / rule.target_utilisation.0)))
+        };
+        (0..20).for_each(|_| assert_eq!(step(600_000, asked), None, "there is room, and all of it is used"));
+        (0..steps).map(|_| step(asked, asked)).collect()
+    }
+
+    #[test]
+    fn an_overload_is_neither_answered_twice_nor_taken_for_room() {
+        let timings = (1..=5).flat_map(|response| (0..response as usize).map(move |late| (response, late)));
+        for ((response, late), restore) in
+            timings.flat_map(|timing| [2_500, 10_000, 100_000].map(|by| (timing, by)))
+        {
+            let rule = LoadRule { response, restore: Ppm(restore), ..RULE };
+            for asked in (900_000..3_000_000).step_by(50_000) {
+                let moves = moves_under_sudden_overload(&rule, asked, late, 60);
+                let case = format!("asked {asked}, felt {late} of {response} steps later: {moves:?}");
+                let first = moves.iter().position(Option::is_some).expect("it is cut");
+                let soon = &moves[first..first + response as usize];
+                assert!(!soon.contains(&Some(LoadMove::Restored)), "{case}");
+                // A cut by less than half reaches the band in which nothing moves.
+                if (1_250_001..1_900_000).contains(&(asked * 1_000_000 / rule.target_utilisation.0)) {
+                    assert_eq!(moves.iter().flatten().collect::<Vec<_>>(), [&LoadMove::Cut], "{case}");
+                }
+                for ten in moves.windows(10) {
+                    let mut from_up = ten.iter().skip_while(|moved| **moved != Some(LoadMove::Restored));
+                    assert!(!from_up.any(|moved| *moved == Some(LoadMove::Cut)), "up and down again: {case}");
+                }
+            }
         }
     }
 

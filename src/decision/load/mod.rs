@@ -74,8 +74,6 @@ impl State {
     /// Ten times the target: what is reported beyond it is taken for this, so that one wild report is soon
     /// forgotten.
     pub(super) const PRESSURE_MAX: Ppm = Ppm(10 * Ppm::ONE.0);
-    /// Steps that are made up for when time jumps; after so many in silence nothing moves any more.
-    const STEPS_MADE_UP_MAX: u64 = 1_000;
 
     pub(super) fn take_signals(&mut self, signals: &Signals<'_>) -> Outcome {
         outcome(self.try_take_signals(signals))
@@ -131,6 +129,10 @@ impl State {
 
     /// Makes every step that is due by now, each as of its own moment. What a hold that ends has used beyond what it
     /// reserved counts by the load of that moment, so this comes before.
+    ///
+    /// Steps in which nothing could move are left out, so that a long time costs no more than what moves in it: once
+    /// all controllers are at rest they stay there until a report ends, none counts for longer than
+    /// [`State::SIGNAL_TTL_MAX`], and in silence a factor goes one way until it is where it stays.
     pub(super) fn step_load(&mut self) {
         if self.now < self.load.next_step_at {
             return;
@@ -138,33 +140,40 @@ impl State {
         let step = State::LOAD_STEP.0;
         let now = self.now;
         let last = now.0 - now.0 % step;
-        let earliest = last.saturating_sub(State::STEPS_MADE_UP_MAX * step);
-        let mut at = self.load.next_step_at.0.max(earliest);
+        let mut at = self.load.next_step_at.0;
         self.load.next_step_at = Millis(last + step);
-        while at <= last && !self.load.features.is_empty() {
+        while at <= last {
             self.now = Millis(at);
-            self.step_features();
-            at += step;
+            let next = if self.step_features() { Some(at) } else { self.load.next_end() };
+            let Some(next) = next else { break };
+            at = next.next_multiple_of(step).max(at + step);
         }
         // What is shared fairly follows from how things stand, and not from how they came to stand so.
         self.now = Millis(last);
         self.step_sharing();
+        self.forget_pasts();
         self.now = now;
     }
 
-    fn step_features(&mut self) {
+    /// Whether any controller is another one than before the step.
+    fn step_features(&mut self) -> bool {
         let policy = Arc::clone(&self.policy);
+        let mut changed = false;
         for (place, feature) in policy.features.iter().enumerate() {
             let Some(rule) = &feature.load else { continue };
             let load =
                 self.load.features.get_mut(&feature.name).expect("a feature that load moves has a load");
             load.signals.retain(|_, report| report.expires_at > self.now);
             let reported = load.pressure(rule);
-            let Some(moved) = load.controller.step(rule, reported) else { continue };
+            let before = load.controller.clone();
+            let moved = load.controller.step(rule, reported);
+            changed |= load.controller != before;
+            let Some(moved) = moved else { continue };
             let (factor, pressure) = (load.controller.factor, load.controller.pressure);
             self.load.factors[place] = class_factors(feature, factor);
             self.note_load_moved(feature.name.clone(), factor, pressure, moved);
         }
+        changed
     }
 
     /// Gives the load its next version, and records it as decided by the one before.
@@ -281,6 +290,12 @@ impl ShareLook {
 }
 
 impl Load {
+    /// When the next report ends.
+    fn next_end(&self) -> Option<u64> {
+        let reports = self.features.values().flat_map(|load| load.signals.values());
+        reports.map(|report| report.expires_at.0).min()
+    }
+
     /// How much of a feature's capacity may be used.
     pub fn factor(&self, feature: &Feature) -> Factor {
         match feature.load {
