@@ -49,8 +49,8 @@ const CLUSTER_HEADING: &str = "Cluster";
 const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
 
 /// The commands that ask no node.
-const LOCAL_COMMANDS: [&[&str]; 5] =
-    [&["serve"], &["token"], &["policy", "check"], &["simulate"], &["links"]];
+const LOCAL_COMMANDS: [&[&str]; 6] =
+    [&["serve"], &["token"], &["policy", "check"], &["simulate"], &["links"], &["exercise", "check"]];
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
@@ -307,7 +307,14 @@ mod tests {
         local.sort();
         assert_eq!(
             local,
-            ["quorate links", "quorate policy check", "quorate serve", "quorate simulate", "quorate token"]
+            [
+                "quorate exercise check",
+                "quorate links",
+                "quorate policy check",
+                "quorate serve",
+                "quorate simulate",
+                "quorate token"
+            ]
         );
     }
 

@@ -40,7 +40,7 @@ use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
-use crate::replication::read::Reads;
+use crate::replication::read::{AsOf, Reads};
 use crate::replication::settings::{Limits, Member, Settings, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
@@ -290,6 +290,11 @@ impl Replica {
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
     pub async fn read<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, ReadError> {
+        self.read_as_of(look).await.map(|(seen, _)| seen)
+    }
+
+    /// The same, with the place in the log that what was seen is of.
+    pub async fn read_as_of<T>(&self, look: impl FnOnce(&State) -> T) -> Result<(T, AsOf), ReadError> {
         if self.0.stopping.load(Ordering::Acquire) {
             return Err(ReadError::ShuttingDown);
         }
@@ -302,7 +307,9 @@ impl Replica {
                 None => ReadError::Unavailable { leader: self.leader(), waited_ms: waited_ms(started) },
             });
         }
-        Ok(self.read_local(look))
+        let applied = self.0.shared.lock();
+        let index = applied.last.map_or(0, |last| last.index());
+        Ok((look(&applied.state), AsOf { index, at: applied.state.now() }))
     }
 
     /// The state as this node has it: may be behind.

@@ -45,6 +45,11 @@ impl Cluster {
         Cluster::of(Nodes::start_linked(3, settings, "tests/cluster/policy.toml"))
     }
 
+    /// Three nodes without a policy, which may not have a leader yet.
+    pub fn start_bare() -> Cluster {
+        Cluster::of(Nodes::start_bare(3, ""))
+    }
+
     fn of(nodes: Nodes) -> Cluster {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         Cluster { nodes, runtime: runtime.expect("a runtime") }

@@ -79,15 +79,29 @@ impl Nodes {
 
     /// The same with more settings, in TOML, and another policy, a file of this repository.
     pub fn start_with(count: usize, settings: &str, policy: &str) -> Nodes {
-        Nodes::start_as(count, settings, policy, false)
+        Nodes::start_as(count, settings, false).with_policy(policy)
     }
 
     /// The same with links between them that [`Nodes::link`] can cut.
     pub fn start_linked(count: usize, settings: &str, policy: &str) -> Nodes {
-        Nodes::start_as(count, settings, policy, true)
+        Nodes::start_as(count, settings, true).with_policy(policy)
     }
 
-    fn start_as(count: usize, settings: &str, policy: &str, linked: bool) -> Nodes {
+    /// Starts so many nodes, with more settings and no policy, and waits for nothing.
+    pub fn start_bare(count: usize, settings: &str) -> Nodes {
+        Nodes::start_as(count, settings, false)
+    }
+
+    /// Puts a policy, a file of this repository, when there is a leader to take it.
+    fn with_policy(self, policy: &str) -> Nodes {
+        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
+        self.wait_until("a leader takes the policy", |nodes| {
+            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
+        });
+        self
+    }
+
+    fn start_as(count: usize, settings: &str, linked: bool) -> Nodes {
         let folder = tempfile::tempdir().expect("a folder");
         let ports = free_ports(2 * count);
         let founder = |place: usize| {
@@ -117,10 +131,6 @@ impl Nodes {
         for id in 1..=count {
             nodes.start_node(id);
         }
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
-        nodes.wait_until("a leader takes the policy", |nodes| {
-            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
-        });
         nodes
     }
 
