@@ -320,11 +320,11 @@ fn everything(seed: u64, steps: u64) -> Made {
                 has.hold(admission.to_owned(), &asked);
             }
         }
-        if let (Some(id), Some(account)) = (answer["id"].as_str(), made.lines[line].path.split('/').nth(3)) {
-            if answer.get("source").is_some() {
-                let (account, id) = (account.to_owned(), id.to_owned());
-                has.grants.push(operations::Given { account, id });
-            }
+        if let (Some(id), Some(account)) = (answer["id"].as_str(), made.lines[line].path.split('/').nth(3))
+            && answer.get("source").is_some()
+        {
+            let (account, id) = (account.to_owned(), id.to_owned());
+            has.grants.push(operations::Given { account, id });
         }
         if let Some(items) = answer["items"].as_array() {
             has.top_ups = items.iter().filter_map(|item| Some(item["id"].as_str()?.to_owned())).collect();
