@@ -455,10 +455,11 @@ async fn the_cluster_and_its_health_can_be_seen() {
 async fn a_read_says_of_what_it_is() {
     let node = Node::furnished().await;
     let mut client = node.connect().await;
+    let admitted = client.post("/v1/admissions", ADMISSION).await.expect(200);
+    let admission = format!("/v1/admissions/{}", admitted["admission"].as_str().expect("an id"));
+    let without_events = format!("{admission}?events=false");
     let mut before = (0, 0);
-    for path in
-        ["/v1/accounts/acme", "/v1/topups", "/v1/admissions/adm_1?events=false", "/v1/admissions/adm_1"]
-    {
+    for path in ["/v1/accounts/acme", "/v1/topups", &without_events, &admission] {
         let put = client.json("PUT", "/v1/accounts/acme", r#"{"state":"open"}"#).await.expect(200);
         let read = client.get(path).await;
         assert_eq!(read.status, 200, "{path}");
