@@ -10,8 +10,9 @@ use crate::cluster::Cluster;
 use crate::nodes::Nodes;
 use crate::seed::Seed;
 
-/// How much of a history is written before the next leader is killed: some hundreds of operations.
-const HISTORY_BYTES_BETWEEN: u64 = 100_000;
+/// How much of a history is written before the next leader is killed: about a hundred operations, which a busy machine
+/// does in time, too.
+const HISTORY_BYTES_BETWEEN: u64 = 60_000;
 
 #[test]
 fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
@@ -33,7 +34,7 @@ fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     let written = || std::fs::metadata(&history).map_or(0, |file| file.len());
     for kill in 1..=2 {
         let enough = kill * HISTORY_BYTES_BETWEEN;
-        cluster.nodes.wait_until("some hundred operations are done", |_| written() >= enough);
+        cluster.nodes.wait_until("a hundred operations are done", |_| written() >= enough);
         let leader = cluster.leader(&[1, 2, 3]);
         cluster.nodes.kill_node(leader);
         cluster.nodes.start_node(leader);

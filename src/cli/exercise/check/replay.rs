@@ -91,8 +91,10 @@ fn sha256(bytes: &[u8]) -> String {
 pub(super) fn told(history: &History, first: Claim, claim: Claim, reply: &Reply) -> Reply {
     let known = &history.known[claim.operation];
     let decided = known.operation.answer.as_ref().and_then(|answer| answer.decided.get(claim.entry));
-    // Who asked more than once may be told of his own first attempt.
-    let retried = known.operation.attempts.len() > 1 && decided.is_some_and(|decided| decided.replayed);
+    let has_key = known.requests().is_some_and(|requests| requests.key(claim.entry).is_some());
+    // Whoever asked more than once may be told of the first attempt; and so may a node, which asks again by itself
+    // where it does not know what became of what it proposed.
+    let retried = has_key && decided.is_some_and(|decided| decided.replayed);
     Reply { replayed: reply.replayed || claim != first || retried, ..reply.clone() }
 }
 

@@ -464,6 +464,22 @@ fn a_key_that_is_decided_twice_is_named() {
     assert!(report.findings.iter().any(|finding| finding.kind == Kind::DecidedTwice), "{}", report.text());
 }
 
+/// A node that does not know what became of what it proposed asks again by itself.
+#[test]
+fn the_first_answer_may_be_told_as_a_repeated_one_where_it_has_a_key() {
+    let mut made = Made::with_credits(WALLET, "100");
+    let first = made.admit_as(&Fate::Decided, "once", 10);
+    let again = made.admit_as(&Fate::Decided, "once", 10);
+    // The answer to the first try was lost between nodes, and this is the one to the second.
+    made.lines[first].answer = made.lines[again].answer.clone();
+    made.lines.truncate(again);
+    assert!(made.answer_of(first).replayed);
+    made.look();
+    clean(&made);
+    made.lines[first].key = None;
+    assert!(made.checked().findings_total > 0, "without a key nothing is repeated");
+}
+
 #[test]
 fn a_key_for_something_else_is_a_mismatch_and_nothing_else() {
     let mut made = Made::with_credits(WALLET, "100");
