@@ -1232,7 +1232,7 @@ const MOVING_ERRORS: &[Error] = &[
             let (_, usage) = layers_of_video(facts, place)?;
             let is_first = usage.admitted_at.is_none();
             let (used, _) = share(seen_of_video(facts, place)?)?;
-            *used = Change::new(used.before, used.after() + 2);
+            *used = Change::new(used.before, used.after().checked_add(2)?);
             is_first.then_some(())
         },
         named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
@@ -1243,7 +1243,7 @@ const MOVING_ERRORS: &[Error] = &[
             let (_, usage) = layers_of_video(facts, place)?;
             let is_end = usage.admitted_at.is_some();
             let (used, _) = share(seen_of_video(facts, place)?)?;
-            *used = Change::new(used.before + 1_000, used.before);
+            *used = Change::new(used.before.checked_add(1_000)?, used.before);
             is_end.then_some(())
         },
         named: |finding| matches!(finding, Finding::LayerDiffers { .. }),
@@ -1258,7 +1258,7 @@ const MOVING_ERRORS: &[Error] = &[
                 _ => None,
             })?;
             let added = u64::try_from(used.added()).ok()?;
-            *used = Change::new(1_000_000, 1_000_000 + added);
+            *used = Change::new(1_000_000, added.checked_add(1_000_000)?);
             admitted.then_some(())
         },
         named: |finding| matches!(finding, Finding::NotLeft { .. }),
@@ -1271,7 +1271,7 @@ const MOVING_ERRORS: &[Error] = &[
             let next = (place + 1..facts.len()).find(is_decision)?;
             let second = counted_by_load(facts, next)?;
             // Half a unit or more, which no two of them can have carried.
-            let least = first.0 * 1_000_000 / first.1.0;
+            let least = first.0.checked_mul(1_000_000)? / first.1.0;
             let is_half = first.0 * 1_000_000 % first.1.0 * 2 >= first.1.0;
             let is_alike = first == second && is_half;
             let between = &facts[place..next];
@@ -1279,7 +1279,7 @@ const MOVING_ERRORS: &[Error] = &[
             for place in [place, next] {
                 let layer = of_cluster(seen_of_video(facts, place)?).next()?;
                 if let LayerSeen::Limit { used, .. } = layer {
-                    *used = Change::new(used.before.max(1), used.before.max(1) + least);
+                    *used = Change::new(used.before.max(1), used.before.max(1).checked_add(least)?);
                 }
             }
             (is_alike && steady).then_some(())
