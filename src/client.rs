@@ -25,11 +25,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use answers::{
-    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, BalancesView, BatchAnswer,
-    BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView, FeatureView,
-    FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView, MemberView,
-    MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView, ResetView,
-    SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
+    AccountView, AdaptiveView, AdmissionStatus, AdmissionView, Admitted, Amount, AsOf, BalancesView,
+    BatchAnswer, BatchItem, CapacityView, ClassFactor, ClassRoom, ClusterView, Extended, FeatureLoadView,
+    FeatureView, FeaturesView, GrantRevoked, GrantView, HoldExpiry, HoldView, LimitReset, LimitView,
+    MemberView, MovedView, PaceVerdict, Payer, Payment, PolicyPut, PolicyView, Receipt, RefusalView,
+    ResetView, SettledView, ShareView, SignalView, Signalled, TopUpView, WalletView,
 };
 pub use connection::{NodeUrl, ParseNodeUrlError};
 pub use datasets::{
@@ -129,6 +129,8 @@ pub struct Attempted {
     pub status: u16,
     /// Whether the cluster had already decided this under the same key.
     pub replayed: bool,
+    /// What a read is of.
+    pub as_of: Option<AsOf>,
     pub body: Bytes,
 }
 
@@ -541,7 +543,8 @@ impl Client {
         };
         let node = &self.shared.nodes[place % self.shared.nodes.len()];
         let sent = node.send(&call, self.shared.attempt_timeout).await.map_err(|error| error.cause)?;
-        Ok(Attempted { status: sent.status.as_u16(), replayed: sent.replayed, body: sent.body })
+        let (status, replayed, as_of, body) = (sent.status.as_u16(), sent.replayed, sent.as_of, sent.body);
+        Ok(Attempted { status, replayed, as_of, body })
     }
 
     // --- the ways of a call ---------------------------------------------------------------------

@@ -21,6 +21,9 @@
 //! address = "127.0.0.1:7201"    # where peers reach it; `listen` when absent
 //! tls = { ca = "peers.pem", cert = "node1.pem", key = "node1.key" }    # mutual
 //!
+//! [peer.via]                    # where this node reaches others otherwise than by the membership's address
+//! 2 = "127.0.0.1:9502"
+//!
 //! [[founders]]                  # the first members, the same on each; used only on an empty disk
 //! id = 1                        # none: this node waits until it is joined
 //! region = "local-a"
@@ -61,11 +64,13 @@
 //! [replication]                 # bounds of the log's queues and batches
 //! ```
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::uri::Authority;
 use serde::Deserialize;
 
 use crate::edge::{LimitError, Limits, Tls, Token};
@@ -143,6 +148,10 @@ pub struct PeerConfig {
     pub address: Option<String>,
     #[serde(default)]
     pub tls: Option<PeerTls>,
+    /// Where this node reaches other nodes, by their ids, if not at the address that the membership has: over a
+    /// private link, or through a proxy.
+    #[serde(default)]
+    pub via: BTreeMap<u64, String>,
 }
 
 /// Who may call what.
@@ -201,6 +210,10 @@ pub enum Rule {
     Range { field: &'static str, expected: &'static str },
     #[error("{field} must say where others reach this node, since {listen} is no address to connect to")]
     AddressNeeded { field: &'static str, listen: SocketAddr },
+    #[error("peer.via: node {id} is this node itself")]
+    ViaItself { id: u64 },
+    #[error("peer.via: {address:?} of node {id} must be host:port")]
+    ViaAddress { id: u64, address: String },
     #[error("founders: node {id} is there twice")]
     FounderTwice { id: u64 },
     #[error("founders: {field} of node {id} is {theirs:?}, but this file says {ours:?}")]
@@ -281,10 +294,29 @@ impl Config {
                 return Err(Rule::Range { field: "topups.backoff_min", expected });
             }
         }
+        self.check_via()?;
         self.check_founders()?;
         self.check_tokens()?;
         self.limits.check()?;
         self.check_exposure()
+    }
+
+    fn check_via(&self) -> Result<(), Rule> {
+        for (&id, address) in &self.peer.via {
+            if id == self.node.id {
+                return Err(Rule::ViaItself { id });
+            }
+            let authority: Option<Authority> = address.parse().ok();
+            let can_be_reached = authority.is_some_and(|authority| {
+                authority.port_u16().is_some_and(|port| port > 0)
+                    && !authority.host().is_empty()
+                    && !address.contains('@')
+            });
+            if !can_be_reached {
+                return Err(Rule::ViaAddress { id, address: address.clone() });
+            }
+        }
+        Ok(())
     }
 
     fn check_founders(&self) -> Result<(), Rule> {
@@ -358,6 +390,7 @@ impl Config {
             data_dir: self.data_dir.clone(),
             founders: self.founders.clone(),
             peer_tls: self.peer.tls.clone(),
+            via: self.peer.via.clone(),
             timing: self.timing.clone(),
             limits: self.replication.clone(),
         }
@@ -501,6 +534,22 @@ listen = "127.0.0.1:7201"
         assert!(parse(&format!("{tls}{token}")).is_ok());
         let error = parse(&format!("{tls}{token}{token}")).expect_err("twice");
         assert!(error.contains("\"a\" is there twice"), "{error}");
+    }
+
+    #[test]
+    fn other_nodes_may_be_reached_otherwise() {
+        assert_eq!(with("").expect("a config").replication().via, BTreeMap::new());
+        let config = with("[peer.via]\n2 = \"127.0.0.1:9502\"\n3 = \"[::1]:9503\"\n").expect("a config");
+        let via = config.replication().via;
+        assert_eq!(via, BTreeMap::from([(2, "127.0.0.1:9502".to_owned()), (3, "[::1]:9503".to_owned())]));
+        let error = with("[peer.via]\n1 = \"127.0.0.1:9501\"\n").expect_err("to itself");
+        assert_eq!(error, "node1.toml: peer.via: node 1 is this node itself");
+        for address in ["", "127.0.0.1", ":9502", "127.0.0.1:0", "127.0.0.1:95020", "http://a:1", "a@b:1"] {
+            let error = with(&format!("[peer.via]\n2 = \"{address}\"\n")).expect_err(address);
+            assert!(error.contains("of node 2 must be host:port"), "{error}");
+        }
+        let error = with("[peer.via]\ntwo = \"127.0.0.1:9502\"\n").expect_err("no id");
+        assert!(error.starts_with("node1.toml: peer.via"), "{error}");
     }
 
     #[test]

@@ -15,6 +15,9 @@ use crate::webhook::{Webhook, WebhookError};
 /// The data of a node that does not run, for an audit.
 pub use crate::replication::{Reading, StoppedError, StoppedFacts, StoppedNode};
 
+/// What a node would have answered, for who checks its answers afterwards.
+pub use crate::edge::hindsight;
+
 /// Why a node did not start, or ended other than by being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {

@@ -1,5 +1,6 @@
 //! A cluster of replicas in one process, over real sockets and real disks.
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
@@ -64,13 +65,19 @@ impl Cluster {
     }
 
     fn settings(&self, id: u64) -> Settings {
+        let listen = self.members[id as usize - 1].peer_address.parse().expect("an address");
+        self.settings_at(id, listen)
+    }
+
+    fn settings_at(&self, id: u64, peer_listen: SocketAddr) -> Settings {
         let member = self.members[id as usize - 1].clone();
         Settings {
             cluster_id: "test".into(),
-            peer_listen: member.peer_address.parse().expect("an address"),
+            peer_listen,
             data_dir: self.data_dir(id),
             founders: self.members.clone(),
             peer_tls: None,
+            via: BTreeMap::new(),
             timing: self.timing.clone(),
             limits: self.limits.clone(),
             member,
@@ -583,6 +590,7 @@ async fn node_child() {
         data_dir: data_dir.into(),
         founders: members,
         peer_tls: None,
+        via: BTreeMap::new(),
         timing: serde_json::from_str(&timing).expect("the timing"),
         limits: serde_json::from_str(&limits).expect("the limits"),
         member,
@@ -688,12 +696,11 @@ async fn transfer_to_child(cluster: &Cluster) {
     leader_of_two_or(cluster, 3).await;
 }
 
-#[tokio::test]
-async fn peers_talk_over_mutual_tls_and_refuse_what_has_no_certificate() {
+/// What a node shows whose certificate names `host`, and by what it judges others.
+fn mutual_tls(directory: &Path, host: &str) -> PeerTls {
     use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-    let directory = tempfile::tempdir().expect("a directory");
     let write = |name: &str, text: String| {
-        let path = directory.path().join(name);
+        let path = directory.join(name);
         std::fs::write(&path, text).expect("it writes");
         path
     };
@@ -702,13 +709,52 @@ async fn peers_talk_over_mutual_tls_and_refuse_what_has_no_certificate() {
     let authority =
         CertifiedIssuer::self_signed(authority, KeyPair::generate().expect("a key")).expect("an authority");
     let key = KeyPair::generate().expect("a key");
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("parameters");
+    let params = CertificateParams::new(vec![host.to_owned()]).expect("parameters");
     let certificate = params.signed_by(&key, &authority).expect("a certificate");
-    let tls = PeerTls {
+    PeerTls {
         ca: write("ca.pem", authority.pem()),
         cert: write("cert.pem", certificate.pem()),
         key: write("key.pem", key.serialize_pem()),
-    };
+    }
+}
+
+#[tokio::test]
+async fn nodes_reach_each_other_by_ways_of_their_own_and_judge_certificates_by_the_membership() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let tls = mutual_tls(directory.path(), "nodes.test");
+    let mut cluster = Cluster::new(3);
+    let reached: Vec<SocketAddr> = (1..=3).map(|_| free_address()).collect();
+    for member in &mut cluster.members {
+        // A name that nothing resolves: only the other way leads to the node.
+        member.peer_address = format!("nodes.test:{}", member.id);
+    }
+    for id in 1..=3 {
+        let others = (1..=3).filter(|other| *other != id);
+        let settings = Settings {
+            peer_tls: Some(tls.clone()),
+            via: others.map(|other| (other, reached[other as usize - 1].to_string())).collect(),
+            ..cluster.settings_at(id, reached[id as usize - 1])
+        };
+        cluster.nodes[id as usize - 1] = Some(start(settings).await);
+    }
+    cluster.leader().await;
+    for id in 1..=3 {
+        propose(cluster.node(id), put_account(&format!("account-{id}"))).await;
+    }
+    for id in 1..=3 {
+        let all =
+            cluster.node(id).read(|state| (1..=3).all(|n| state.account(&format!("account-{n}")).is_some()));
+        assert!(all.await.expect("it reads"), "node {id}");
+    }
+    assert!(
+        cluster.node(1).cluster().members.iter().all(|member| member.peer_address.starts_with("nodes.test:"))
+    );
+}
+
+#[tokio::test]
+async fn peers_talk_over_mutual_tls_and_refuse_what_has_no_certificate() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let tls = mutual_tls(directory.path(), "127.0.0.1");
     let mut cluster = Cluster::new(3);
     for id in 1..=2 {
         let settings = Settings { peer_tls: Some(tls.clone()), ..cluster.settings(id) };

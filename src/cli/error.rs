@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::cli::audit::AuditError;
 use crate::cli::bench::BenchError;
 use crate::cli::exercise::ExerciseError;
+use crate::cli::links::LinksError;
 use crate::cli::rehearsal::RehearsalError;
 use crate::cli::replay::ReplayError;
 use crate::cli::simulate::SimulateError;
@@ -40,6 +41,8 @@ pub enum CliError {
     Bench(#[from] BenchError),
     #[error(transparent)]
     Exercise(#[from] ExerciseError),
+    #[error(transparent)]
+    Links(#[from] LinksError),
     #[error(transparent)]
     Simulate(#[from] SimulateError),
     #[error(transparent)]

@@ -15,6 +15,7 @@ mod datasets;
 mod error;
 mod exercise;
 mod explain;
+mod links;
 mod load;
 mod output;
 mod policy;
@@ -48,7 +49,8 @@ const CLUSTER_HEADING: &str = "Cluster";
 const EXIT_CODES: &str = "Exit codes: 0 done or admitted, 1 refused, 2 failed";
 
 /// The commands that ask no node.
-const LOCAL_COMMANDS: [&[&str]; 4] = [&["serve"], &["token"], &["policy", "check"], &["simulate"]];
+const LOCAL_COMMANDS: [&[&str]; 6] =
+    [&["serve"], &["token"], &["policy", "check"], &["simulate"], &["links"], &["exercise", "check"]];
 
 /// Decides, as a cluster, how much of each request is allowed and which quota or credit pays for it.
 #[derive(Debug, Parser)]
@@ -141,6 +143,9 @@ enum Command {
     /// Drive a cluster of its own with mixed operations drawn from a seed, and check every answer
     #[command(hide = true)]
     Exercise(exercise::Args),
+    /// Stand between the nodes of a cluster, and cut, slow and break what they say to each other
+    #[command(hide = true)]
+    Links(links::Args),
     /// Compare fixed limits with limits that move, over a trace and a backend that is not there
     #[command(hide = true)]
     Simulate(simulate::Args),
@@ -230,6 +235,7 @@ fn run(cli: Cli) -> Result<Done, CliError> {
             Command::Replay(args) => replay::run(args, global).await,
             Command::Bench(args) => bench::run(args, global).await,
             Command::Exercise(args) => exercise::run(args, global).await,
+            Command::Links(args) => links::run(args).await,
             Command::Simulate(args) => simulate::run(&args, global),
             Command::Token => token::run(global),
         }
@@ -299,7 +305,17 @@ mod tests {
             }
         });
         local.sort();
-        assert_eq!(local, ["quorate policy check", "quorate serve", "quorate simulate", "quorate token"]);
+        assert_eq!(
+            local,
+            [
+                "quorate exercise check",
+                "quorate links",
+                "quorate policy check",
+                "quorate serve",
+                "quorate simulate",
+                "quorate token"
+            ]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::ParseIntError;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer};
@@ -65,6 +66,21 @@ pub struct Receipt {
     pub load: u64,
     #[serde(default)]
     pub rules: Option<u16>,
+}
+
+/// What a read is of: the last entry of the log that it saw applied, and the agreed time then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    pub index: u64,
+    pub at: Millis,
+}
+
+impl FromStr for AsOf {
+    type Err = ParseIntError;
+    fn from_str(text: &str) -> Result<AsOf, ParseIntError> {
+        let (index, at) = text.split_once(";at=").unwrap_or((text, ""));
+        Ok(AsOf { index: index.parse()?, at: Millis(at.parse()?) })
+    }
 }
 
 /// Who paid a part of a cost.

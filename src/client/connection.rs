@@ -21,7 +21,7 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::client::error::{BoxedError, Problem};
-use crate::client::{ANSWER_BYTES_MAX, CONNECT_TIMEOUT, Call, ClientError, Options};
+use crate::client::{ANSWER_BYTES_MAX, AsOf, CONNECT_TIMEOUT, Call, ClientError, Options};
 
 /// How many unused connections to one node are kept.
 const IDLE_CONNECTIONS_MAX: usize = 256;
@@ -101,6 +101,7 @@ impl fmt::Debug for Node {
 pub(super) struct Sent {
     pub status: StatusCode,
     pub replayed: bool,
+    pub as_of: Option<AsOf>,
     pub body: Bytes,
 }
 
@@ -258,6 +259,7 @@ impl Node {
         }
         Ok(Sent {
             status: head.status,
+            as_of: head.headers.get("quorate-as-of").and_then(|value| value.to_str().ok()?.parse().ok()),
             replayed: head.headers.get("idempotency-replayed").is_some_and(|value| value == "true"),
             body,
         })

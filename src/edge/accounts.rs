@@ -3,9 +3,10 @@
 use axum::http::StatusCode;
 
 use crate::decision::State;
-use crate::decision::reply::Reason;
+use crate::decision::reply::{AccountView, AdaptiveView, Behaviour, Reason};
 use crate::edge::answer::Answer;
 use crate::edge::body;
+use crate::edge::headers::insert_as_of;
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
@@ -21,18 +22,34 @@ pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
 
 pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
-    let read = |state: &State| {
-        let found = state.account(&account).zip(state.adaptive(&account));
-        found.map(|(view, adaptive)| (view, adaptive, state.behaviour(&account)))
-    };
-    let found = asked.replica().read(read).await?;
-    let (view, adaptive, behaviour) = found.ok_or_else(|| {
-        Problem::new(Kind::Refused(Reason::AccountUnknown), format!("there is no account {account:?}"))
-    })?;
-    Ok(Answer::json(
-        StatusCode::OK,
-        &AccountAnswer { view: &view, moved: Some((&adaptive, &behaviour)), receipt: None },
-    ))
+    let (seen, as_of) = asked.replica().read_as_of(|state| Seen::of(state, &account)).await?;
+    let mut answer = Seen::answer(seen, &account)?;
+    insert_as_of(&mut answer.headers, as_of);
+    Ok(answer)
+}
+
+/// An account as a state shows it, and what moves its limits.
+pub(crate) struct Seen {
+    view: AccountView,
+    adaptive: Vec<AdaptiveView>,
+    behaviour: Vec<Behaviour>,
+}
+
+impl Seen {
+    /// None where there is no such account.
+    pub(crate) fn of(state: &State, account: &str) -> Option<Seen> {
+        let (view, adaptive) = state.account(account).zip(state.adaptive(account))?;
+        Some(Seen { view, adaptive, behaviour: state.behaviour(account) })
+    }
+
+    pub(crate) fn answer(seen: Option<Seen>, account: &str) -> Result<Answer, Problem> {
+        let Some(Seen { view, adaptive, behaviour }) = seen else {
+            let detail = format!("there is no account {account:?}");
+            return Err(Problem::new(Kind::Refused(Reason::AccountUnknown), detail));
+        };
+        let moved = Some((&adaptive[..], &behaviour[..]));
+        Ok(Answer::json(StatusCode::OK, &AccountAnswer { view: &view, moved, receipt: None }))
+    }
 }
 
 pub(crate) async fn put_grant(mut asked: Asked) -> Result<Answer, Problem> {

@@ -10,7 +10,7 @@ use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
 use crate::edge::datasets::history::{self, ReceiptQuery};
-use crate::edge::headers::idempotency_key;
+use crate::edge::headers::{idempotency_key, insert_as_of};
 use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
@@ -67,12 +67,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     for reply in &replies {
         asked.metrics().decided(reply);
     }
-    // What is refused is decided anew, as ever, and changes nothing.
-    let nothing_new =
-        replies.iter().all(|reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_)));
-    // An entry may be known by its own key, where the batch has none or another.
-    let known = known || replies.iter().any(|reply| reply.replayed);
-    Ok(replies::batch(&replies, known && nothing_new).await)
+    Ok(replies::batch(&replies, known).await)
 }
 
 /// Refuses a batch that would push out its own keys: repeated, its first entries would have effect again.
@@ -130,7 +125,7 @@ pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
 
 async fn admission(asked: &Asked, id: AdmissionId, query: &ReceiptQuery) -> Result<Answer, Problem> {
     let look = |state: &State| (state.admission(id).zip(state.latest_event(id)), state.counts().admissions);
-    let (known, latest) = asked.replica().read(look).await?;
+    let ((known, latest), as_of) = asked.replica().read_as_of(look).await?;
     if !(1..=latest).contains(&id.0) {
         return Err(unknown(id));
     }
@@ -141,8 +136,10 @@ async fn admission(asked: &Asked, id: AdmissionId, query: &ReceiptQuery) -> Resu
     let receipt = history::of(asked.replica(), id, known, query).await?.ok_or_else(|| unknown(id))?;
     let history::Receipt { view, events, cursor } = receipt;
     let cursor = cursor.map(|cursor| cursor.to_string());
-    let answer = AdmissionAnswer { id, view: view.as_ref(), events: events.as_deref(), cursor };
-    Ok(Answer::json(StatusCode::OK, &answer))
+    let body = AdmissionAnswer { id, view: view.as_ref(), events: events.as_deref(), cursor };
+    let mut answer = Answer::json(StatusCode::OK, &body);
+    insert_as_of(&mut answer.headers, as_of);
+    Ok(answer)
 }
 
 async fn refusal(asked: &Asked, id: RefusalId) -> Result<Answer, Problem> {

@@ -9,9 +9,12 @@ use crate::decision::reply::LimitStatus;
 use crate::edge::kind::Kind;
 use crate::edge::limits::{KEY_BYTES_MAX, RATE_LIMIT_ITEMS_MAX, RETRY_AFTER_DEFAULT_S};
 use crate::edge::problem::Problem;
+use crate::replication::AsOf;
 use crate::units::{MICROS, Millis};
 
 pub(crate) const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// What an answer to a read is of.
+const AS_OF: HeaderName = HeaderName::from_static("quorate-as-of");
 pub(crate) const IDEMPOTENCY_REPLAYED: HeaderName = HeaderName::from_static("idempotency-replayed");
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -78,6 +81,13 @@ pub(crate) fn if_match(headers: &HeaderMap) -> Result<Option<u64>, Problem> {
 /// The ETag of a revision.
 pub(crate) fn revision_tag(revision: u64) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("\"{revision}\"")).ok()
+}
+
+/// Says which entry of the log a read saw applied last, and the agreed time then: a structured item.
+pub(crate) fn insert_as_of(headers: &mut HeaderMap, as_of: AsOf) {
+    let AsOf { index, at } = as_of;
+    let text = format!("{};at={}", index.min(STRUCTURED_INTEGER_MAX), at.0.min(STRUCTURED_INTEGER_MAX));
+    headers.extend(HeaderValue::try_from(text).ok().map(|value| (AS_OF, value)));
 }
 
 /// Says when to ask again: never earlier than the truth, in whole seconds, and at least one.

@@ -10,6 +10,7 @@
 //! - `router`: from a path to a call, and what surrounds every call; `calls` is the table of them
 //! - `admissions`, `accounts`, `datasets`, `topups`, `policy`, `load`, `cluster`, `audit`, `operations`: the calls
 //! - `wire`: the JSON, apart from the types of the core; `body` reads it, `query` reads parameters, `replies` writes it
+//! - [`hindsight`]: what would have been answered, without a node
 //! - `problem` and `kind`, `headers`, `dedupe`, `fact_reads`, `access`, `metrics`, `limits`
 
 mod access;
@@ -24,6 +25,7 @@ mod datasets;
 mod dedupe;
 mod fact_reads;
 mod headers;
+pub mod hindsight;
 mod kind;
 mod limits;
 mod listener;

@@ -93,29 +93,54 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
 /// How many entries of a batch are written before others get a turn: a large batch holds nobody up.
 const ENTRIES_AT_ONCE: usize = 32;
 
-/// The answer to a batch: each entry as a single answer would be, with its status inside. `replayed` says that
-/// the batch or some of its entries were known by their keys, and that nothing was done anew.
-pub(crate) async fn batch(replies: &[Reply], replayed: bool) -> Answer {
-    let mut body = Vec::with_capacity(32 + replies.len() * ENTRY_BYTES_USUAL);
-    body.extend_from_slice(br#"{"results":["#);
+/// The answer to a batch: each entry as a single answer would be, with its status inside. `known` says that the
+/// batch was known by its key.
+pub(crate) async fn batch(replies: &[Reply], known: bool) -> Answer {
+    let mut body = begin_batch(replies.len());
     for (place, reply) in replies.iter().enumerate() {
-        if place > 0 {
-            body.push(b',');
-        }
         if place % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
             tokio::task::yield_now().await;
         }
-        let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
-        let entry = Entry { is_in_batch: true, replayed: reply.replayed };
-        match &reply.outcome {
-            Outcome::Admitted(admitted) => AdmittedAnswer { admitted, entry, receipt }.write(&mut body),
-            Outcome::Refused(refusal) => RefusalAnswer { refusal, entry, receipt }.write(&mut body),
-            // A batch holds admissions alone, and their outcomes are the two above.
-            _ => ReceiptAnswer { receipt }.write(&mut body),
-        }
+        write_entry(&mut body, place, reply);
     }
+    end_batch(body, replies, known)
+}
+
+/// The same, all at once.
+pub(crate) fn whole_batch(replies: &[Reply]) -> Answer {
+    let mut body = begin_batch(replies.len());
+    replies.iter().enumerate().for_each(|(place, reply)| write_entry(&mut body, place, reply));
+    end_batch(body, replies, false)
+}
+
+fn begin_batch(entries: usize) -> Vec<u8> {
+    let mut body = Vec::with_capacity(32 + entries * ENTRY_BYTES_USUAL);
+    body.extend_from_slice(br#"{"results":["#);
+    body
+}
+
+fn write_entry(body: &mut Vec<u8>, place: usize, reply: &Reply) {
+    if place > 0 {
+        body.push(b',');
+    }
+    let receipt = Receipt { stamp: &reply.stamp, policy: reply.policy, load: reply.load };
+    let entry = Entry { is_in_batch: true, replayed: reply.replayed };
+    match &reply.outcome {
+        Outcome::Admitted(admitted) => AdmittedAnswer { admitted, entry, receipt }.write(body),
+        Outcome::Refused(refusal) => RefusalAnswer { refusal, entry, receipt }.write(body),
+        // A batch holds admissions alone, and their outcomes are the two above.
+        _ => ReceiptAnswer { receipt }.write(body),
+    }
+}
+
+/// It is replayed where the batch or some of its entries were known by their keys, and nothing was done anew.
+fn end_batch(mut body: Vec<u8>, replies: &[Reply], known: bool) -> Answer {
     body.extend_from_slice(b"]}");
+    // What is refused is decided anew, as ever, and changes nothing.
+    let is_nothing_new = |reply: &Reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_));
+    // An entry may be known by its own key, where the batch has none or another.
+    let known = known || replies.iter().any(|reply| reply.replayed);
     let mut answer = Answer::with_type(StatusCode::OK, HeaderValue::from_static("application/json"), body);
-    insert_replayed(&mut answer.headers, replayed);
+    insert_replayed(&mut answer.headers, known && replies.iter().all(is_nothing_new));
     answer
 }

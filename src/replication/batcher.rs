@@ -95,21 +95,29 @@ impl Batcher {
         })
     }
 
-    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`.
+    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`, or a retry's pause
+    /// later when an attempt is still under way then: what it tells is better than that nobody knows.
     pub(crate) async fn submit(
         &self,
         proposal: Proposal,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, answer) =
+        let (id, mut answer) =
             self.queue().waiting.enqueue(proposal, origin, self.limits.waiting_requests_max)?;
         self.wake.notify_one();
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Refusal::Unknown("consensus stopped on this node")),
-            Err(_) => Err(self.queue().waiting.expire(id)),
+        for deadline in [deadline, deadline + duration(self.timing.retry_pause)] {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => return Err(Refusal::Unknown("consensus stopped on this node")),
+                Err(_) => {
+                    if let Some(refusal) = self.queue().waiting.expire(id) {
+                        return Err(refusal);
+                    }
+                }
+            }
         }
+        Err(Refusal::Unknown("no answer in time"))
     }
 
     /// Forwards or proposes what waits, until the task is ended.
@@ -325,7 +333,7 @@ fn forwarded(leader: u64, answer: Result<ProposeAnswer, CallError>) -> Result<Ve
             Failure::Refused(Refusal::NotLeader)
         }
         Ok(ProposeAnswer::Unknown) => Failure::PerhapsAppended("the leader could not finish it"),
-        Err(CallError::NotSent { .. }) => Failure::NotAppended,
+        Err(CallError::NotSent { .. } | CallError::Silent { .. }) => Failure::NotAppended,
         // It is a stranger there, or speaks of another cluster: asking again changes nothing.
         Err(error @ CallError::Refused { .. }) => {
             tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding was refused");

@@ -151,6 +151,13 @@ impl Proposal {
         truncated(Sha256::new_with_prefix(self.frames()))
     }
 
+    /// Hands over the request at a place, from 0; none where it has fewer.
+    pub fn with<T>(&self, place: usize, take: impl FnOnce(&Request<'_>) -> T) -> Option<T> {
+        // Our own frames: `push` and `from_frames` made or checked them.
+        let frame = Frames(self.frames()).nth(place)?.ok()?;
+        record::decode::<Request<'_>>(frame).ok().map(|request| take(&request))
+    }
+
     /// How many requests have an idempotency key.
     pub fn keys(&self) -> usize {
         self.asks.keys

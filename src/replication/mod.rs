@@ -21,6 +21,7 @@ mod entry;
 mod error;
 mod facts;
 mod heard;
+mod hush;
 mod identity;
 mod log;
 mod machine;
@@ -50,6 +51,7 @@ pub use error::{
 pub use facts::{FactsPage, FactsStatus, decode_facts};
 pub use log::stored::StoredError;
 pub use marks::{Frozen, StateHash};
+pub use read::AsOf;
 pub use record::RecordError;
 pub use replica::Replica;
 pub use settings::{Limits, Member, PeerTls, Settings, Timing};

@@ -18,6 +18,14 @@ use crate::replication::peer::wire::{ReadAnswer, path};
 use crate::replication::record;
 use crate::replication::settings::Timing;
 use crate::replication::types::Raft;
+use crate::units::Millis;
+
+/// What a read is of: the last entry that it saw applied, and the agreed time which that left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AsOf {
+    pub index: u64,
+    pub at: Millis,
+}
 
 pub(crate) struct Reads {
     node: u64,

@@ -28,6 +28,7 @@ use crate::replication::error::{
 use crate::replication::facts::fetch::Fetcher;
 use crate::replication::facts::{FactStore, FactsPage, FactsStatus, Unread};
 use crate::replication::heard::LeaderHeard;
+use crate::replication::hush;
 use crate::replication::identity::Identity;
 use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
@@ -39,7 +40,7 @@ use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
-use crate::replication::read::Reads;
+use crate::replication::read::{AsOf, Reads};
 use crate::replication::settings::{Limits, Member, Settings, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
@@ -144,7 +145,7 @@ impl Replica {
         };
         let passport = Passport::new(&identity, writes.clone(), acquaintances.clone(), on_older_copy)
             .map_err(StartError::Settings)?;
-        let peers = Arc::new(Peers::new(passport.clone(), client_tls, timing.clone()));
+        let peers = Arc::new(Peers::new(passport.clone(), client_tls, settings.via.clone(), timing.clone()));
         if limits.no_facts_for_benchmarks {
             tracing::warn!("this node keeps no facts: it is good for benchmarks, and for nothing else");
         }
@@ -177,6 +178,7 @@ impl Replica {
             Arc::new(TimeKeeper::new(node, timing.clone(), shared.clone(), raft.clone(), peers.clone()));
         let batcher =
             Batcher::new(node, limits.clone(), timing.clone(), raft.clone(), peers.clone(), time.clone());
+        peers.hush.watch(raft.metrics());
         let reads = Reads::new(node, timing.clone(), raft.clone(), peers.clone(), shared.clone());
         let changes = Arc::new(Changes {
             node,
@@ -288,6 +290,11 @@ impl Replica {
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
     pub async fn read<T>(&self, look: impl FnOnce(&State) -> T) -> Result<T, ReadError> {
+        self.read_as_of(look).await.map(|(seen, _)| seen)
+    }
+
+    /// The same, with the place in the log that what was seen is of.
+    pub async fn read_as_of<T>(&self, look: impl FnOnce(&State) -> T) -> Result<(T, AsOf), ReadError> {
         if self.0.stopping.load(Ordering::Acquire) {
             return Err(ReadError::ShuttingDown);
         }
@@ -300,7 +307,9 @@ impl Replica {
                 None => ReadError::Unavailable { leader: self.leader(), waited_ms: waited_ms(started) },
             });
         }
-        Ok(self.read_local(look))
+        let applied = self.0.shared.lock();
+        let index = applied.last.map_or(0, |last| last.index());
+        Ok((look(&applied.state), AsOf { index, at: applied.state.now() }))
     }
 
     /// The state as this node has it: may be behind.
@@ -623,6 +632,8 @@ fn consensus_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Resul
         election_timeout_max: timing.election_max.0,
         // Asking whether an election could be won keeps a node that was cut off from ending a good term.
         enable_pre_vote: Some(true),
+        // Else a leader that is heard and hears nothing keeps the others from choosing another.
+        quorum_loss_probe_interval: Some(hush::silence_ms(timing)),
         // A leader that restarted must be elected: its state may be behind what it once answered from.
         enable_leader_restore: Some(false),
         // Checkpoints are asked for by size, see `take_checkpoints`.

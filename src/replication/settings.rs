@@ -4,6 +4,7 @@
 //! What all nodes must agree on to stay deterministic (the format of entries, the largest step of
 //! time) is *not* here: it is a constant beside the code that uses it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ pub struct Settings {
     pub founders: Vec<Member>,
     /// Mutual TLS between peers; plain text when absent.
     pub peer_tls: Option<PeerTls>,
+    /// `host:port` where this node reaches others, by their ids, if not at the address that the membership has.
+    pub via: BTreeMap<u64, String>,
     pub timing: Timing,
     pub limits: Limits,
 }

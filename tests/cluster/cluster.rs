@@ -37,8 +37,21 @@ impl Cluster {
 
     /// The same with another policy, a file of this repository.
     pub fn start_with(settings: &str, policy: &str) -> Cluster {
+        Cluster::of(Nodes::start_with(3, settings, policy))
+    }
+
+    /// Three nodes with the tests' policy, and links between them that can be cut.
+    pub fn start_linked(settings: &str) -> Cluster {
+        Cluster::of(Nodes::start_linked(3, settings, "tests/cluster/policy.toml"))
+    }
+
+    /// Three nodes without a policy, which may not have a leader yet.
+    pub fn start_bare() -> Cluster {
+        Cluster::of(Nodes::start_bare(3, ""))
+    }
+
+    fn of(nodes: Nodes) -> Cluster {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let nodes = Nodes::start_with(3, settings, policy);
         Cluster { nodes, runtime: runtime.expect("a runtime") }
     }
 

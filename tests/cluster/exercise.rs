@@ -1,21 +1,23 @@
-//! Everything at once: mixed operations by `quorate exercise`, which checks every answer, while leaders are killed, and
-//! an audit of what they leave. `scripts/chaos` does the same for longer and with more kinds of trouble.
+//! Everything at once: mixed operations by `quorate exercise`, which checks every answer, while leaders are killed; then
+//! its history is decided once more, and what is left is audited. `scripts/chaos` does the same for longer and with more kinds of trouble.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Stdio;
 
 use crate::cluster::Cluster;
 use crate::nodes::Nodes;
 use crate::seed::Seed;
 
-/// How much of a history is written before the next leader is killed: some hundreds of operations.
-const HISTORY_BYTES_BETWEEN: u64 = 100_000;
+/// How much of a history is written before the next leader is killed: about a hundred operations, which a busy machine
+/// does in time, too.
+const HISTORY_BYTES_BETWEEN: u64 = 60_000;
 
 #[test]
 fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     let mut seed = Seed::new();
-    let mut cluster = Cluster::start_with("", "src/cli/exercise/policy.toml");
+    let mut cluster = Cluster::start_bare();
     let folder = tempfile::tempdir().expect("a folder");
     let history = folder.path().join("history.jsonl");
     let drawn = seed.below(1_000_000_000).to_string();
@@ -32,7 +34,7 @@ fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     let written = || std::fs::metadata(&history).map_or(0, |file| file.len());
     for kill in 1..=2 {
         let enough = kill * HISTORY_BYTES_BETWEEN;
-        cluster.nodes.wait_until("some hundred operations are done", |_| written() >= enough);
+        cluster.nodes.wait_until("a hundred operations are done", |_| written() >= enough);
         let leader = cluster.leader(&[1, 2, 3]);
         cluster.nodes.kill_node(leader);
         cluster.nodes.start_node(leader);
@@ -51,6 +53,24 @@ fn mixed_traffic_under_leader_kills_breaks_nothing_and_leaves_clean_books() {
     }
     let unanswered = report["attempts_unanswered"].as_object().expect("counts");
     assert!(!unanswered.is_empty(), "no operation met a killed leader: {told}");
+
+    let check = |history: &Path| cluster.nodes.json(&["exercise", "check", history.to_str().expect("UTF-8")]);
+    let (code, checked) = check(&history);
+    println!("{checked}");
+    assert_eq!((code, checked["findings_total"].as_u64()), (0, Some(0)), "{checked}");
+    for looked_at in ["decisions", "repeats", "reads"] {
+        assert!(checked[looked_at].as_u64() > Some(20), "too few {looked_at}: {checked}");
+    }
+    // One answer that was another one, early on.
+    let text = std::fs::read_to_string(&history).expect("a history");
+    let purchase = text.find(r#""kind":"purchase""#).expect("one is in the set-up");
+    let digest = purchase + text[purchase..].find(r#""sha256":""#).expect("of its answer") + 10;
+    let altered = folder.path().join("altered.jsonl");
+    std::fs::write(&altered, [&text[..digest], "zz", &text[digest + 2..]].concat()).expect("written");
+    let (code, checked) = check(&altered);
+    let kind = &checked["findings"][0]["kind"];
+    assert_eq!((code, checked["findings_total"].as_u64()), (1, Some(1)), "{checked}");
+    assert_eq!(kind, "wrong_answer", "{checked}");
 
     let (code, audit) = cluster.nodes.json(&["audit"]);
     assert_eq!((code, audit["findings_total"].as_u64()), (0, Some(0)), "{audit}");

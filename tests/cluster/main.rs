@@ -14,6 +14,7 @@ mod crashes;
 mod exercise;
 mod http;
 mod keys;
+mod links;
 mod load;
 mod members;
 mod older_copies;

@@ -452,6 +452,30 @@ async fn the_cluster_and_its_health_can_be_seen() {
 }
 
 #[tokio::test]
+async fn a_read_says_of_what_it_is() {
+    let node = Node::furnished().await;
+    let mut client = node.connect().await;
+    let admitted = client.post("/v1/admissions", ADMISSION).await.expect(200);
+    let admission = format!("/v1/admissions/{}", admitted["admission"].as_str().expect("an id"));
+    let without_events = format!("{admission}?events=false");
+    let mut before = (0, 0);
+    for path in ["/v1/accounts/acme", "/v1/topups", &without_events, &admission] {
+        let put = client.json("PUT", "/v1/accounts/acme", r#"{"state":"open"}"#).await.expect(200);
+        let read = client.get(path).await;
+        assert_eq!(read.status, 200, "{path}");
+        let as_of =
+            read.header("quorate-as-of").unwrap_or_else(|| panic!("{path} does not say of what it is"));
+        let (index, at) = as_of.split_once(";at=").expect("an index and a time");
+        let as_of: (u64, u64) = (index.parse().expect("an index"), at.parse().expect("a time"));
+        assert!(as_of.0 >= put["receipt"]["index"].as_u64().expect("an index"), "{path} {as_of:?}");
+        assert!(as_of.0 > before.0 && as_of.1 >= before.1, "{path} {as_of:?} after {before:?}");
+        before = as_of;
+    }
+    assert_eq!(client.get("/v1/policy").await.header("quorate-as-of"), None);
+    node.stop().await;
+}
+
+#[tokio::test]
 async fn the_description_is_served_and_whole() {
     let node = Node::start("").await.ready().await;
     let mut client = node.connect().await;

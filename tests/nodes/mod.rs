@@ -1,7 +1,8 @@
 //! Nodes for tests: the real program on ports of loopback that were free, with data in a folder of
 //! their own. What a test starts, it ends.
 
-use std::net::TcpListener;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,13 @@ pub struct Nodes {
     nodes: Vec<Node>,
     /// What every configuration file ends with.
     settings: String,
+    links: Option<Links>,
+}
+
+/// A process between the nodes, through which all that they say to each other goes.
+struct Links {
+    process: Child,
+    control_port: u16,
 }
 
 struct Node {
@@ -71,6 +79,29 @@ impl Nodes {
 
     /// The same with more settings, in TOML, and another policy, a file of this repository.
     pub fn start_with(count: usize, settings: &str, policy: &str) -> Nodes {
+        Nodes::start_as(count, settings, false).with_policy(policy)
+    }
+
+    /// The same with links between them that [`Nodes::link`] can cut.
+    pub fn start_linked(count: usize, settings: &str, policy: &str) -> Nodes {
+        Nodes::start_as(count, settings, true).with_policy(policy)
+    }
+
+    /// Starts so many nodes, with more settings and no policy, and waits for nothing.
+    pub fn start_bare(count: usize, settings: &str) -> Nodes {
+        Nodes::start_as(count, settings, false)
+    }
+
+    /// Puts a policy, a file of this repository, when there is a leader to take it.
+    fn with_policy(self, policy: &str) -> Nodes {
+        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
+        self.wait_until("a leader takes the policy", |nodes| {
+            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
+        });
+        self
+    }
+
+    fn start_as(count: usize, settings: &str, linked: bool) -> Nodes {
         let folder = tempfile::tempdir().expect("a folder");
         let ports = free_ports(2 * count);
         let founder = |place: usize| {
@@ -82,18 +113,54 @@ impl Nodes {
             )
         };
         let founders: String = (0..count).map(founder).collect();
-        let mut nodes = Nodes { folder, nodes: Vec::new(), settings: settings.to_owned() };
-        for pair in ports.chunks_exact(2) {
-            nodes.place(pair[0], pair[1], &founders);
+        let mut nodes = Nodes { folder, nodes: Vec::new(), settings: settings.to_owned(), links: None };
+        for (place, pair) in ports.chunks_exact(2).enumerate() {
+            let others = (1..=count).filter(|other| *other != place + 1);
+            let via: String = match linked {
+                true => others
+                    .zip(free_ports(count - 1))
+                    .map(|(other, port)| format!("{other} = \"127.0.0.1:{port}\"\n"))
+                    .collect(),
+                false => String::new(),
+            };
+            nodes.place(pair[0], pair[1], &format!("[peer.via]\n{via}{founders}"));
+        }
+        if linked {
+            nodes.start_links();
         }
         for id in 1..=count {
             nodes.start_node(id);
         }
-        let policy = Path::new(env!("CARGO_MANIFEST_DIR")).join(policy);
-        nodes.wait_until("a leader takes the policy", |nodes| {
-            nodes.quorate(&["policy", "put", policy.to_str().expect("UTF-8")]).status.success()
-        });
         nodes
+    }
+
+    /// Starts the process between the nodes, and waits until it takes commands.
+    fn start_links(&mut self) {
+        let control_port = free_ports(1)[0];
+        let process = Command::new(env!("CARGO_BIN_EXE_quorate"))
+            .args(["links", "--control", &format!("127.0.0.1:{control_port}")])
+            .args(self.nodes.iter().map(|node| self.folder.path().join(format!("node{}.toml", node.id))))
+            .env_clear()
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("the links start");
+        self.links = Some(Links { process, control_port });
+        self.wait_until("the links take commands", |nodes| nodes.try_link("* * open").is_ok());
+    }
+
+    /// Says what becomes of what the nodes say to each other, as `quorate links` takes it.
+    pub fn link(&self, command: &str) {
+        let answer = self.try_link(command).expect("the links answer");
+        assert_eq!(answer, "ok\n", "{command}");
+    }
+
+    fn try_link(&self, command: &str) -> std::io::Result<String> {
+        let links = self.links.as_ref().expect("there are links");
+        let mut stream = TcpStream::connect(("127.0.0.1", links.control_port))?;
+        stream.write_all(format!("{command}\n").as_bytes())?;
+        let mut answer = String::new();
+        BufReader::new(stream).read_line(&mut answer)?;
+        Ok(answer)
     }
 
     /// Starts one more node, which waits to be joined. Returns its id.
@@ -287,7 +354,8 @@ impl Drop for Nodes {
             self.folder.disable_cleanup(true);
             eprintln!("the nodes' files are kept in {}{}", self.folder.path().display(), self.logs());
         }
-        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()) {
+        let links = self.links.iter_mut().map(|links| &mut links.process);
+        for process in self.nodes.iter_mut().filter_map(|node| node.process.as_mut()).chain(links) {
             // A test that failed may leave a node that has ended by itself.
             _ = process.kill();
             _ = process.wait();

@@ -1,5 +1,6 @@
 //! One client: asks one operation after the other, each until its outcome is known, and looks at every answer.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::cli::chance::Chance;
 use crate::client::{Attempt, Attempted};
 
-use super::checks::{Place, Violation, adds_up, books, page, top_ups, violated};
+use super::checks::{Place, Violation, adds_up, books, page, place_of, top_ups, violated};
 use super::history;
 use super::operations::{Belongings, Given, Kind, Operation, below, chance_of, one};
 use super::report::Tally;
@@ -58,8 +59,8 @@ struct Known {
     value: Value,
     /// What every decision that was asked for by then was behind.
     floor: Place,
-    /// The place of the first decision in it.
-    place: Option<Place>,
+    /// Where it was decided; of a batch, each of its admissions.
+    decided: Vec<history::Decided>,
 }
 
 impl Known {
@@ -188,6 +189,8 @@ impl Caller {
                 }
             }
             if begun.elapsed() > KNOWN_WITHIN {
+                let line = self.line(operation, step, key, again, &attempts, None);
+                exercise.history.write(&line)?;
                 return Err(Ended::Unknown(format!("{} {}", operation.method, operation.path)));
             }
             tokio::time::sleep(pause).await;
@@ -200,33 +203,51 @@ impl Caller {
             value: serde_json::from_slice(&attempted.body).unwrap_or_default(),
             body: attempted.body,
             floor,
-            place: None,
+            decided: Vec::new(),
         };
         let looked = self.look(operation, request, &mut known, again);
-        let room = exercise.history.write(&history::Operation {
-            client: self.number,
-            step,
-            kind: operation.kind.name(),
-            again,
-            key,
-            method: operation.method.as_str(),
-            path: &operation.path,
-            body: &operation.body,
-            attempts: &attempts,
+        let answer = history::Answer {
             status: known.status,
-            reason: known.reason(),
+            reason: known.reason().map(Cow::Borrowed),
             replayed: known.replayed,
-            place: known.place,
-            answer_sha256: hex(&Sha256::digest(&known.body)),
-        })?;
+            decided: known.decided.clone(),
+            as_of: attempted.as_of.map(history::ReadPlace::from),
+            sha256: hex(&Sha256::digest(&known.body)),
+        };
+        let line = self.line(operation, step, key, again, &attempts, Some(answer));
+        let room = exercise.history.write(&line)?;
         looked.map_err(|violation| self.seen(violation, operation, key, &known))?;
-        if known.place.is_some() {
+        if !known.decided.is_empty() {
             exercise.history.decided()?;
         }
         if !room || exercise.checks.decisions() >= super::checks::DECISIONS_MAX {
             exercise.end_full();
         }
         Ok(known)
+    }
+
+    /// An operation as the history has it.
+    fn line<'a>(
+        &self,
+        operation: &'a Operation,
+        step: u64,
+        key: Option<&'a str>,
+        again: bool,
+        attempts: &'a [history::Attempt],
+        answer: Option<history::Answer<'a>>,
+    ) -> history::Operation<'a> {
+        history::Operation {
+            client: self.number,
+            step,
+            kind: operation.kind.name().into(),
+            again,
+            key: key.map(Cow::Borrowed),
+            method: operation.method.as_str().into(),
+            path: operation.path.as_str().into(),
+            body: operation.body.as_str().into(),
+            attempts: attempts.into(),
+            answer,
+        }
     }
 
     /// A violation with what was asked and answered.
@@ -279,21 +300,29 @@ impl Caller {
             Some(results) => {
                 for (place, result) in results.iter().enumerate() {
                     adds_up(result)?;
-                    if again && result.get("replayed").is_some() {
+                    let replayed = result.get("replayed").is_some();
+                    if again && replayed {
                         // It has the place of the first time.
+                        let place = place_of(result)?;
+                        known
+                            .decided
+                            .extend(place.map(|place| history::Decided::new(place, replayed, result)));
                         continue;
                     }
                     // Each admission of a batch is a request of its own.
                     let request = request + 1 + place as u64;
-                    let decided = self.exercise.checks.decided(request, floor, result)?;
-                    known.place = known.place.or(decided);
+                    let place = self.exercise.checks.decided(request, floor, result)?;
+                    known.decided.extend(place.map(|place| history::Decided::new(place, replayed, result)));
                 }
             }
             None => {
                 // A refusal of what was asked before is a new decision, and so is a key for something else.
                 let request = if again && !known.replayed { self.exercise.next_number() } else { request };
                 if operation.changes() {
-                    known.place = self.exercise.checks.decided(request, floor, &known.value)?;
+                    let place = self.exercise.checks.decided(request, floor, &known.value)?;
+                    let replayed = known.replayed;
+                    let decided = place.map(|place| history::Decided::new(place, replayed, &known.value));
+                    known.decided.extend(decided);
                 }
                 adds_up(&known.value)?;
             }
@@ -434,7 +463,8 @@ impl Caller {
         let operation = Operation {
             kind: Kind::ReadAdmission,
             method: http::Method::GET,
-            path: format!("/v1/admissions/{admission}"),
+            // The events are there to be read by others: this is about how it stands.
+            path: format!("/v1/admissions/{admission}?events=false"),
             body: String::new(),
             hold: None,
             must_fail: false,

@@ -25,21 +25,34 @@ use super::operations::OWED_MICROS_MAX;
 pub(super) const DECISIONS_MAX: usize = 8_000_000;
 
 /// Where in the log something was decided, and at which agreed time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Place {
     pub index: u64,
     pub position: u32,
-    #[serde(serialize_with = "as_millis")]
+    #[serde(with = "millis")]
     pub at: Millis,
+    pub term: u64,
 }
 
-fn as_millis<S: serde::Serializer>(at: &Millis, to: S) -> Result<S::Ok, S::Error> {
-    to.serialize_u64(at.0)
+/// Times as numbers: who reads a history may have no calendar.
+pub(super) mod millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use crate::units::Millis;
+
+    pub fn serialize<S: Serializer>(at: &Millis, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_u64(at.0)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Millis, D::Error> {
+        u64::deserialize(from).map(Millis)
+    }
 }
 
 impl From<Receipt> for Place {
     fn from(receipt: Receipt) -> Place {
-        Place { index: receipt.index, position: receipt.position, at: receipt.at }
+        let Receipt { index, position, at, term, .. } = receipt;
+        Place { index, position, at, term }
     }
 }
 
@@ -85,9 +98,7 @@ impl Checks {
 
     /// Looks at one new decision: `request` numbers what was asked, `floor` is [`Checks::latest`] as it was then.
     pub fn decided(&self, request: u64, floor: Place, answer: &Value) -> Result<Option<Place>, Violation> {
-        let Some(receipt) = answer.get("receipt") else { return Ok(None) };
-        let place = Receipt::deserialize(receipt).map(Place::from);
-        let Ok(place) = place else { violated!("a receipt cannot be read: {receipt}") };
+        let Some(place) = place_of(answer)? else { return Ok(None) };
         if (place.index, place.position) <= (floor.index, floor.position) {
             violated!(
                 "decided at {}.{}, though {}.{} had been answered before it was asked for",
@@ -123,6 +134,15 @@ impl Checks {
             violated!("requests {other} and {request} both got {admission}");
         }
         Ok(Some(place))
+    }
+}
+
+/// Where an answer says that it was decided, if it does.
+pub(super) fn place_of(answer: &Value) -> Result<Option<Place>, Violation> {
+    let Some(receipt) = answer.get("receipt") else { return Ok(None) };
+    match Receipt::deserialize(receipt) {
+        Ok(receipt) => Ok(Some(receipt.into())),
+        Err(_) => violated!("a receipt cannot be read: {receipt}"),
     }
 }
 
@@ -252,7 +272,7 @@ mod tests {
     }
 
     fn place(index: u64, position: u32) -> Place {
-        Place { index, position, at: "2026-11-22T15:00:00Z".parse().expect("a time") }
+        Place { index, position, at: "2026-11-22T15:00:00Z".parse().expect("a time"), term: 1 }
     }
 
     #[test]

@@ -2,15 +2,19 @@
 //! which the outcomes became known.
 //!
 //! It is what a checker needs that sees the run only afterwards: who asked what of whom, from when to when, and where in
-//! the log the answer came from. Times are microseconds since the run began.
+//! the log the answer came from. Times are microseconds since the run began. [`super::check`] is that checker.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+
+use crate::client::AsOf;
+use crate::units::Millis;
 
 use super::checks::Place;
 
@@ -19,35 +23,88 @@ const BYTES_MAX: u64 = 8 << 30;
 /// Nothing was decided for this long: noted, since a service that stands still is what a fault may cost.
 const GAP_MIN: Duration = Duration::from_millis(100);
 
-/// One line.
-#[derive(Debug, Serialize)]
+/// The first line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Beginning {
+    pub run: String,
+    pub seed: u64,
+    /// Of the policy that there was before; 0 on a cluster that is new.
+    pub policy_before: u64,
+}
+
+/// One line: an operation, and what became of it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Operation<'a> {
     pub client: u64,
     pub step: u64,
-    pub kind: &'static str,
+    pub kind: Cow<'a, str>,
     /// Whether it was asked before, under the same key.
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub again: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<&'a str>,
-    pub method: &'a str,
-    pub path: &'a str,
-    pub body: &'a str,
-    pub attempts: &'a [Attempt],
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Cow<'a, str>>,
+    pub method: Cow<'a, str>,
+    pub path: Cow<'a, str>,
+    pub body: Cow<'a, str>,
+    /// The last one was answered, unless the outcome is unknown.
+    pub attempts: Cow<'a, [Attempt]>,
+    /// None where the outcome is unknown.
+    pub answer: Option<Answer<'a>>,
+}
+
+/// What was answered.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Answer<'a> {
     pub status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Cow<'a, str>>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replayed: bool,
-    /// Where in the log it was decided; of a batch, its first.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub place: Option<Place>,
-    /// The SHA-256 of the answer.
-    pub answer_sha256: String,
+    /// Where in the log it was decided; of a batch, each of its admissions, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub decided: Vec<Decided>,
+    /// What a read is of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<ReadPlace>,
+    /// Of the whole answer.
+    pub sha256: String,
+}
+
+/// Where in the log something was decided, as the answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Decided {
+    #[serde(flatten)]
+    pub place: Place,
+    /// Whether it was decided before, as the answer says.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replayed: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refused: bool,
+}
+
+impl Decided {
+    /// Where an answer, or one in a batch, says that it was decided.
+    pub fn new(place: Place, replayed: bool, answer: &serde_json::Value) -> Decided {
+        Decided { place, replayed, refused: answer.get("reason").is_some() && answer.get("layer").is_some() }
+    }
+}
+
+/// The last entry that a read saw applied, and the agreed time then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ReadPlace {
+    pub index: u64,
+    #[serde(with = "super::checks::millis")]
+    pub at: Millis,
+}
+
+impl From<AsOf> for ReadPlace {
+    fn from(AsOf { index, at }: AsOf) -> ReadPlace {
+        ReadPlace { index, at }
+    }
 }
 
 /// One attempt at an operation.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) struct Attempt {
     /// The place of the node among those that are asked.
     pub node: usize,
@@ -58,7 +115,7 @@ pub(super) struct Attempt {
 }
 
 /// A time in which nothing was decided.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Gap {
     pub gap_from_unix_ms: u64,
     pub gap_ms: u64,
@@ -81,11 +138,12 @@ struct Written {
 
 impl History {
     /// Begins a history, in a file where there is to be one.
-    pub fn begin(path: Option<&Path>) -> std::io::Result<History> {
+    pub fn begin(path: Option<&Path>, beginning: &Beginning) -> std::io::Result<History> {
         let file = path.map(File::create).transpose()?.map(BufWriter::new);
         let began = Instant::now();
         let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let written = Written { file, bytes: 0, decided_at: began, longest: None };
+        let mut written = Written { file, bytes: 0, decided_at: began, longest: None };
+        written.line(beginning)?;
         Ok(History { began, began_unix_ms: unix.as_millis() as u64, written: Mutex::new(written) })
     }
 

@@ -3,11 +3,13 @@
 //! It is made for trouble: nodes may be killed, paused and restarted meanwhile (`scripts/chaos` does so). Every change has
 //! a key, and is asked for with it through one node after the other until its outcome is known. What can be told of an
 //! answer at once is checked at once ([`checks`]), the first violation ends the run, and everything that was asked and
-//! answered is in the [`history`]. What only the whole can tell is the business of `quorate audit`, afterwards.
+//! answered is in the [`history`]. What only the whole can tell is found afterwards: by [`check`], which decides the whole
+//! history again and believes nothing that the cluster says of itself, and by `quorate audit`.
 //!
 //! It replaces the policy of the cluster, and so asks for one that has none or the policy of another exercise.
 
 mod caller;
+mod check;
 mod checks;
 mod history;
 mod operations;
@@ -28,8 +30,8 @@ use crate::units::Span;
 
 use caller::Caller;
 use checks::{Checks, Violation};
-use history::History;
-use operations::{POLICY, World};
+use history::{Beginning, History};
+use operations::World;
 use report::{Report, Tally};
 
 /// How long one node may take over one attempt: short, since a repeated request is safe.
@@ -49,6 +51,16 @@ pub enum ExerciseError {
     PolicyForeign,
     #[error("cannot write the history to {}", path.display())]
     History { path: PathBuf, source: std::io::Error },
+    #[error("cannot read the history in {}", path.display())]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("line {line} of {} is no line of a history", path.display())]
+    Line { path: PathBuf, line: usize, source: serde_json::Error },
+    #[error("{} is no history: it does not say how it began", path.display())]
+    NoBeginning { path: PathBuf },
+    #[error(
+        "the cluster was not new: what was done before is not in the history, and nothing can be decided again"
+    )]
+    NotNew,
 }
 
 /// Why a client did not go on.
@@ -68,7 +80,23 @@ impl From<std::io::Error> for Ended {
 
 /// Drive a cluster of its own with mixed operations drawn from a seed, and check every answer
 #[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<ExerciseCommand>,
+    #[command(flatten)]
+    drive: DriveArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum ExerciseCommand {
+    /// Decide a whole history again, and say where an answer was not right
+    #[command(after_help = "Exit codes: 0 clean, 1 something was found, 2 failed")]
+    Check(check::Args),
+}
+
+#[derive(Debug, clap::Args)]
+struct DriveArgs {
     /// Decides what is drawn by chance
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -129,14 +157,21 @@ impl Exercise {
 }
 
 pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
+    match &args.command {
+        Some(ExerciseCommand::Check(check)) => check::run(check, global),
+        None => exercise(args.drive, global).await,
+    }
+}
+
+async fn exercise(args: DriveArgs, global: &Global) -> Result<Done, CliError> {
     let options = Options { attempt_timeout: ATTEMPT_TIMEOUT, deadline: SETUP_WITHIN, ..global.options() };
     let client = Client::new(options)?;
-    put_policy(&client).await?;
-    let history = History::begin(args.history.as_deref()).map_err(|source| ExerciseError::History {
-        path: args.history.clone().unwrap_or_default(),
-        source,
-    })?;
+    let policy_before = policy_to_replace(&client).await?;
     let run = format!("x{}", &Client::new_key()?[..8]);
+    let beginning = Beginning { run: run.clone(), seed: args.seed, policy_before };
+    let history = History::begin(args.history.as_deref(), &beginning).map_err(|source| {
+        ExerciseError::History { path: args.history.clone().unwrap_or_default(), source }
+    })?;
     let exercise = Arc::new(Exercise {
         client,
         seed: args.seed,
@@ -175,16 +210,15 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
     Ok(Done { text, code })
 }
 
-/// Puts the policy of an exercise into force, where there is none or that of another exercise.
-async fn put_policy(client: &Client) -> Result<(), CliError> {
+/// The revision of the policy that the one of an exercise replaces: there is none, or it is that of another exercise.
+async fn policy_to_replace(client: &Client) -> Result<u64, CliError> {
     let before = client.policy().await?.value;
     let is_ours =
         before.policy.get("features").is_some_and(|features| features.get("exercise.video").is_some());
     if before.revision > 0 && !is_ours {
         return Err(ExerciseError::PolicyForeign.into());
     }
-    client.put_policy(None, POLICY.to_owned(), Some(before.revision)).await?;
-    Ok(())
+    Ok(before.revision)
 }
 
 impl Exercise {

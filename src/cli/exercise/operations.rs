@@ -210,7 +210,10 @@ impl World {
 
     /// What makes the accounts, with their plans and first credits.
     pub fn setup(&self) -> Vec<Operation> {
-        let mut setup = Vec::new();
+        let mut setup = vec![Operation {
+            body: POLICY.to_owned(),
+            ..Operation::put(Kind::Policy, "/v1/policy".into(), Value::Null)
+        }];
         let account = |name: &String, body| Operation::put(Kind::Plan, format!("/v1/accounts/{name}"), body);
         for (place, name) in self.accounts().enumerate() {
             let plan = match name {
@@ -388,7 +391,7 @@ impl World {
             }
             Kind::ReadAccount => Operation::get(kind, format!("/v1/accounts/{}", self.anyone(chance))),
             Kind::ReadAdmission => {
-                let events = if below(chance, 3) == 0 { "?events=true" } else { "" };
+                let events = if below(chance, 3) == 0 { "" } else { "?events=false" };
                 Operation::get(kind, format!("/v1/admissions/{}{events}", one(chance, &has.admissions)?))
             }
             Kind::ReadLedger => {

@@ -4,14 +4,14 @@
 //! checkpoint nor a full pipeline of entries holds up a heartbeat. A connection is made when it is
 //! first needed, and again after it broke.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
-use http::uri::PathAndQuery;
+use http::uri::{Authority, PathAndQuery};
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{RPCOption, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
@@ -25,6 +25,7 @@ use tonic::client::Grpc;
 use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
+use crate::replication::hush::Hush;
 use crate::replication::machine::{Checkpoint, off_the_runtime};
 use crate::replication::peer::codec::BytesCodec;
 use crate::replication::peer::passport::Passport;
@@ -71,6 +72,8 @@ pub(crate) enum CallError {
     Failed { node: u64, source: Box<Status> },
     #[error("node {node} did not answer within {waited:?}")]
     TimedOut { node: u64, waited: Duration },
+    #[error("node {node} is sent nothing, since no majority answers")]
+    Silent { node: u64 },
     #[error("node {node} answered something that cannot be read")]
     Unreadable { node: u64, source: RecordError },
 }
@@ -79,7 +82,11 @@ pub(crate) enum CallError {
 pub(crate) struct Peers {
     passport: Passport,
     tls: Option<ClientTlsConfig>,
+    /// Where nodes are reached, if not at the address that the membership has.
+    via: BTreeMap<u64, String>,
     timing: Timing,
+    /// When this node, leading, must send no entries.
+    pub(crate) hush: Hush,
     channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
     /// The nodes whose last heartbeats failed, and how many of them.
     heartbeats_missed: Mutex<HashMap<u64, u32>>,
@@ -90,8 +97,21 @@ pub(crate) fn duration(span: Span) -> Duration {
 }
 
 impl Peers {
-    pub(crate) fn new(passport: Passport, tls: Option<ClientTlsConfig>, timing: Timing) -> Self {
-        Peers { passport, tls, timing, channels: Mutex::default(), heartbeats_missed: Mutex::default() }
+    pub(crate) fn new(
+        passport: Passport,
+        tls: Option<ClientTlsConfig>,
+        via: BTreeMap<u64, String>,
+        timing: Timing,
+    ) -> Self {
+        Peers {
+            passport,
+            tls,
+            via,
+            hush: Hush::new(&timing),
+            timing,
+            channels: Mutex::default(),
+            heartbeats_missed: Mutex::default(),
+        }
     }
 
     /// One call on the calls' connection, with an answer.
@@ -172,7 +192,9 @@ impl Peers {
             return Ok(channel.clone());
         }
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{}", member.peer_address))?
+        let via = self.via.get(&member.id);
+        let reached = via.unwrap_or(&member.peer_address);
+        let mut endpoint = Endpoint::from_shared(format!("{scheme}://{reached}"))?
             .connect_timeout(duration(self.timing.connect_max))
             .tcp_nodelay(true)
             .initial_stream_window_size(WINDOW_BYTES)
@@ -182,12 +204,23 @@ impl Peers {
             .keep_alive_timeout(duration(self.timing.keep_alive))
             .keep_alive_while_idle(true);
         if let Some(tls) = &self.tls {
-            endpoint = endpoint.tls_config(tls.clone())?;
+            let mut tls = tls.clone();
+            // A certificate names the host of the membership, whichever way leads there.
+            if let Some(host) = via.and_then(|_| host(&member.peer_address)) {
+                tls = tls.domain_name(host);
+            }
+            endpoint = endpoint.tls_config(tls)?;
         }
         let channel = endpoint.connect_lazy();
         channels.insert((member.id, lane), (member.peer_address.clone(), channel.clone()));
         Ok(channel)
     }
+}
+
+/// The host of `host:port`, an IPv6 address without its brackets.
+fn host(address: &str) -> Option<String> {
+    let authority: Authority = address.parse().ok()?;
+    Some(authority.host().trim_start_matches('[').trim_end_matches(']').to_owned())
 }
 
 /// Whether the call has certainly done nothing: no connection could be made for it, or the passport was
@@ -210,9 +243,10 @@ impl From<CallError> for RPCError<TypeConfig> {
     fn from(error: CallError) -> Self {
         match &error {
             // Wait before trying again.
-            CallError::NotSent { .. } | CallError::Refused { .. } | CallError::Unreadable { .. } => {
-                RPCError::Unreachable(Unreachable::new(&error))
-            }
+            CallError::NotSent { .. }
+            | CallError::Refused { .. }
+            | CallError::Silent { .. }
+            | CallError::Unreadable { .. } => RPCError::Unreachable(Unreachable::new(&error)),
             CallError::Failed { source, .. } if source.code() == tonic::Code::FailedPrecondition => {
                 RPCError::Unreachable(Unreachable::new(&error))
             }
@@ -265,6 +299,10 @@ impl Link {
         let Some(first) = input.next().await else {
             return Ok(Box::pin(futures_util::stream::empty()));
         };
+        if self.peers.hush.keeps_silent() {
+            // openraft waits before it tries again.
+            return Err(RPCError::Unreachable(Unreachable::new(&CallError::Silent { node })));
+        }
         let requests = futures_util::stream::once(std::future::ready(first)).chain(input);
         let mut grpc = self.peers.grpc(&self.member, self.lane)?;
         let outbound =

@@ -1,5 +1,6 @@
 //! Tests of a replica that reach into it: what it does with a log of other rules, and what it leaves.
 
+use std::collections::BTreeMap;
 use std::net::TcpListener;
 use std::path::Path;
 use std::time::Duration;
@@ -27,6 +28,7 @@ fn settings(directory: &Path) -> Settings {
         founders: vec![member.clone()],
         member,
         peer_tls: None,
+        via: BTreeMap::new(),
         timing: Timing { tick: Span::HOUR, ..Timing::default() },
         limits: Limits::default(),
     }
