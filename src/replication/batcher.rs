@@ -26,7 +26,7 @@ use crate::replication::record;
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::types::{Callback, Raft, TypeConfig};
-use crate::replication::waiting::{Failure, Group, Origin, Refusal, Waiting};
+use crate::replication::waiting::{Failure, Group, Origin, Refusal, Room, Waiting};
 use crate::units::Millis;
 
 pub(crate) struct Batcher {
@@ -43,9 +43,14 @@ pub(crate) struct Batcher {
     idle: Notify,
 }
 
+/// How many entries' requests may wait for however long without more being turned away: they will soon be decided.
+const ENTRIES_WAITING_MIN: usize = 2;
+
 #[derive(Default)]
 struct Queue {
     waiting: Waiting,
+    /// Whether this node knows of a leader.
+    led: bool,
     /// After a leader turned something away: not to ask it again before this.
     paused_until: Option<Instant>,
 }
@@ -102,14 +107,42 @@ impl Batcher {
         origin: Origin,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, answer) =
-            self.queue().waiting.enqueue(proposal, origin, self.limits.waiting_requests_max)?;
+        let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
+        self.submit_where(proposal, origin, Some(Room { requests, bytes }), deadline).await
+    }
+
+    /// The same for the rest of what is decided in part: it is taken however much waits, since to refuse it would
+    /// leave the outcome of the whole open.
+    pub(crate) async fn submit_rest(
+        &self,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<Vec<Reply>, Refusal> {
+        self.submit_where(proposal, Origin::Here, None, deadline).await
+    }
+
+    async fn submit_where(
+        &self,
+        proposal: Proposal,
+        origin: Origin,
+        room: Option<Room>,
+        deadline: Instant,
+    ) -> Result<Vec<Reply>, Refusal> {
+        let (id, answer) = self.queue().waiting.enqueue(proposal, origin, room, Instant::now())?;
         self.wake.notify_one();
         match tokio::time::timeout_at(deadline, answer).await {
             Ok(Ok(answer)) => answer,
             Ok(Err(_)) => Err(Refusal::Unknown("consensus stopped on this node")),
             Err(_) => Err(self.queue().waiting.expire(id)),
         }
+    }
+
+    /// Whether new work should be turned away, since what waits here already waits for too long. While there is no
+    /// leader it is not: then waiting has another reason, and ends at once when there is one.
+    pub(crate) fn is_behind(&self) -> bool {
+        let queue = self.queue();
+        let requests = ENTRIES_WAITING_MIN * self.limits.entry_requests_max;
+        queue.led && queue.waiting.is_behind(Instant::now(), duration(self.timing.waiting_max), requests)
     }
 
     /// Forwards or proposes what waits, until the task is ended.
@@ -120,7 +153,9 @@ impl Batcher {
             let current = metrics.borrow_and_update().current_leader;
             if current != leader {
                 leader = current;
-                self.queue().paused_until = None;
+                let mut queue = self.queue();
+                queue.paused_until = None;
+                queue.led = leader.is_some();
             }
             // What has arrived but was not read yet may join the group: one turn of the runtime reads it.
             tokio::task::yield_now().await;

@@ -276,16 +276,23 @@ impl Replica {
         let deadline = started + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
-        let submit = |part| self.0.batcher.submit(part, Origin::Here, deadline);
-        let mut replies = submit(first).await.map_err(|refusal| self.propose_error(refusal, started))?;
+        let decided = self.0.batcher.submit(first, Origin::Here, deadline).await;
+        let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
         for part in parts {
-            let more = submit(part).await.map_err(|refusal| match self.propose_error(refusal, started) {
+            let more = self.0.batcher.submit_rest(part, deadline).await;
+            let more = more.map_err(|refusal| match self.propose_error(refusal, started) {
                 ProposeError::Fatal(error) => ProposeError::Fatal(error),
                 _ => ProposeError::OutcomeUnknown { reason: "a part of the requests was not decided" },
             })?;
             replies.extend(more);
         }
         Ok(replies)
+    }
+
+    /// Whether more waits here to be decided than will be decided soon. Who brings new work is then better turned away
+    /// before any of it is read.
+    pub fn is_behind(&self) -> bool {
+        self.0.batcher.is_behind()
     }
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
