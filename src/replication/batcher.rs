@@ -23,6 +23,7 @@ use crate::replication::entry::Proposal;
 use crate::replication::peer::client::{CallError, Peers, duration};
 use crate::replication::peer::wire::{ProposeAnswer, path};
 use crate::replication::record;
+use crate::replication::seldom::Seldom;
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::types::{Callback, Raft, TypeConfig};
@@ -41,6 +42,8 @@ pub(crate) struct Batcher {
     entries_in_flight: AtomicUsize,
     forwards_in_flight: AtomicUsize,
     idle: Notify,
+    told_refused: Seldom,
+    told_failed: Seldom,
 }
 
 /// How many entries' requests may wait for however long without more being turned away: they will soon be decided.
@@ -97,6 +100,8 @@ impl Batcher {
             entries_in_flight: AtomicUsize::new(0),
             forwards_in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            told_refused: Seldom::default(),
+            told_failed: Seldom::default(),
         })
     }
 
@@ -302,6 +307,9 @@ impl Batcher {
         let answer = answer.and_then(|answer| {
             record::decode(&answer).map_err(|source| CallError::Unreadable { node: leader, source })
         });
+        if let Err(error) = &answer {
+            self.say(leader, error);
+        }
         match forwarded(leader, answer) {
             Ok(replies) => group.answer(replies),
             Err(failure) => {
@@ -309,6 +317,26 @@ impl Batcher {
                     self.pause();
                 }
                 self.give_back(group, failure);
+            }
+        }
+    }
+
+    /// Says why a group was not forwarded, seldom: as many are tried as there are requests.
+    fn say(&self, leader: u64, error: &CallError) {
+        let now = Instant::now();
+        let error_shown = error as &(dyn std::error::Error + 'static);
+        match error {
+            // The leader has changed, or will: this is no news.
+            CallError::NotSent { .. } | CallError::Silent { .. } => {}
+            CallError::Refused { .. } => {
+                if let Some(unsaid) = self.told_refused.due(now) {
+                    tracing::warn!(leader, error = error_shown, unsaid, "forwarding was refused");
+                }
+            }
+            CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. } => {
+                if let Some(unsaid) = self.told_failed.due(now) {
+                    tracing::warn!(leader, error = error_shown, unsaid, "forwarding failed");
+                }
             }
         }
     }
@@ -362,14 +390,8 @@ fn forwarded(leader: u64, answer: Result<ProposeAnswer, CallError>) -> Result<Ve
         Ok(ProposeAnswer::Unknown) => Failure::PerhapsAppended("the leader could not finish it"),
         Err(CallError::NotSent { .. } | CallError::Silent { .. }) => Failure::NotAppended,
         // It is a stranger there, or speaks of another cluster: asking again changes nothing.
-        Err(error @ CallError::Refused { .. }) => {
-            tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding was refused");
-            Failure::Refused(Refusal::NotLeader)
-        }
-        Err(
-            error @ (CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. }),
-        ) => {
-            tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding failed");
+        Err(CallError::Refused { .. }) => Failure::Refused(Refusal::NotLeader),
+        Err(CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. }) => {
             Failure::PerhapsAppended("the connection to the leader broke")
         }
     })

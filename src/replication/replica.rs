@@ -6,14 +6,15 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{Config, SnapshotPolicy};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::decision::reply::Reply;
 use crate::decision::{RULES, State};
@@ -37,6 +38,7 @@ use crate::replication::machine::{Applied, Machine, Progress, Shared, off_the_ru
 use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
+use crate::replication::peer::entrance::Entrance;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
@@ -134,8 +136,8 @@ impl Replica {
             None => (None, None),
         };
         let listen_error = |source| StartError::Listen { address: settings.peer_listen, source };
-        let incoming =
-            TcpIncoming::bind(settings.peer_listen).map_err(listen_error)?.with_nodelay(Some(true));
+        let incoming = TcpListener::bind(settings.peer_listen).await.map_err(listen_error)?;
+        let incoming = Entrance::new(server_tls.is_some()).incoming(incoming);
 
         let failure = Failure::new();
         let writes = WriteCount::recovered(&recovered);
@@ -214,7 +216,9 @@ impl Replica {
             receiving: tokio::sync::Mutex::default(),
         });
         let mut server = Server::builder()
-            .tcp_nodelay(true)
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(PEER_PROBE))
+            .http2_keepalive_timeout(Some(PEER_PROBE))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES);
@@ -587,6 +591,11 @@ impl Replica {
 
 /// How many bytes a peer may send before this node has taken them.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// How many calls of a peer may be under way on one connection.
+const CALLS_PER_CONNECTION_MAX: u32 = 256;
+/// How often a connection on which a peer says nothing is probed, and how long it may then stay silent. The peer's own
+/// probes come more often; this ends what it has forgotten.
+const PEER_PROBE: Duration = Duration::from_secs(10);
 
 fn waited_ms(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)
