@@ -19,6 +19,8 @@ pub mod client;
 pub mod config;
 pub mod decision;
 pub mod edge;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod node;
 mod open_files;
 pub mod replication;

@@ -18,6 +18,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("config", &["edge", "replication", "telemetry", "units", "webhook"]),
     ("node", &["config", "edge", "open_files", "replication", "telemetry", "units", "webhook"]),
     ("client", &["units"]),
+    ("fuzzing", &["cli", "edge", "replication"]),
     ("cli", &["client", "config", "decision", "node", "telemetry", "units"]),
 ];
 

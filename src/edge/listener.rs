@@ -70,7 +70,7 @@ impl Edge {
             tls,
             places: Arc::new(Semaphore::new(shared.limits.connections_max)),
             refusal: refusal(),
-            farewells: Arc::new(Semaphore::new(FAREWELLS_AT_ONCE_MAX)),
+            farewells: Arc::new(Semaphore::new(farewells(shared.limits.connections_max))),
             shared: Arc::clone(&shared),
         };
         tokio::pin!(stop);
@@ -142,6 +142,11 @@ impl Front {
             connections.spawn(close(stream, farewell));
         }
     }
+}
+
+/// How many refused connections are waited for: few beside those that are served, since each is an open file.
+fn farewells(connections_max: usize) -> usize {
+    (connections_max / 4).clamp(1, FAREWELLS_AT_ONCE_MAX)
 }
 
 /// What a connection is told for which there is no room.

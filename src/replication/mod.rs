@@ -20,6 +20,7 @@ mod clock;
 mod entry;
 mod error;
 mod facts;
+pub(crate) mod fuzzing;
 mod heard;
 mod hush;
 mod identity;

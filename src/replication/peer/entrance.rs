@@ -23,9 +23,9 @@ use tonic::transport::server::Connected;
 
 use crate::replication::seldom::Seldom;
 
-/// How many strangers there may be at one time. With one more, the first who came of those from the address with the
-/// most goes.
-const STRANGERS_MAX: usize = 256;
+/// How many strangers there may be at one time, if the system lets the node open many files; else an eighth of them. With one
+/// more, the first who came of those from the address with the most goes.
+const STRANGERS_MAX: u64 = 256;
 /// How long a stranger may take to show a passport. Peers connect when they have something to ask, and ask at once.
 const STRANGER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused to hand out a connection, as when it is out of files.
@@ -64,6 +64,7 @@ impl Wrong {
 pub(crate) struct Entrance {
     /// Whether peers speak TLS.
     tls: bool,
+    strangers_max: usize,
     next_id: AtomicU64,
     /// In the order in which they came.
     strangers: Mutex<VecDeque<Arc<Visit>>>,
@@ -108,8 +109,11 @@ pub(crate) struct Visitor {
 
 impl Entrance {
     pub(crate) fn new(tls: bool) -> Arc<Entrance> {
+        let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let strangers_max = files.map_or(STRANGERS_MAX, |files| (files / 8).clamp(1, STRANGERS_MAX));
         Arc::new(Entrance {
             tls,
+            strangers_max: strangers_max as usize,
             next_id: AtomicU64::new(0),
             strangers: Mutex::default(),
             told: Default::default(),
@@ -152,7 +156,7 @@ impl Entrance {
         let pushed_out = {
             let mut strangers = self.strangers();
             strangers.push_back(visit.clone());
-            if strangers.len() > STRANGERS_MAX { push_out(&mut strangers) } else { None }
+            if strangers.len() > self.strangers_max { push_out(&mut strangers) } else { None }
         };
         if let Some(visit) = pushed_out {
             visit.pushed_out.store(true, Ordering::Release);

@@ -51,12 +51,27 @@ enum Objection {
     Cluster,
     Target,
     SameNode,
-    Doubt,
+    Silent,
+    Stranger,
+    TooMany,
+    OlderCopy,
     Memory,
 }
 
 impl Objection {
-    const ALL: usize = 6;
+    const ALL: usize = 9;
+}
+
+impl From<&Doubt> for Objection {
+    fn from(doubt: &Doubt) -> Objection {
+        match doubt {
+            Doubt::Silent => Objection::Silent,
+            Doubt::Stranger(_) => Objection::Stranger,
+            Doubt::TooMany(_) => Objection::TooMany,
+            Doubt::OlderCopy(_) => Objection::OlderCopy,
+            Doubt::Memory(_) => Objection::Memory,
+        }
+    }
 }
 
 /// Why a node is not listened to.
@@ -69,6 +84,8 @@ enum Doubt {
          new id"
     )]
     Stranger(u64),
+    #[error("node {0} was never met, and more nodes are known already than a cluster ever has")]
+    TooMany(u64),
     #[error(transparent)]
     OlderCopy(OlderCopy),
     #[error("cannot remember who it is")]
@@ -167,7 +184,7 @@ impl Passport {
                 }
                 Err(Status::internal("cannot remember who is calling"))
             }
-            Err(doubt) => refuse(Objection::Doubt, doubt.to_string()),
+            Err(doubt) => refuse((&doubt).into(), doubt.to_string()),
         }
     }
 
@@ -182,6 +199,9 @@ impl Passport {
             return Ok(from);
         }
         let speaker = seen.0.get(&from).ok_or(Doubt::Silent)?;
+        if self.acquaintances.is_full_for(from) {
+            return Err(Doubt::TooMany(from));
+        }
         if !self.acquaintances.recognise(from, speaker.incarnation)? {
             return Err(Doubt::Stranger(from));
         }

@@ -318,7 +318,7 @@ impl Desk {
         let writing = tokio::spawn(off_the_runtime(move || {
             let mut incoming = store.begin();
             while let Some(chunk) = received.blocking_recv() {
-                incoming.push(&chunk)?;
+                incoming.push_of(&manifest, &chunk)?;
             }
             // What was applied here so far is not applied again where this checkpoint is loaded.
             facts.flush(u64::MAX)?;
