@@ -11,9 +11,9 @@ use crate::{cli, edge, replication};
 pub struct Target {
     /// Of its folder in the corpus, too.
     pub name: &'static str,
-    /// Panics where something does not hold.
-    pub run: fn(&[u8]),
-    /// Inputs that are what it is meant for, to begin with.
+    /// Panics where something does not hold. Whether the input is read as something.
+    pub run: fn(&[u8]) -> bool,
+    /// Inputs that are what it is meant for, to begin with: each is read as something.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 

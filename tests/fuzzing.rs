@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use quorate::fuzzing::{TARGETS, Target, target};
 
 /// How many inputs are made for each target where nothing is said.
-const INPUTS: u64 = 2_000;
+const INPUTS: u64 = 6_000;
 /// How large they become.
 const INPUT_BYTES_MAX: usize = 16 * 1024;
 /// What a target may take of memory at one time, whatever its input: what it runs on.
@@ -153,15 +153,17 @@ fn kept(target: &Target) -> Vec<Vec<u8>> {
     paths.iter().map(|path| std::fs::read(path).expect("an input")).collect()
 }
 
-/// Runs a target on one input; keeps it and says where if it fails.
-fn run(target: &Target, input: &[u8], how: &str) {
+/// Runs a target on one input; keeps it and says where if it fails. Whether the input is read as something.
+fn run(target: &Target, input: &[u8], how: &str) -> bool {
     HELD.set(0);
     MOST.set(0);
     let ended = std::panic::catch_unwind(|| (target.run)(input));
     let most = MOST.get();
     let bound = MEMORY_BYTES_MIN + MEMORY_BYTES_A_BYTE * input.len();
-    if ended.is_ok() && most <= bound {
-        return;
+    if let Ok(read) = ended
+        && most <= bound
+    {
+        return read;
     }
     let folder = folder("target/fuzzing", target);
     std::fs::create_dir_all(&folder).expect("a folder");
@@ -180,7 +182,10 @@ fn fuzz(name: &str) {
     let target = target(name);
     let mut inputs = kept(&target);
     assert!(!inputs.is_empty(), "nothing is kept for {name}");
-    inputs.extend((target.seeds)());
+    for (place, seed) in (target.seeds)().into_iter().enumerate() {
+        assert!(run(&target, &seed, "a seed"), "{name} does not take its own seed {place}");
+        inputs.push(seed);
+    }
     for (place, input) in inputs.iter().enumerate() {
         run(&target, input, &format!("kept input {place}"));
     }

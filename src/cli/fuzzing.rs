@@ -10,9 +10,9 @@ use crate::cli::replay::trace::{Format, Reading, Rows, TraceError, of};
 const ARRIVALS_MAX: usize = 2_000;
 
 /// A trace of any of the formats, its columns telling which.
-pub fn trace(data: &[u8]) {
+pub fn trace(data: &[u8]) -> bool {
     let failed = |source| TraceError::Open { path: PathBuf::new(), source };
-    let Ok(rows) = Rows::read(Cursor::new(data.to_vec()), failed) else { return };
+    let Ok(rows) = Rows::read(Cursor::new(data.to_vec()), failed) else { return false };
     let usage = ["requests=1", "input_tokens=input", "output_tokens=output/3"];
     let reading = Reading {
         path: PathBuf::new(),
@@ -23,12 +23,13 @@ pub fn trace(data: &[u8]) {
         seed: 1,
         scale: 1.0,
     };
-    let Ok(trace) = of(rows, &reading) else { return };
-    let mut last = 0;
+    let Ok(trace) = of(rows, &reading) else { return false };
+    let (mut last, mut read) = (0, false);
     for arrival in trace.arrivals.take(ARRIVALS_MAX).map_while(Result::ok) {
         assert!(arrival.at_ms >= last, "time goes back from {last} to {}", arrival.at_ms);
-        last = arrival.at_ms;
+        (last, read) = (arrival.at_ms, true);
     }
+    read
 }
 
 pub fn trace_seeds() -> Vec<Vec<u8>> {
@@ -45,8 +46,8 @@ pub fn trace_seeds() -> Vec<Vec<u8>> {
 }
 
 /// What `quorate exercise` wrote, or something else, looked at as a whole.
-pub fn history(data: &[u8]) {
-    look_at_history(data);
+pub fn history(data: &[u8]) -> bool {
+    look_at_history(data)
 }
 
 pub fn history_seeds() -> Vec<Vec<u8>> {

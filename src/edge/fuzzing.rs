@@ -56,7 +56,8 @@ fn cluster() -> (Hindsight, u64) {
     (cluster, index)
 }
 
-fn ask(cluster: &mut Hindsight, index: u64, asked: &Asked<'_>) {
+/// Whether it was understood.
+fn ask(cluster: &mut Hindsight, index: u64, asked: &Asked<'_>) -> bool {
     let sound = |answer: Answer| {
         assert!(answer.status < 500, "{asked:?}: {}", String::from_utf8_lossy(&answer.body));
         serde_json::from_slice::<serde_json::Value>(&answer.body).expect("an answer in JSON");
@@ -72,31 +73,39 @@ fn ask(cluster: &mut Hindsight, index: u64, asked: &Asked<'_>) {
                 .collect();
             assert_eq!(replies.len(), requests.len());
             sound(requests.answer(&replies).expect("an answer"));
+            true
         }
-        Meaning::Read(read) => drop(cluster.read(&read).map(sound)),
-        Meaning::Wrong(answer) => sound(answer),
-        Meaning::Other => {}
+        Meaning::Read(read) => {
+            cluster.read(&read).map(sound);
+            true
+        }
+        Meaning::Wrong(answer) => {
+            sound(answer);
+            false
+        }
+        Meaning::Other => false,
     }
 }
 
 /// A request of a client: read, decided and answered.
-pub fn body(data: &[u8]) {
-    let [which, keyed, body @ ..] = data else { return };
+pub fn body(data: &[u8]) -> bool {
+    let [which, keyed, body @ ..] = data else { return false };
     let which = usize::from(*which) % (QUERIES + QUERIED.len());
     let sound = |problem: Problem| {
         let answer = problem.into_answer();
         assert!(answer.status.is_client_error(), "{}", answer.status);
         serde_json::from_slice::<serde_json::Value>(&answer.body).expect("an answer in JSON");
+        false
     };
     match which {
-        SIGNALS => match body::read::<SignalsBody<'_>>(body) {
-            Ok(signals) => drop(signals.command()),
-            Err(problem) => sound(problem),
-        },
-        MEMBERS => match body::read::<MembersBody>(body).and_then(MembershipChange::try_from) {
-            Ok(_) => {}
-            Err(problem) => sound(problem),
-        },
+        SIGNALS => {
+            let signals = body::read::<SignalsBody<'_>>(body);
+            signals.map(|signals| signals.command().reply_bytes_max() > 0).unwrap_or_else(sound)
+        }
+        MEMBERS => {
+            let members = body::read::<MembersBody>(body).and_then(MembershipChange::try_from);
+            members.map(|_| true).unwrap_or_else(sound)
+        }
         _ => {
             let Ok(text) = std::str::from_utf8(body) else {
                 return sound(body::text(body).expect_err("it is not UTF-8"));
@@ -107,11 +116,10 @@ pub fn body(data: &[u8]) {
             let asked = match (&query, CALLS.get(which)) {
                 (Some(path), _) => Asked { method: "GET", path, key: None, body: "" },
                 (None, Some((method, path, _))) => Asked { method, path, key, body: text },
-                (None, None) => return,
+                (None, None) => return false,
             };
-            ask(&mut cluster, index + 1, &asked);
             // Asked again, as clients do.
-            ask(&mut cluster, index + 2, &asked);
+            ask(&mut cluster, index + 1, &asked) && ask(&mut cluster, index + 2, &asked)
         }
     }
 }
@@ -135,15 +143,15 @@ pub fn body_seeds() -> Vec<Vec<u8>> {
 }
 
 /// A policy as TOML or as JSON, read, kept and compiled.
-pub fn policy(data: &[u8]) {
-    let Some((form, text)) = data.split_first() else { return };
+pub fn policy(data: &[u8]) -> bool {
+    let Some((form, text)) = data.split_first() else { return false };
     let form = if form % 2 == 0 { MediaType::Toml } else { MediaType::Json };
-    let Ok(kept) = wire::read(text, form) else { return };
+    let Ok(kept) = wire::read(text, form) else { return false };
     let again = wire::read(kept.as_bytes(), MediaType::Json);
     let again = again.unwrap_or_else(|problem| panic!("what is kept cannot be read: {problem:?}: {kept}"));
     assert_eq!(kept, again, "a policy that is read again is another one");
     let document: Document = serde_json::from_str(&kept).expect("what is kept can be read");
-    _ = Policy::compile(&document);
+    Policy::compile(&document).is_ok()
 }
 
 pub fn policy_seeds() -> Vec<Vec<u8>> {
