@@ -10,11 +10,11 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::decision::account::AccountPlace;
+use crate::decision::capacity::SlotsGivenBack;
 use crate::decision::command::{Class, Extend, Release, Settle, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
 };
-use crate::decision::fairness::reserve;
 use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
@@ -617,22 +617,15 @@ impl State {
         self.holds_by_account.range(first..=last).filter_map(|(_, _, id)| self.hold(*id))
     }
 
-    /// When enough of the holds that take the slots of a limit will have expired, for one more, if
+    /// When enough of the holds that take the slots of a limit will have expired for one more of the request's class, if
     /// nobody ends or extends one before. Unknown where that takes looking at too many.
     pub(super) fn slot_frees_at(&self, look: &Look<'_>) -> Option<Millis> {
         const HOLDS_LOOKED_AT_MAX: usize = 1_000;
-        let takes_slot = |hold: &&Hold| {
-            hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
-        };
-        // Whether its owner has more than a fair part by then is not foreseen.
-        let spare = if look.fair.is_some() { reserve(look.rule.quota()) } else { 0 };
-        let ends_needed = (look.reading.used + 1 + spare).checked_sub(look.rule.quota())?.max(1);
-        self.holds_of(look.account)
-            .take(HOLDS_LOOKED_AT_MAX)
-            .filter(takes_slot)
-            .nth(usize::try_from(ends_needed - 1).ok()?)
-            // One that is to end now waits for the next entry.
-            .map(|hold| hold.expires_at.max(self.now.saturating_add(Span(1))))
+        let mut given_back = SlotsGivenBack::default();
+        let mut holds = self.holds_of(look.account).take(HOLDS_LOOKED_AT_MAX);
+        let last = holds.find(|hold| given_back.add(look, hold) && look.has_slot_after(&given_back));
+        // One that is to end now waits for the next entry.
+        last.map(|hold| hold.expires_at.max(self.now.saturating_add(Span(1))))
     }
 
     pub(super) fn wallet_mut(&mut self, account: AccountPlace) -> &mut Wallet {

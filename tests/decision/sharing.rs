@@ -96,10 +96,10 @@ impl Crowd {
     }
 }
 
-/// What each gets of [`QUOTA`], by plain filling: everybody's level rises by its weight until it is met.
-fn max_min(asked: &[(u64, u32)]) -> Vec<f64> {
+/// What each gets of so many tokens, by plain filling: everybody's level rises by its weight until it is met.
+fn max_min(asked: &[(u64, u32)], tokens: u64) -> Vec<f64> {
     let mut got = vec![0.0; asked.len()];
-    let mut left = QUOTA as f64;
+    let mut left = tokens as f64;
     loop {
         let open: Vec<usize> =
             (0..asked.len()).filter(|place| got[*place] < asked[*place].0 as f64).collect();
@@ -121,12 +121,19 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
     const SECONDS: u64 = 30;
     const SETTLED: u64 = 15;
     let asked = prop::collection::vec((1_u64..40, prop::sample::select(vec![1_u32, 2, 4])), 2..7);
-    run("owners_get_what_is_fair", 24, asked, |asked| {
+    run("owners_get_what_is_fair", 24, (asked, any::<bool>()), |(asked, in_classes)| {
         // Tokens in each of fifty ticks of a second.
         let asked: Vec<(u64, u32)> =
             asked.into_iter().map(|(tokens, weight)| (tokens * 50, weight)).collect();
         let plans = json!({ "w1": {"weight": 1}, "w2": {"weight": 2}, "w4": {"weight": 4} });
-        let mut crowd = Crowd::new(json!({ "fair": true }), plans);
+        let mut feature = json!({ "fair": true });
+        if in_classes {
+            feature["shares"] =
+                json!({ "critical": "0.2", "standard": "0.4", "sheddable": "0.3", "batch": "0.1" });
+        }
+        // All of them are of class standard, and what is critical's is lent to nobody.
+        let tokens = if in_classes { QUOTA * 4 / 5 } else { QUOTA };
+        let mut crowd = Crowd::new(feature, plans);
         let names: Vec<String> = (0..asked.len()).map(|place| format!("owner{place}")).collect();
         for (name, (_, weight)) in names.iter().zip(&asked) {
             crowd.put_account(name, &format!("w{weight}"));
@@ -143,7 +150,7 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
                 }
             }
         }
-        let fair = max_min(&asked);
+        let fair = max_min(&asked, tokens);
         let seconds = (SECONDS - SETTLED) as f64;
         for ((got, fair), (asked, weight)) in got.iter().zip(&fair).zip(&asked) {
             let got = *got as f64 / seconds;
@@ -154,7 +161,7 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
         }
         let (sum, wanted) =
             (got.iter().sum::<u64>() as f64 / seconds, asked.iter().map(|(asked, _)| asked).sum::<u64>());
-        let useful = (wanted.min(QUOTA)) as f64;
+        let useful = (wanted.min(tokens)) as f64;
         if sum < useful * 0.85 { Err(format!("{sum} of {useful} is used")) } else { Ok(()) }
     });
 }

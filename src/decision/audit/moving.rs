@@ -464,7 +464,7 @@ impl Guard<'_> {
         }
         let (kept, _) = factor.counted(kept, Carry::default());
         let lent = if is_own { 0 } else { not_lent(share.class, limit.quota) };
-        limit.room() >= counted.saturating_add(kept).saturating_add(lent.max(spared))
+        limit.room() >= counted.saturating_add(kept).saturating_add(lent).saturating_add(spared)
     }
 }
 
