@@ -180,9 +180,13 @@ impl History {
         outcomes.refused.add(1, now, rule.half_life);
         if now >= outcomes.told {
             (outcomes.told, outcomes.told_at) = (would_pass_at.unwrap_or(now), now);
-        } else if now.since(outcomes.told_at) >= History::UNDER_WAY {
+            return;
+        }
+        if now.since(outcomes.told_at) >= History::UNDER_WAY {
             outcomes.early.add(1, now, rule.half_life);
         }
+        // Who is told an earlier moment, for something else, may well wait for that one.
+        outcomes.told = would_pass_at.map_or(outcomes.told, |at| outcomes.told.min(at));
     }
 
     /// That a hold was settled.
@@ -241,6 +245,7 @@ impl History {
             let factor = ONE - rule.malus.0.min(ONE) * size / ONE;
             return Trust { factor: Ppm(factor), fault: Some(fault) };
         }
+        // What was refused is no use of anything, and earns nothing.
         let refused = self.outcomes().refused.read(now, rule.half_life);
         let merit = self.asked(rule, now).saturating_sub(refused).min(History::MERIT);
         let bonus = rule.bonus.0.saturating_mul(merit) / History::MERIT;
@@ -579,6 +584,33 @@ mod tests {
     }
 
     #[test]
+    fn being_refused_earns_nothing() {
+        let mut history = history();
+        for second in 0..200 {
+            let now = Millis(second * SECOND);
+            history.ask(&RULE, now);
+            // More than a limit ever admits: no moment is told.
+            history.refuse(&RULE, None, now);
+        }
+        assert_eq!(history.trust(&RULE, Millis(200 * SECOND)), Trust::NEUTRAL);
+    }
+
+    #[test]
+    fn one_far_moment_that_was_told_does_not_make_every_later_refusal_too_early() {
+        let mut history = history();
+        history.ask(&RULE, Millis(0));
+        history.refuse(&RULE, Some(Millis(30 * Span::DAY.0)), Millis(0));
+        // It asks for less from then on, is refused now and then, and waits each time for as long as it is told.
+        for second in (10..300).step_by(2) {
+            let now = Millis(second * SECOND);
+            history.ask(&RULE, now);
+            history.refuse(&RULE, Some(Millis((second + 2) * SECOND)), now);
+        }
+        let trust = history.trust(&RULE, Millis(300 * SECOND));
+        assert_eq!(trust.fault, None, "{trust:?}");
+    }
+
+    #[test]
     fn wild_estimates_and_abandoned_holds_cost_and_fair_ones_do_not() {
         let now = Millis(5 * SECOND);
         let after = |ends: &[(i64, Option<i64>)], times: usize| {
@@ -643,21 +675,6 @@ mod tests {
         }
         let trust = floods.trust(&RULE, Millis(8 * SECOND));
         assert!(trust.fault == Some(Fault::Hammering) && trust.factor < Ppm(700_000), "{trust:?}");
-    }
-
-    #[test]
-    fn what_was_refused_earns_nothing() {
-        let (mut passes, mut refused) = (history(), history());
-        for second in 0..50 {
-            for history in [&mut passes, &mut refused] {
-                history.ask(&RULE, Millis(second * SECOND));
-            }
-            refused.ask(&RULE, Millis(second * SECOND));
-            refused.refuse(&RULE, None, Millis(second * SECOND));
-        }
-        let now = Millis(50 * SECOND);
-        assert!(passes.trust(&RULE, now).factor > Ppm::ONE);
-        assert_eq!(refused.trust(&RULE, now), passes.trust(&RULE, now));
     }
 
     #[test]
