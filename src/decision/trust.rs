@@ -671,11 +671,19 @@ mod tests {
             let trust = |after: u64| history.trust(&RULE, Millis(begun.0 + 30 * SECOND + after));
             let mut before = trust(0);
             assert!(before.factor < Ppm(600_000), "{before:?}");
+            let mut half_life_before = before;
             for after in (0..10 * RULE.half_life.0).step_by(100) {
                 let now = trust(after);
-                // Each sum fades in whole numbers.
-                assert!(now.factor.0 + 40_000 > before.factor.0, "{before:?}, and {now:?} after {after} ms");
-                assert!(now.factor.0 < before.factor.0 + 60_000, "{before:?}, and {now:?} after {after} ms");
+                // Each sum fades in whole numbers, of which there are some ten left in the end.
+                let step = now.factor.0.abs_diff(before.factor.0);
+                assert!(step < 60_000, "{before:?}, and {now:?} after {after} ms");
+                if after % RULE.half_life.0 == 0 {
+                    assert!(
+                        now.factor.0 + 1_000 > half_life_before.factor.0,
+                        "{half_life_before:?}, and {now:?}"
+                    );
+                    half_life_before = now;
+                }
                 before = now;
             }
             assert_eq!(before, Trust::NEUTRAL);
