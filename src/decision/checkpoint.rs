@@ -384,7 +384,7 @@ impl UnderWay {
             Kind::Sharers(key, sharers) => drop(self.state.sharing.insert(key, sharers)),
             Kind::Past(past) => {
                 check(past.account)?;
-                self.state.insert_past(*past);
+                let _place = self.state.insert_past(*past);
             }
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);

@@ -105,7 +105,8 @@ impl Batcher {
         })
     }
 
-    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`.
+    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`, or a retry's pause
+    /// later when an attempt is still under way then: what it tells is better than that nobody knows.
     pub(crate) async fn submit(
         &self,
         proposal: Proposal,
@@ -133,13 +134,20 @@ impl Batcher {
         room: Option<Room>,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, answer) = self.queue().waiting.enqueue(proposal, origin, room, Instant::now())?;
+        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, Instant::now())?;
         self.wake.notify_one();
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Refusal::Unknown("consensus stopped on this node")),
-            Err(_) => Err(self.queue().waiting.expire(id)),
+        for deadline in [deadline, deadline + duration(self.timing.retry_pause)] {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => return Err(Refusal::Unknown("consensus stopped on this node")),
+                Err(_) => {
+                    if let Some(refusal) = self.queue().waiting.expire(id) {
+                        return Err(refusal);
+                    }
+                }
+            }
         }
+        Err(Refusal::Unknown("no answer in time"))
     }
 
     /// Whether new work should be turned away, since what waits here already waits for too long. While there is no

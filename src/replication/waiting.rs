@@ -183,14 +183,13 @@ impl Waiting {
         self.waiters.is_empty()
     }
 
-    /// What is said to a caller whose time is over. It waits no more.
-    pub(crate) fn expire(&mut self, id: u64) -> Refusal {
-        let place = self.waiters.iter().position(|waiter| waiter.caller.id == id);
-        let Some(waiter) = place.and_then(|place| self.waiters.remove(place)) else {
-            return Refusal::Unknown("no answer in time");
-        };
+    /// What is said to a caller whose time is over, if it waits here; it then waits no more. None: its
+    /// request is under way, and nobody knows yet.
+    pub(crate) fn expire(&mut self, id: u64) -> Option<Refusal> {
+        let place = self.waiters.iter().position(|waiter| waiter.caller.id == id)?;
+        let waiter = self.waiters.remove(place)?;
         self.discount(&waiter.proposal);
-        waiter.caller.truth_of(Refusal::Expired)
+        Some(waiter.caller.truth_of(Refusal::Expired))
     }
 
     /// As many waiters from the front as fit one entry, and their replies one message, with their
@@ -339,7 +338,7 @@ mod tests {
     /// Every way to hear that nothing was appended; of one request that is in the queue, under this id.
     type End = (&'static str, fn(&mut Waiting, u64) -> Option<Refusal>, Refusal);
     const ENDS: [End; 5] = [
-        ("its time is over", |waiting, id| Some(waiting.expire(id)), Refusal::Expired),
+        ("its time is over", |waiting, id| waiting.expire(id), Refusal::Expired),
         ("the leader has too much", |waiting, _| end(waiting, Refusal::Overloaded), Refusal::Overloaded),
         ("this node is no member", |waiting, _| end(waiting, Refusal::NotLeader), Refusal::NotLeader),
         ("the node stops", |waiting, _| end(waiting, Refusal::Closed), Refusal::Closed),
@@ -348,7 +347,7 @@ mod tests {
             |waiting, id| {
                 let group = group(waiting);
                 waiting.give_back(group, Failure::NotAppended);
-                Some(waiting.expire(id))
+                waiting.expire(id)
             },
             Refusal::Expired,
         ),
@@ -384,12 +383,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_at_its_deadline_is_unknown() {
+    fn what_is_under_way_at_its_deadline_is_not_known_yet() {
         let mut waiting = Waiting::default();
         let (id, _answer) = wait_for(&mut waiting, Some("k"), Origin::Here);
         let under_way = group(&mut waiting);
-        assert!(matches!(waiting.expire(id), Refusal::Unknown(_)));
-        drop(under_way);
+        assert_eq!(waiting.expire(id), None);
+        waiting.give_back(under_way, Failure::NotAppended);
+        assert_eq!(waiting.expire(id), Some(Refusal::Expired), "the attempt has told a moment later");
     }
 
     #[test]
@@ -440,7 +440,7 @@ mod tests {
         let room = Some(Room { requests: 1, ..ROOM });
         let full = waiting.enqueue(proposal(None), Origin::Here, room, Instant::now());
         assert_eq!(full.map(|_| ()), Err(Refusal::Overloaded));
-        assert_eq!(waiting.expire(id), Refusal::Expired);
+        assert_eq!(waiting.expire(id), Some(Refusal::Expired));
         assert_eq!((waiting.requests, waiting.bytes), (0, 0));
         waiting.close();
         let closed = waiting.enqueue(proposal(None), Origin::Here, Some(ROOM), Instant::now());
