@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::decision::reply::Reply;
+use crate::replication::backlog::Backlog;
 use crate::replication::entry::Proposal;
 use crate::replication::peer::client::{CallError, Peers, duration};
 use crate::replication::peer::wire::{ProposeAnswer, path};
@@ -27,7 +28,7 @@ use crate::replication::seldom::Seldom;
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::types::{Callback, Raft, TypeConfig};
-use crate::replication::waiting::{Failure, Group, Origin, Refusal, Room, Waiting};
+use crate::replication::waiting::{Failure, Gathered, Group, Origin, Refusal, Room, Waiting};
 use crate::units::Millis;
 
 pub(crate) struct Batcher {
@@ -46,14 +47,9 @@ pub(crate) struct Batcher {
     told_failed: Seldom,
 }
 
-/// How many entries' requests may wait for however long without more being turned away: they will soon be decided.
-const ENTRIES_WAITING_MIN: usize = 2;
-
-#[derive(Default)]
 struct Queue {
     waiting: Waiting,
-    /// Whether this node knows of a leader.
-    led: bool,
+    backlog: Backlog,
     /// After a leader turned something away: not to ask it again before this.
     paused_until: Option<Instant>,
 }
@@ -91,11 +87,15 @@ impl Batcher {
         Arc::new(Batcher {
             node,
             limits,
+            queue: Mutex::new(Queue {
+                waiting: Waiting::default(),
+                backlog: Backlog::new(duration(timing.waiting_max)),
+                paused_until: None,
+            }),
             timing,
             raft,
             peers,
             time,
-            queue: Mutex::default(),
             wake: Notify::new(),
             entries_in_flight: AtomicUsize::new(0),
             forwards_in_flight: AtomicUsize::new(0),
@@ -150,12 +150,11 @@ impl Batcher {
         Err(Refusal::Unknown("no answer in time"))
     }
 
-    /// Whether new work should be turned away, since what waits here already waits for too long. While there is no
-    /// leader it is not: then waiting has another reason, and ends at once when there is one.
+    /// Whether new work should be turned away, since more waits here than will soon be decided.
     pub(crate) fn is_behind(&self) -> bool {
-        let queue = self.queue();
-        let requests = ENTRIES_WAITING_MIN * self.limits.entry_requests_max;
-        queue.led && queue.waiting.is_behind(Instant::now(), duration(self.timing.waiting_max), requests)
+        let mut queue = self.queue();
+        let (requests, first_since) = queue.waiting.standing();
+        queue.backlog.is_behind(requests, first_since, Instant::now())
     }
 
     /// Forwards or proposes what waits, until the task is ended.
@@ -168,7 +167,7 @@ impl Batcher {
                 leader = current;
                 let mut queue = self.queue();
                 queue.paused_until = None;
-                queue.led = leader.is_some();
+                queue.backlog.led(leader.is_some(), Instant::now());
             }
             // What has arrived but was not read yet may join the group: one turn of the runtime reads it.
             tokio::task::yield_now().await;
@@ -251,8 +250,7 @@ impl Batcher {
             self.pause();
             return false;
         };
-        let gathered = self.queue().waiting.gather(&self.limits);
-        let Some(gathered) = gathered else { return false };
+        let Some(gathered) = self.gather() else { return false };
         let group = gathered.seal(at);
         let under_way = UnderWay::begin(self, |batcher| &batcher.entries_in_flight);
         let batch = group.batch.clone();
@@ -266,9 +264,24 @@ impl Batcher {
         true
     }
 
+    fn gather(&self) -> Option<Gathered> {
+        let mut queue = self.queue();
+        let (_, first_since) = queue.waiting.standing();
+        let gathered = queue.waiting.gather(&self.limits)?;
+        if let Some(since) = first_since {
+            queue.backlog.gone(since, Instant::now());
+        }
+        Some(gathered)
+    }
+
+    fn answer(&self, group: Group, replies: Vec<Reply>) {
+        self.queue().backlog.answered(replies.len(), Instant::now());
+        group.answer(replies);
+    }
+
     fn finish(&self, group: Group, result: ClientWriteResult<TypeConfig>) {
         match proposed(result) {
-            Ok(replies) => group.answer(replies),
+            Ok(replies) => self.answer(group, replies),
             Err(failure) => {
                 if failure == Failure::NotAppended {
                     self.pause();
@@ -280,8 +293,7 @@ impl Batcher {
 
     /// Sends one group to the leader. False when there is none.
     fn forward(self: &Arc<Self>, leader: u64) -> bool {
-        let gathered = self.queue().waiting.gather(&self.limits);
-        let Some(gathered) = gathered else { return false };
+        let Some(gathered) = self.gather() else { return false };
         // The leader gives it a time.
         let group = gathered.seal(Millis::default());
         let under_way = UnderWay::begin(self, |batcher| &batcher.forwards_in_flight);
@@ -319,7 +331,7 @@ impl Batcher {
             self.say(leader, error);
         }
         match forwarded(leader, answer) {
-            Ok(replies) => group.answer(replies),
+            Ok(replies) => self.answer(group, replies),
             Err(failure) => {
                 if matches!(failure, Failure::NotAppended | Failure::PerhapsAppended(_)) {
                     self.pause();

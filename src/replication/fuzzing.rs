@@ -16,7 +16,7 @@ use crate::decision::command::{
     Admit, Change, Command, Extend, Key, PutAccount, PutGrant, PutPolicy, Release, Request, Settle, Source,
     Stamp,
 };
-use crate::decision::reply::AdmissionId;
+use crate::decision::reply::{AdmissionId, Outcome};
 use crate::decision::{Record, Restore, State};
 use crate::replication::acquaintances::{self, Sighting, Sightings};
 use crate::replication::checkpoint::{CHUNK_VERSION, MANIFEST_VERSION, Manifest};
@@ -244,10 +244,11 @@ pub fn facts(data: &[u8]) -> bool {
 }
 
 const POLICY: &str = r#"{
-    "features": {"f": {"units": ["u"], "price": {"u": "2"}, "attributes": {"size": {"values": {"s": "1", "l": "2.5"}}},
-        "capacity": [{"name": "c", "unit": "u", "quota": "1000", "algorithm": "slots"}]}},
-    "plans": {"p": {"limits": [{"name": "l", "unit": "u", "quota": "100", "algorithm": "token_bucket", "window": "1h",
-        "then": "credits"}]}}
+    "features": {"f": {"units": ["u"], "price": {"u": "2"}, 
+        "attributes": {"size": {"default": "s", "multipliers": {"s": "1", "l": "2.5"}}},
+        "capacity": [{"name": "c", "quota": 1000, "algorithm": "slots"}]}},
+    "plans": {"p": {"limits": [{"name": "l", "unit": "credits", "quota": "10", "algorithm": "token_bucket",
+        "window": "1h", "then": "credits"}]}}
 }"#;
 
 fn commands() -> Vec<Command<'static>> {
@@ -310,7 +311,10 @@ fn state() -> State {
     for (place, command) in commands().into_iter().take(9).enumerate() {
         let stamp = Stamp { at: Millis(1_900_000_000_000), term: 1, index: place as u64 + 1, position: 0 };
         let key = (place == 4).then_some(Key { key: "k", fingerprint: [7; 16] });
-        state.apply(stamp, &Request { key, command });
+        let reply = state.apply(stamp, &Request { key, command });
+        let is_refused = matches!(reply.outcome, Outcome::Refused(_));
+        // Nobody can pay for the seventh.
+        assert_eq!(is_refused, place == 6, "command {place}: {:?}", reply.outcome);
     }
     state
 }

@@ -1,6 +1,6 @@
 //! How commands become agreed: one log on several nodes, applied in the same order on each.
 //!
-//! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits (`waiting`) into one log entry
+//! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits (`waiting`, `backlog`) into one log entry
 //! (`entry`), or forwards it to the leader. openraft agrees on entries; `log` makes them durable on
 //! sled, `peer` carries them between nodes, `machine` applies them to the decision core's state,
 //! `checkpoint` lets the log be cut, `facts` keeps what applying leaves for good. `clock` and `time` give entries their time, `read` makes
@@ -14,6 +14,7 @@
 //! disk end the node.
 
 mod acquaintances;
+mod backlog;
 mod batcher;
 mod checkpoint;
 mod clock;

@@ -74,7 +74,8 @@ pub struct Timing {
     pub propose_max: Span,
     /// How long a linearizable read may take.
     pub read_max: Span,
-    /// When the first of those that wait has waited for so long, and many are behind it, new work is turned away.
+    /// How long requests may wait here before new work is turned away, where more of them wait than were answered in as
+    /// long a time.
     pub waiting_max: Span,
     /// How long to wait before a proposal that no leader took is offered again.
     pub retry_pause: Span,

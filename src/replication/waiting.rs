@@ -9,7 +9,6 @@
 //! message; and the queue has a bound.
 
 use std::collections::VecDeque;
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -167,11 +166,9 @@ impl Waiting {
         self.bytes -= proposal.bytes();
     }
 
-    /// Whether so much waits, and for so long, that more would only wait longer: the first for longer than
-    /// `waited_max`, and more than so many requests.
-    pub(crate) fn is_behind(&self, now: Instant, waited_max: Duration, requests: usize) -> bool {
-        let first = self.waiters.front().filter(|_| self.requests > requests);
-        first.is_some_and(|first| now.saturating_duration_since(first.caller.since) > waited_max)
+    /// How many requests wait, and since when the first of them has.
+    pub(crate) fn standing(&self) -> (usize, Option<Instant>) {
+        (self.requests, self.waiters.front().map(|first| first.caller.since))
     }
 
     /// Takes no more.
@@ -300,6 +297,8 @@ impl Group {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::decision::command::{Command, Key, Request, Stamp};
     use crate::decision::reply::Outcome;
@@ -463,19 +462,16 @@ mod tests {
     }
 
     #[test]
-    fn it_is_behind_when_the_first_has_waited_for_long_and_many_are_behind_it() {
+    fn what_is_offered_again_has_waited_since_it_came() {
         let mut waiting = Waiting::default();
         let begun = Instant::now();
-        let (most, longer) = (Duration::from_millis(250), begun + Duration::from_millis(251));
-        assert!(!waiting.is_behind(longer, most, 0), "nobody waits");
+        assert_eq!(waiting.standing(), (0, None));
+        let later = begun + Duration::from_secs(1);
         let (_, _first) = waiting.enqueue(proposal(Some("1")), Origin::Here, None, begun).expect("taken");
-        let (_, _second) = waiting.enqueue(proposal(Some("2")), Origin::Here, None, longer).expect("taken");
-        assert!(waiting.is_behind(longer, most, 1));
-        assert!(!waiting.is_behind(longer, most, 2), "the next entry takes all of them");
-        assert!(!waiting.is_behind(begun + most, most, 1));
         let under_way = group(&mut waiting);
-        assert!(!waiting.is_behind(longer, most, 0));
+        let (_, _second) = waiting.enqueue(proposal(Some("2")), Origin::Here, None, later).expect("taken");
+        assert_eq!(waiting.standing(), (1, Some(later)));
         waiting.give_back(under_way, Failure::NotAppended);
-        assert!(waiting.is_behind(longer, most, 1), "what is offered again has waited since it came");
+        assert_eq!(waiting.standing(), (2, Some(begun)));
     }
 }

@@ -10,7 +10,7 @@ use crate::nodes::Nodes;
 /// Entries that are soon full, so that a few clients are more than the cluster can carry.
 const NARROW: &str = "[replication]\nentry_requests_max = 4\n[timing]\nwaiting_max = \"10ms\"\n";
 /// Clients that ask as fast as they are answered.
-const CLIENTS: usize = 24;
+const CLIENTS: usize = 72;
 /// How many requests one of them asks for in each batch.
 const BATCH: usize = 32;
 /// Far more than a node of a test takes, whatever it is asked for.
