@@ -104,13 +104,13 @@ impl Failure {
 }
 
 /// What the data directory had.
-struct Opened {
-    identity: Identity,
-    disk: JournaledDisk,
-    recovered: Recovered,
-    checkpoints: Arc<CheckpointStore>,
-    applied: Applied,
-    acquaintances: Arc<Acquaintances>,
+pub(super) struct Opened {
+    pub(super) identity: Identity,
+    pub(super) disk: JournaledDisk,
+    pub(super) recovered: Recovered,
+    pub(super) checkpoints: Arc<CheckpointStore>,
+    pub(super) applied: Applied,
+    pub(super) acquaintances: Arc<Acquaintances>,
 }
 
 impl Replica {
@@ -119,9 +119,10 @@ impl Replica {
         check(&settings)?;
         let opened = tokio::task::spawn_blocking({
             let settings = settings.clone();
-            move || open(&settings)
+            move || open(&settings, Sizes::default())
         });
-        let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))??;
+        let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))?;
+        let opened = opened.map_err(|error| error.of_data(settings.member.id))?;
         let Opened { identity, disk, recovered, checkpoints, applied, acquaintances } = opened;
         let node = identity.node;
         let (timing, limits) = (settings.timing.clone(), settings.limits.clone());
@@ -649,7 +650,7 @@ fn consensus_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Resul
 }
 
 /// Opens what is in the data directory, or makes it.
-fn open(settings: &Settings) -> Result<Opened, StartError> {
+pub(super) fn open(settings: &Settings, sizes: Sizes) -> Result<Opened, StartError> {
     let directory = &settings.data_dir;
     fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
     let identity_path = directory.join("identity");
@@ -658,9 +659,9 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     let node = settings.member.id;
     match Identity::load(&identity_path)? {
         Some(identity) => {
-            identity.check(&identity_path, &settings.cluster_id, node)?;
+            identity.check(&identity_path, &settings.cluster_id, node).map_err(StartError::OtherDisk)?;
             let begun = Instant::now();
-            let (mut disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
+            let (mut disk, recovered) = JournaledDisk::open(directory, sizes)?;
             let log_ms = waited_ms(begun);
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
@@ -699,7 +700,7 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
         }
         None => {
             let identity = Identity::draw(&settings.cluster_id, node)?;
-            let disk = JournaledDisk::create(directory, Sizes::default())?;
+            let disk = JournaledDisk::create(directory, sizes)?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             // Last: from here on everything else must be there.
             identity.save(&identity_path)?;
