@@ -46,6 +46,14 @@ impl StorageError {
         StorageError::Inconsistent { path: path.to_owned(), detail: detail.into() }
     }
 
+    /// Whether the disk itself failed, rather than something on it being other than it must be.
+    pub(crate) fn is_of_disk(&self) -> bool {
+        matches!(
+            self,
+            StorageError::Io { .. } | StorageError::Database { .. } | StorageError::Panicked { .. }
+        )
+    }
+
     /// Whether something is wrong with what is on the disk, rather than with reaching it.
     fn is_of_content(&self) -> bool {
         match self {

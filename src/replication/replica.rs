@@ -42,6 +42,7 @@ use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
 use crate::replication::read::{AsOf, Reads};
 use crate::replication::settings::{Limits, Member, Settings, Timing};
+use crate::replication::small_file::sync_directory;
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
@@ -213,6 +214,7 @@ impl Replica {
             facts: facts.clone(),
             door: door.clone(),
             receiving: tokio::sync::Mutex::default(),
+            fail: on_storage_failure(),
         });
         let mut server = Server::builder()
             .tcp_nodelay(true)
@@ -702,6 +704,7 @@ pub(super) fn open(settings: &Settings, sizes: Sizes) -> Result<Opened, StartErr
             let identity = Identity::draw(&settings.cluster_id, node)?;
             let disk = JournaledDisk::create(directory, sizes)?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
+            directory.parent().map_or(Ok(()), sync_directory)?;
             // Last: from here on everything else must be there.
             identity.save(&identity_path)?;
             tracing::info!(node, incarnation = identity.incarnation, "a new disk for a new node");
