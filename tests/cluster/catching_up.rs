@@ -1,6 +1,7 @@
 //! A follower that was away for so long that the log no longer reaches back to where it left.
 
 use crate::cluster::{Cluster, PLENTY};
+use crate::disks::Disk;
 use crate::load::{Load, Plan};
 use crate::nodes::Nodes;
 use crate::seed::Seed;
@@ -34,6 +35,12 @@ fn a_follower_far_behind_catches_up_by_checkpoint() {
     cluster.nodes.wait_until("the log was cut behind a checkpoint", |nodes| checkpoints(nodes) >= 2);
     let lines = cluster.nodes.log(leader).lines().count();
     assert!(lines < LOG_LINES_MAX, "that a node is away is said once, not {lines} times");
+    // A disk that fails on the way ends the node, which so far has acknowledged nothing of the checkpoint. It is synced
+    // once when it is opened.
+    Disk::of(&cluster, behind).start_to_meet(&mut cluster, "checkpoints/db sync 2 fail");
+    assert!(!cluster.nodes.ended(behind).success(), "its disk failed");
+    let said = cluster.nodes.log(behind);
+    assert!(said.contains("a checkpoint was not received") && said.contains("cannot go on"), "{said}");
     cluster.nodes.start_node(behind);
     cluster.wait_until_ready(behind);
     let leader = cluster.leader(&[1, 2, 3]);

@@ -40,7 +40,7 @@ fn built() -> &'static Built {
 }
 
 /// The disk of one node, with what can go wrong with it.
-struct Disk {
+pub struct Disk {
     id: usize,
     data: PathBuf,
     room: PathBuf,
@@ -48,7 +48,7 @@ struct Disk {
 }
 
 impl Disk {
-    fn of(cluster: &Cluster, id: usize) -> Disk {
+    pub fn of(cluster: &Cluster, id: usize) -> Disk {
         let data = cluster.nodes.data(id);
         let beside = |name: &str| data.with_file_name(format!("{name}{id}"));
         let disk = Disk { id, room: beside("room"), undo: beside("undo"), data };
@@ -59,11 +59,17 @@ impl Disk {
 
     /// Starts the node of which it is. What it writes can be taken back from now on.
     fn start(&self, cluster: &mut Cluster) {
+        self.start_to_meet(cluster, "");
+    }
+
+    /// The same with a fault that it meets, as `disk.c` takes it.
+    pub fn start_to_meet(&self, cluster: &mut Cluster, fault: &str) {
         let environment = [
             ("LD_PRELOAD", built().library.clone()),
             ("DISK_BELOW", self.data.clone()),
             ("DISK_ROOM", self.room.clone()),
             ("DISK_UNDO", self.undo.clone()),
+            ("DISK_FAULT", fault.into()),
         ];
         cluster.nodes.start_node_in(self.id, &environment);
     }
@@ -181,8 +187,7 @@ fn a_node_whose_disk_lost_what_was_acknowledged_says_how_to_replace_it_and_is() 
     let new = cluster.nodes.add_node();
     let (peer_address, client_address) = (cluster.nodes.peer_address(new), cluster.nodes.address(new));
     let (id, region) = (new as u64, "test");
-    let member =
-        MemberRequest { id, region, peer_address: &peer_address, client_address: &client_address };
+    let member = MemberRequest { id, region, peer_address: &peer_address, client_address: &client_address };
     change(&cluster, &others, &MembersChange::Join { member });
     change(&cluster, &others, &MembersChange::Promote { id });
     // It has a vote: with one of the others gone, it makes the majority.

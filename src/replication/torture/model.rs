@@ -71,7 +71,8 @@ impl fmt::Display for Line {
 impl Line {
     fn parse(line: &str) -> Option<Line> {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let numbers: Vec<u64> = rest.split_whitespace().map(|word| word.parse().ok()).collect::<Option<_>>()?;
+        let numbers: Vec<u64> =
+            rest.split_whitespace().map(|word| word.parse().ok()).collect::<Option<_>>()?;
         Some(match (word, &numbers[..]) {
             ("append", [first, next, term]) => Line::Append { range: *first..*next, term: *term },
             ("cut", [next]) => Line::Cut { next: *next },

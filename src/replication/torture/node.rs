@@ -10,17 +10,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
-use openraft::entry::RaftEntry;
+use openraft::EntryPayload;
 use openraft::alias::OneshotReceiverOf;
+use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::type_config::TypeConfigExt;
-use openraft::EntryPayload;
 use sha2::{Digest, Sha256};
 use tonic::metadata::MetadataMap;
 
 use super::model::{Line, Model, Shape};
 use crate::decision::State;
-use crate::decision::command::{AccountState, Change, Command, Key, PutAccount, PutGrant, Request, Source, Stamp};
+use crate::decision::command::{
+    AccountState, Change, Command, Key, PutAccount, PutGrant, Request, Source, Stamp,
+};
 use crate::replication::acquaintances::{Acquaintances, Sighting, Sightings};
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::clock;
@@ -265,17 +267,28 @@ impl Node {
     pub(super) async fn open(directory: &Path, scratch: &Path, seed: u64) -> Result<Node, Ended> {
         let mut model = Model::load(&scratch.join("transcript"));
         let is_new = model.writes() == 0 && model.agreed.is_empty();
-        let opened = replica::open(&settings(directory), SMALL).map_err(|error| Ended::Failed(full_text(&error)))?;
+        let opened =
+            replica::open(&settings(directory), SMALL).map_err(|error| Ended::Failed(full_text(&error)))?;
         let Opened { identity, disk, recovered, checkpoints, applied, acquaintances } = opened;
         let writes = WriteCount::recovered(&recovered);
         meet(&identity, &writes, &acquaintances, model.heard, scratch)?;
 
         let mut reference = Reference::new();
         let covered = applied.last.map_or(0, |last| last.index() + 1);
-        assert!(covered >= model.sealed, "a checkpoint of {} entries is gone: one of {covered} is there", model.sealed);
-        assert!(covered == model.sealed || model.checkpoints.contains(&covered), "{covered} entries in a checkpoint");
+        assert!(
+            covered >= model.sealed,
+            "a checkpoint of {} entries is gone: one of {covered} is there",
+            model.sealed
+        );
+        assert!(
+            covered == model.sealed || model.checkpoints.contains(&covered),
+            "{covered} entries in a checkpoint"
+        );
         reference.advance(&model.agreed, covered);
-        assert!(hash(&applied.state) == hash(&reference.state), "the checkpoint of {covered} entries is another state");
+        assert!(
+            hash(&applied.state) == hash(&reference.state),
+            "the checkpoint of {covered} entries is another state"
+        );
 
         let failure = Failure::default();
         let shared = Shared::new(applied, true);
@@ -289,7 +302,8 @@ impl Node {
             assert_eq!(lost, None, "facts of an entry that a checkpoint covers ({covered}) are gone");
         }
         let facts = Arc::new(facts);
-        let (log, writer) = LogStore::start(disk, recovered, writes.clone(), &limits(), Box::new(on_failure()))?;
+        let (log, writer) =
+            LogStore::start(disk, recovered, writes.clone(), &limits(), Box::new(on_failure()))?;
         let reader = log.log_reader();
         let found = shape(&reader, &recovered, &model)?;
         let Some(place) = model.place(&found) else {
@@ -307,7 +321,13 @@ impl Node {
             Arc::new(move |error| failure.set(full_text(&error)))
         };
         let machine = Machine::new(shared.clone(), checkpoints.clone(), facts.clone(), fail);
-        let term = model.agreed.last().copied().unwrap_or(0).max(found.vote).max(found.terms.last().copied().unwrap_or(0));
+        let term = model
+            .agreed
+            .last()
+            .copied()
+            .unwrap_or(0)
+            .max(found.vote)
+            .max(found.terms.last().copied().unwrap_or(0));
         let mut node = Node {
             scratch: scratch.to_owned(),
             model,
@@ -342,9 +362,16 @@ impl Node {
         }
         let committed = self.model.committed.max(self.covered);
         let terms = &self.model.shape().terms;
-        assert!(committed <= terms.len() as u64, "agreed entries are gone: {} of {committed} are there", terms.len());
+        assert!(
+            committed <= terms.len() as u64,
+            "agreed entries are gone: {} of {committed} are there",
+            terms.len()
+        );
         for index in self.covered..committed {
-            assert_eq!(terms[index as usize], self.model.agreed[index as usize], "the term of agreed entry {index}");
+            assert_eq!(
+                terms[index as usize], self.model.agreed[index as usize],
+                "the term of agreed entry {index}"
+            );
         }
         if committed > self.model.committed {
             self.model.say(&Line::Committed { next: committed });
@@ -372,7 +399,7 @@ impl Node {
     }
 
     async fn step(&mut self) -> Result<(), Ended> {
-        match self.chance.below(40) {
+        match self.chance.below(42) {
             0..=19 => self.append().await,
             20..=27 => self.commit().await,
             28..=29 => self.vote().await,
@@ -383,9 +410,8 @@ impl Node {
             37 => self.install().await,
             38 => self.fill().await,
             _ => {
-                // As often as not, others hear how far the disk has come.
-                let generation = self.writes.get();
-                self.model.say(&Line::Heard { generation });
+                // Others have come further, too.
+                self.acquaintances.note_writes(PEER, self.model.writes() as u64);
                 Ok(self.acquaintances.save()?)
             }
         }
@@ -405,7 +431,8 @@ impl Node {
             .clone()
             .map(|index| self.model.agreed.get(index as usize).copied().unwrap_or(self.term))
             .collect();
-        let entries: Vec<Entry> = range.clone().zip(&terms).map(|(index, term)| entry(*term, index)).collect();
+        let entries: Vec<Entry> =
+            range.clone().zip(&terms).map(|(index, term)| entry(*term, index)).collect();
         // One line for each run of one term; they are one write, which a crash may not take in part. So each run is a
         // call of its own.
         let mut rest = entries;
@@ -439,7 +466,8 @@ impl Node {
         let last = next.checked_sub(1).map(|last| position(self.model.shape().terms[last as usize], last));
         self.model.say(&Line::Cut { next });
         let log = &mut self.log;
-        Ok(futures_util::FutureExt::now_or_never(log.truncate_after(last.map(LogId::from))).expect("it waits for nothing")?)
+        Ok(futures_util::FutureExt::now_or_never(log.truncate_after(last.map(LogId::from)))
+            .expect("it waits for nothing")?)
     }
 
     /// Waits until somebody is told of everything that was asked for.
@@ -536,7 +564,8 @@ impl Node {
         let store = CheckpointStore::open(of_leader.path()).expect("the leader's disk is whole");
         let last = position(self.term, next - 1);
         let stored = StoredMembership::new(Some(position(self.model.agreed[0], 0).into()), membership());
-        let sent = store.write(&leader.state.view(), Some(last), &stored).expect("the leader's disk is whole");
+        let sent =
+            store.write(&leader.state.view(), Some(last), &stored).expect("the leader's disk is whole");
         // What was not agreed goes first where it is in the way, as consensus has it.
         if self.next() > committed {
             self.cut(committed)?;
@@ -585,9 +614,16 @@ impl Node {
     fn check_state(&mut self) {
         let committed = self.model.committed;
         let applied = self.shared.lock();
-        assert_eq!(applied.last.map_or(0, |last| last.index() + 1), committed, "not all that is agreed is applied");
+        assert_eq!(
+            applied.last.map_or(0, |last| last.index() + 1),
+            committed,
+            "not all that is agreed is applied"
+        );
         self.reference.advance(&self.model.agreed, committed);
-        assert!(hash(&applied.state) == hash(&self.reference.state), "the state after {committed} entries is another one");
+        assert!(
+            hash(&applied.state) == hash(&self.reference.state),
+            "the state after {committed} entries is another one"
+        );
     }
 
     /// What can be read of the facts is what the log gives, and nothing is missing but what came by checkpoint.
