@@ -15,6 +15,7 @@
  *                         broken    it fails with EIO, and so does every call that writes from then on
  *                         short     half of it is written, and then it fails with ENOSPC
  *                         slow      it takes 100 ms
+ *                         lie       a sync does nothing and says that it did, and so do all that fit from then on
  *
  * What reads is left alone, and so is what is written through a mapping.
  */
@@ -229,19 +230,22 @@ static void end_here(void) {
     for (;;) pause();
 }
 
-enum meets { NOTHING, FAILS, TORN, SHORT, KILLED_AFTER };
+enum meets { NOTHING, FAILS, TORN, SHORT, KILLED_AFTER, LIES };
 
 /* What a call meets that is about to be made. The lock is held. */
 static enum meets meet(const char *path, const char *call) {
     if (!fault.number) return NOTHING;
     if (fault.broken) return FAILS;
-    if (strcmp(call, fault.call) || fnmatch(fault.pattern, path, 0) || ++fault.met != fault.number) return NOTHING;
+    if (strcmp(call, fault.call) || fnmatch(fault.pattern, path, 0)) return NOTHING;
+    if (++fault.met > fault.number && !strcmp(fault.action, "lie")) return LIES;
+    if (fault.met != fault.number) return NOTHING;
     char told[PATH_MAX];
     int length = snprintf(told, sizeof told, "disk.c: met %s of %s: %s\n", call, path, fault.action);
     (void)!real_write(2, told, length);
     if (!strcmp(fault.action, "kill")) end_here();
     if (!strcmp(fault.action, "killed")) return KILLED_AFTER;
     if (!strcmp(fault.action, "torn")) return TORN;
+    if (!strcmp(fault.action, "lie")) return LIES;
     if (!strcmp(fault.action, "short")) return SHORT;
     if (!strcmp(fault.action, "slow")) {
         nanosleep(&(struct timespec){0, SLOW_NS}, NULL);
@@ -347,6 +351,10 @@ static int sync_file(int fd, int (*sync)(int)) {
         met = meet(file->path, "sync");
         if (met == FAILS || met == SHORT) return fail(EIO);
         if (met == TORN) end_here();
+        if (met == LIES) {
+            pthread_mutex_unlock(&lock);
+            return 0;
+        }
         (void)!snprintf(path, sizeof path, "%s/%s", below, file->path);
         if (!strcmp(file->path, ".")) snprintf(path, sizeof path, "%s", below);
     }

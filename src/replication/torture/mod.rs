@@ -148,8 +148,36 @@ impl Torture {
         self.live_in("data", "scratch", life, steps, end)
     }
 
-    /// One life of a child on a directory.
+    /// One life that may end in any way: of a disk that does not keep its word nothing can be asked but that it is found out.
+    fn live_on_lies(&self, life: u64, end: &End, lies: &str) -> Life {
+        self.live_with("data", "scratch", life, STEPS, end, Some(lies))
+    }
+
+    /// One life of a child on a directory. It must end as it was told to.
     fn live_in(&self, data: &str, scratch: &str, life: u64, steps: u64, end: &End) -> Life {
+        let life = self.live_with(data, scratch, life, steps, end, None);
+        let expected = match end {
+            End::Order => life.status.success(),
+            End::KilledAfterStart(_) | End::KilledAfterOpening(_) => {
+                life.was_killed() || life.status.success()
+            }
+            End::Fault(_) => life.was_killed() || life.status.success() || life.failed(),
+        };
+        if !expected && life.status.code() != Some(REFUSED) {
+            self.fail(&format!("{end:?}: it ended with {}:\n{}", life.status, life.said));
+        }
+        life
+    }
+
+    fn live_with(
+        &self,
+        data: &str,
+        scratch: &str,
+        life: u64,
+        steps: u64,
+        end: &End,
+        lies: Option<&str>,
+    ) -> Life {
         let log = self.path("log");
         let mut command = Command::new(std::env::current_exe().expect("this executable"));
         command
@@ -166,7 +194,11 @@ impl Torture {
         if data == "data" {
             command.env("DISK_UNDO", self.path("undo"));
         }
-        if let End::Fault(fault) = end {
+        let fault = match end {
+            End::Fault(fault) => Some(fault.as_str()),
+            _ => lies,
+        };
+        if let Some(fault) = fault {
             command.env("DISK_FAULT", fault);
         }
         let mut child = command.spawn().expect("a child");
@@ -192,18 +224,7 @@ impl Torture {
         let status = child.wait().expect("it is dead");
         let errors = fs::read_to_string(&log).expect("its log");
         said.push_str(&errors);
-        let life = Life { status, met: errors.contains("disk.c: met"), said };
-        let expected = match end {
-            End::Order => life.status.success(),
-            End::KilledAfterStart(_) | End::KilledAfterOpening(_) => {
-                life.was_killed() || life.status.success()
-            }
-            End::Fault(_) => life.was_killed() || life.status.success() || life.failed(),
-        };
-        if !expected && life.status.code() != Some(REFUSED) {
-            self.fail(&format!("{end:?}: it ended with {}:\n{}", life.status, life.said));
-        }
-        life
+        Life { status, met: errors.contains("disk.c: met"), said }
     }
 
     /// What was not synced is gone, or a part of it, as the seed has it.
@@ -350,6 +371,28 @@ fn refuses_older_copy(torture: &Torture, chance: &mut Chance) -> bool {
         torture.fail(&format!("an older copy was taken: {}\n{}", life.status, life.said));
     }
     true
+}
+
+/// Syncs that do nothing, of each kind of file: what is told and lost must be found, so that it is known that it would be.
+#[test]
+fn a_disk_that_says_it_synced_and_did_not_is_found_out() {
+    const LIVES_MAX: usize = 40;
+    let seed = seed();
+    let mut chance = Chance(seed);
+    for pattern in ["journal/*", "log/db", "checkpoints/db", "facts/*.blocks"] {
+        let torture = Torture::new(seed);
+        let lies = format!("{pattern} sync 1 lie");
+        let found = (1..=LIVES_MAX).find(|_| {
+            let end = End::KilledAfterOpening(Duration::from_millis(20 + chance.below(100)));
+            let life = torture.live_on_lies(chance.below(u64::MAX), &end, &lies);
+            if life.was_killed() {
+                torture.lose_power(chance.below(u64::MAX));
+            }
+            !life.was_killed() && !life.status.success()
+        });
+        println!("{lies}: found in life {found:?}");
+        assert!(found.is_some(), "{lies} was not found out in {LIVES_MAX} lives");
+    }
 }
 
 /// Each step of which the disk knows something: whose it is, the call that it is, and what must come of its failure.

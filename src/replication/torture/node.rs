@@ -703,7 +703,7 @@ fn meet(
         Passport::new(identity, writes.clone(), own.clone(), on_older_copy).expect("its name is plain");
     let mut metadata = MetadataMap::new();
     peer.show(1, &mut metadata);
-    let checked = passport.check(&metadata);
+    let checked = passport.check(&metadata, &"a test");
     if let Some(older) = *refused.lock().expect("nobody panicked") {
         return Err(Ended::Refused(older));
     }
