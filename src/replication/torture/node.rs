@@ -240,6 +240,9 @@ impl Failure {
     }
 }
 
+/// Hears whether a write is durable.
+type Told = OneshotReceiverOf<TypeConfig, Result<(), std::io::Error>>;
+
 pub(super) struct Node {
     scratch: PathBuf,
     model: Model,
@@ -256,7 +259,7 @@ pub(super) struct Node {
     acquaintances: Arc<Acquaintances>,
     failure: Failure,
     /// What was asked of the log and not told yet: after how many writes, and who is told.
-    waiting: Vec<(usize, OneshotReceiverOf<TypeConfig, Result<(), std::io::Error>>)>,
+    waiting: Vec<(usize, Told)>,
     /// How many entries the newest checkpoint covers.
     covered: u64,
     term: u64,
