@@ -20,7 +20,7 @@ use sled::{Db, Tree};
 
 use crate::decision::{Record, Restore, RestoreError, State, View};
 use crate::replication::error::StorageError;
-use crate::replication::log::sled_store::{guarded, open_database};
+use crate::replication::log::sled_store::{Closing, guarded, open_database};
 use crate::replication::record::{self, Kind};
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 
@@ -82,13 +82,15 @@ pub(crate) struct CheckpointStore {
     chunks: Tree,
     manifests: Tree,
     next_serial: AtomicU64,
+    /// Last: it must be dropped after everything else that holds the database.
+    _closing: Closing,
 }
 
 impl CheckpointStore {
     /// Opens the database, or makes a new one, and removes what a kill left half-written.
     pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
-        let (db, file) = open_database(path)?;
-        guarded(path, || {
+        let (closing, db, file) = open_database(path)?;
+        guarded(path, move || {
             let fail = |source| StorageError::database(path, source);
             let chunks = db.open_tree("chunks").map_err(fail)?;
             let manifests = db.open_tree("manifests").map_err(fail)?;
@@ -96,11 +98,12 @@ impl CheckpointStore {
             let last_manifest = manifests.last().map_err(fail)?.map_or(0, |(key, _)| serial_of(&key));
             let store = CheckpointStore {
                 path: path.to_owned(),
-                db: db.clone(),
+                db,
                 file,
                 chunks,
                 manifests,
                 next_serial: AtomicU64::new(last_chunk.max(last_manifest) + 1),
+                _closing: closing,
             };
             store.remove_unfinished()?;
             Ok(store)

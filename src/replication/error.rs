@@ -45,6 +45,29 @@ impl StorageError {
     pub(crate) fn inconsistent(path: &Path, detail: impl Into<String>) -> Self {
         StorageError::Inconsistent { path: path.to_owned(), detail: detail.into() }
     }
+
+    /// Whether the disk itself failed, rather than something on it being other than it must be.
+    pub(crate) fn is_of_disk(&self) -> bool {
+        matches!(
+            self,
+            StorageError::Io { .. } | StorageError::Database { .. } | StorageError::Panicked { .. }
+        )
+    }
+
+    /// Whether something is wrong with what is on the disk, rather than with reaching it.
+    fn is_of_content(&self) -> bool {
+        match self {
+            StorageError::Io { source, .. }
+            | StorageError::Database { source: sled::Error::Io(source), .. } => {
+                matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof)
+            }
+            StorageError::Stopped => false,
+            StorageError::Database { .. }
+            | StorageError::Panicked { .. }
+            | StorageError::Damaged { .. }
+            | StorageError::Inconsistent { .. } => true,
+        }
+    }
 }
 
 /// For openraft, which carries storage errors as [`io::Error`].
@@ -114,12 +137,29 @@ pub enum StartError {
     Settings(String),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    OtherDisk(StorageError),
+    #[error(
+        "the data of node {node} are damaged or incomplete. Replace it: take node {node} out of the cluster \
+         (`quorate cluster leave {node}`), empty its directory, and join it under a new id"
+    )]
+    Unusable { node: u64, source: StorageError },
     #[error("cannot listen for peers on {address}")]
     Listen { address: std::net::SocketAddr, source: io::Error },
     #[error("TLS between peers cannot be set up: {0}")]
     Tls(String),
     #[error("consensus does not start: {0}")]
     Consensus(String),
+}
+
+impl StartError {
+    /// Says what can be done where the data that node `node` had are lost or damaged.
+    pub(crate) fn of_data(self, node: u64) -> Self {
+        match self {
+            StartError::Storage(source) if source.is_of_content() => StartError::Unusable { node, source },
+            other => other,
+        }
+    }
 }
 
 /// Why a proposal has no replies.

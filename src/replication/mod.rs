@@ -39,6 +39,8 @@ mod small_file;
 mod stopped;
 mod time;
 mod tls;
+#[cfg(test)]
+mod torture;
 mod types;
 mod upgrade;
 mod view;

@@ -191,8 +191,8 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Recor
 /// Decodes a value from the front of `bytes`; returns it and how many bytes it took.
 pub(crate) fn decode_front<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, usize), RecordError> {
     match bytes.len() {
-        ..=SMALL_BYTES => Ok(bincode::serde::borrow_decode_from_slice(bytes, SMALL)?),
-        ..=ENCODED_BYTES_MAX => Ok(bincode::serde::borrow_decode_from_slice(bytes, LARGE)?),
+        small if small <= SMALL_BYTES => Ok(bincode::serde::borrow_decode_from_slice(bytes, SMALL)?),
+        large if large <= ENCODED_BYTES_MAX => Ok(bincode::serde::borrow_decode_from_slice(bytes, LARGE)?),
         actual => Err(RecordError::Length { expected: ENCODED_BYTES_MAX, actual }),
     }
 }

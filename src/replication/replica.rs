@@ -44,6 +44,7 @@ use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
 use crate::replication::read::{AsOf, Reads};
 use crate::replication::settings::{Limits, Member, Settings, Timing};
+use crate::replication::small_file::sync_directory;
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership};
@@ -106,13 +107,13 @@ impl Failure {
 }
 
 /// What the data directory had.
-struct Opened {
-    identity: Identity,
-    disk: JournaledDisk,
-    recovered: Recovered,
-    checkpoints: Arc<CheckpointStore>,
-    applied: Applied,
-    acquaintances: Arc<Acquaintances>,
+pub(super) struct Opened {
+    pub(super) identity: Identity,
+    pub(super) disk: JournaledDisk,
+    pub(super) recovered: Recovered,
+    pub(super) checkpoints: Arc<CheckpointStore>,
+    pub(super) applied: Applied,
+    pub(super) acquaintances: Arc<Acquaintances>,
 }
 
 impl Replica {
@@ -121,9 +122,10 @@ impl Replica {
         check(&settings)?;
         let opened = tokio::task::spawn_blocking({
             let settings = settings.clone();
-            move || open(&settings)
+            move || open(&settings, Sizes::default())
         });
-        let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))??;
+        let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))?;
+        let opened = opened.map_err(|error| error.of_data(settings.member.id))?;
         let Opened { identity, disk, recovered, checkpoints, applied, acquaintances } = opened;
         let node = identity.node;
         let (timing, limits) = (settings.timing.clone(), settings.limits.clone());
@@ -214,6 +216,7 @@ impl Replica {
             facts: facts.clone(),
             door: door.clone(),
             receiving: tokio::sync::Mutex::default(),
+            fail: on_storage_failure(),
         });
         let mut server = Server::builder()
             .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
@@ -665,7 +668,7 @@ fn consensus_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Resul
 }
 
 /// Opens what is in the data directory, or makes it.
-fn open(settings: &Settings) -> Result<Opened, StartError> {
+pub(super) fn open(settings: &Settings, sizes: Sizes) -> Result<Opened, StartError> {
     let directory = &settings.data_dir;
     fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
     let identity_path = directory.join("identity");
@@ -674,9 +677,9 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
     let node = settings.member.id;
     match Identity::load(&identity_path)? {
         Some(identity) => {
-            identity.check(&identity_path, &settings.cluster_id, node)?;
+            identity.check(&identity_path, &settings.cluster_id, node).map_err(StartError::OtherDisk)?;
             let begun = Instant::now();
-            let (mut disk, recovered) = JournaledDisk::open(directory, Sizes::default())?;
+            let (mut disk, recovered) = JournaledDisk::open(directory, sizes)?;
             let log_ms = waited_ms(begun);
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
             let newest = checkpoints.load_newest()?;
@@ -715,8 +718,9 @@ fn open(settings: &Settings) -> Result<Opened, StartError> {
         }
         None => {
             let identity = Identity::draw(&settings.cluster_id, node)?;
-            let disk = JournaledDisk::create(directory, Sizes::default())?;
+            let disk = JournaledDisk::create(directory, sizes)?;
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
+            directory.parent().map_or(Ok(()), sync_directory)?;
             // Last: from here on everything else must be there.
             identity.save(&identity_path)?;
             tracing::info!(node, incarnation = identity.incarnation, "a new disk for a new node");

@@ -22,11 +22,17 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), StorageError> {
         let mut file = File::create(&beside)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        fs::rename(&beside, path)?;
-        match path.parent() {
-            Some(directory) => File::open(directory)?.sync_all(),
-            None => Ok(()),
-        }
+        fs::rename(&beside, path)
     };
-    write().map_err(|source| StorageError::io("write", path, source))
+    write().map_err(|source| StorageError::io("write", path, source))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Makes the names in a directory durable: without it, a file whose content was synced can be gone after a loss of
+/// power.
+pub(crate) fn sync_directory(directory: &Path) -> Result<(), StorageError> {
+    // A relative path of one part is in the working directory.
+    let directory = if directory.as_os_str().is_empty() { Path::new(".") } else { directory };
+    let synced = File::open(directory).and_then(|opened| opened.sync_all());
+    synced.map_err(|source| StorageError::io("sync", directory, source))
 }

@@ -1,6 +1,7 @@
 //! A follower that was away for so long that the log no longer reaches back to where it left.
 
 use crate::cluster::{Cluster, PLENTY};
+use crate::disks::Disk;
 use crate::load::{Load, Plan};
 use crate::nodes::Nodes;
 use crate::seed::Seed;
@@ -10,6 +11,8 @@ const SETTINGS: &str = "[replication]\ncheckpoint_log_entries = 100\nlog_entries
 
 /// More than is purged at once, and is kept.
 const LOG_PURGED_AT: u64 = 300;
+/// Syncs of the checkpoints before any is received, and more.
+const SYNCS_OF_OPENING_MAX: usize = 8;
 /// What a leader says while a follower is away, and more.
 const LOG_LINES_MAX: usize = 100;
 
@@ -34,6 +37,16 @@ fn a_follower_far_behind_catches_up_by_checkpoint() {
     cluster.nodes.wait_until("the log was cut behind a checkpoint", |nodes| checkpoints(nodes) >= 2);
     let lines = cluster.nodes.log(leader).lines().count();
     assert!(lines < LOG_LINES_MAX, "that a node is away is said once, not {lines} times");
+    // A disk that fails on the way ends the node, which so far has acknowledged nothing of the checkpoint: at each sync of
+    // the opening, which are a few, and then at the first one of what it received.
+    let disk = Disk::of(&cluster, behind);
+    let met = (1..=SYNCS_OF_OPENING_MAX).find(|number| {
+        disk.start_to_meet(&mut cluster, &format!("checkpoints/db sync {number} fail"));
+        assert!(!cluster.nodes.ended(behind).success(), "its disk failed at sync {number}");
+        cluster.nodes.log(behind).contains("a checkpoint was not received")
+    });
+    let said = cluster.nodes.log(behind);
+    assert!(met.is_some() && said.contains("cannot go on"), "{said}");
     cluster.nodes.start_node(behind);
     cluster.wait_until_ready(behind);
     let leader = cluster.leader(&[1, 2, 3]);

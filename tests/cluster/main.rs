@@ -11,6 +11,7 @@ mod nodes;
 mod catching_up;
 mod cluster;
 mod crashes;
+mod disks;
 mod exercise;
 mod http;
 mod keys;

@@ -9,7 +9,7 @@ use crate::load::{Load, Plan};
 use crate::seed::Seed;
 
 /// Carries out a change of the membership; where it cannot be done yet, it is asked for again.
-fn change(cluster: &Cluster, ids: &[usize], change: &MembersChange<'_>) {
+pub fn change(cluster: &Cluster, ids: &[usize], change: &MembersChange<'_>) {
     let client = cluster.client(ids);
     cluster.nodes.wait_until(&format!("{change:?}"), |_| match cluster.wait(client.change_members(change)) {
         Ok(_) => true,

@@ -193,6 +193,11 @@ impl Nodes {
 
     /// Starts one node; its log is added to the file of the last time.
     pub fn start_node(&mut self, id: usize) {
+        self.start_node_in(id, &[]);
+    }
+
+    /// The same with variables in its environment.
+    pub fn start_node_in(&mut self, id: usize, environment: &[(&str, std::path::PathBuf)]) {
         let folder = self.folder.path();
         let log = std::fs::OpenOptions::new()
             .create(true)
@@ -202,6 +207,7 @@ impl Nodes {
         let process = Command::new(env!("CARGO_BIN_EXE_quorate"))
             .args(["serve", "--config"])
             .arg(folder.join(format!("node{id}.toml")))
+            .envs(environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(log)

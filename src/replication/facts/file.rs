@@ -20,6 +20,7 @@ use crate::replication::error::StorageError;
 use crate::replication::facts::block::Block;
 use crate::replication::facts::extent::Serial;
 use crate::replication::record::{self, Kind};
+use crate::replication::small_file::sync_directory;
 
 const CONTENTS_VERSION: u8 = 1;
 const BLOCKS_SUFFIX: &str = "blocks";
@@ -167,11 +168,6 @@ impl Appender {
         self.sync()?;
         write_contents(&self.directory, self.serial, &self.contents)
     }
-}
-
-fn sync_directory(directory: &Path) -> Result<(), StorageError> {
-    let synced = File::open(directory).and_then(|opened| opened.sync_all());
-    synced.map_err(|source| StorageError::io("sync", directory, source))
 }
 
 /// Written whole or not at all, as far as a reader can tell; nobody waits for it to be durable.

@@ -43,6 +43,7 @@ pub(crate) use crate::replication::facts::file::{Loss, Lost};
 use crate::replication::facts::tail::Tail;
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
+use crate::replication::small_file::sync_directory;
 
 /// Called with what went wrong.
 pub(crate) type OnFailure = Box<dyn Fn(&StorageError) + Send + Sync>;
@@ -157,6 +158,7 @@ impl FactStore {
         on_failure: OnFailure,
     ) -> Result<Self, StorageError> {
         fs::create_dir_all(directory).map_err(|source| StorageError::io("create", directory, source))?;
+        directory.parent().map_or(Ok(()), sync_directory)?;
         let (shelf, serials) = shelve(directory, file::recover)?;
         let missing: u64 = entries_in(&shelf.extent.gaps(next_index));
         if missing > 0 {

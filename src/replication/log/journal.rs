@@ -23,6 +23,7 @@ use crate::replication::error::StorageError;
 use crate::replication::log::disk::Group;
 use crate::replication::log::stored;
 use crate::replication::record::{self, Kind, RecordError};
+use crate::replication::small_file::sync_directory;
 use crate::replication::types::{Ballot, Position};
 
 const VERSION: u8 = 1;
@@ -135,8 +136,7 @@ impl Journal {
             Ok(file)
         };
         let files = [create(&paths[0])?, create(&paths[1])?];
-        let synced = File::open(directory).and_then(|directory| directory.sync_all());
-        synced.map_err(|source| StorageError::io("sync", directory, source))?;
+        sync_directory(directory)?;
         Ok(Journal { files, paths, file_bytes, active: 0, offset: 0, newest: [0; 2] })
     }
 

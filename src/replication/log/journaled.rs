@@ -90,8 +90,7 @@ impl JournaledDisk {
                 &log_path,
                 format!(
                     "the last write to it is number {newest}, and number {} was completed (up to entry {}): \
-                     what was written after that is lost; take this node out of the cluster and join \
-                     a new one in its place",
+                     what was written after that is lost",
                     testimony.generation,
                     testimony.last.map_or_else(|| "none".to_owned(), |last| last.to_string()),
                 ),

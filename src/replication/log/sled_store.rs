@@ -20,6 +20,7 @@ use crate::replication::log::disk::{Group, Recovered};
 use crate::replication::log::journal::Written;
 use crate::replication::log::stored;
 use crate::replication::record::{self, Kind};
+use crate::replication::small_file::sync_directory;
 use crate::replication::types::{Ballot, Position};
 
 const STATE_VERSION: u8 = 1;
@@ -52,29 +53,101 @@ pub(crate) struct SledStore {
     next_index: u64,
     /// The lowest entry that may still be here although it is purged.
     sweep_index: u64,
+    /// Last: it must be dropped after everything else that holds the database.
+    _closing: Closing,
 }
 
 /// How long a process that was killed may take to let go of its database.
 const LET_GO_MAX: Duration = Duration::from_secs(5);
 const LET_GO_POLL: Duration = Duration::from_millis(10);
 
-/// Opens a sled database with our settings: no flusher thread, a bounded cache.
-pub(crate) fn open_database(path: &Path) -> Result<(Db, File), StorageError> {
-    wait_until_let_go(path)?;
-    remove_stale_snapshots(path)?;
-    let config = sled::Config::new()
+fn config(path: &Path) -> sled::Config {
+    sled::Config::new()
         .path(path)
         .flush_every_ms(None)
         .cache_capacity(CACHE_BYTES)
         .segment_size(SEGMENT_BYTES)
-        .mode(sled::Mode::HighThroughput);
-    // sled meets some kinds of damage with a panic.
-    let opened = catch_unwind(AssertUnwindSafe(|| config.open()))
-        .map_err(|panic| StorageError::Panicked { path: path.to_owned(), detail: panic_text(&*panic) })?;
-    let db = opened.map_err(|source| StorageError::database(path, source))?;
+        .mode(sled::Mode::HighThroughput)
+}
+
+/// Opens a sled database with our settings: no flusher thread, a bounded cache. Makes a new one where the
+/// directory is absent or empty. What closes it is first, so that it is dropped last.
+pub(crate) fn open_database(path: &Path) -> Result<(Closing, Db, File), StorageError> {
+    if is_absent_or_empty(path)? {
+        create_database(path)?;
+    }
+    make_durable(path)?;
+    remove_stale_snapshots(path)?;
+    let closing = Closing(Some(open_sled(path)?));
     let file_path = path.join("db");
     let file = File::open(&file_path).map_err(|source| StorageError::io("open", &file_path, source))?;
-    Ok((db, file))
+    // sled syncs what is in its files, and never their names.
+    sync_directory(path)?;
+    let db = closing.0.clone().expect("it is open");
+    Ok((closing, db, file))
+}
+
+fn open_sled(path: &Path) -> Result<Db, StorageError> {
+    // sled meets some kinds of damage with a panic.
+    let opened = catch_unwind(AssertUnwindSafe(|| config(path).open()))
+        .map_err(|panic| StorageError::Panicked { path: path.to_owned(), detail: panic_text(&*panic) })?;
+    opened.map_err(|source| StorageError::database(path, source))
+}
+
+fn is_absent_or_empty(path: &Path) -> Result<bool, StorageError> {
+    match fs::read_dir(path) {
+        Ok(mut items) => Ok(items.next().is_none()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(true),
+        Err(source) => Err(StorageError::io("list", path, source)),
+    }
+}
+
+/// Makes an empty database beside, and gives it its name when it is whole and durable: sled writes what it is made with in
+/// two parts and never syncs them, and does not open what is there in part.
+fn create_database(path: &Path) -> Result<(), StorageError> {
+    let beside = path.with_extension("new");
+    let fail = |action| move |source| StorageError::io(action, path, source);
+    match fs::remove_dir_all(&beside) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(source) => return Err(StorageError::io("remove", &beside, source)),
+    }
+    drop(Closing(Some(open_sled(&beside)?)));
+    wait_until_let_go(&beside)?;
+    for item in fs::read_dir(&beside).map_err(fail("list"))? {
+        File::open(item.map_err(fail("list"))?.path())
+            .and_then(|file| file.sync_all())
+            .map_err(fail("sync"))?;
+    }
+    sync_directory(&beside)?;
+    fs::rename(&beside, path).map_err(fail("create"))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// What a process that was killed wrote and did not sync can be read, and is gone after a loss of power. So it is
+/// synced before anything is built on it: sled notes how much of its file it has read, and trusts that.
+fn make_durable(path: &Path) -> Result<(), StorageError> {
+    wait_until_let_go(path)?;
+    let file_path = path.join("db");
+    match File::open(&file_path) {
+        Ok(file) => file.sync_all().map_err(|source| StorageError::io("sync", &file_path, source)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(StorageError::io("open", &file_path, source)),
+    }
+}
+
+/// Closes a database where it is the last to hold it. sled syncs once more then, and panics where that fails: such a
+/// database is left as a kill would leave it.
+#[derive(Clone)]
+pub(crate) struct Closing(Option<Db>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        let db = self.0.take();
+        if catch_unwind(AssertUnwindSafe(|| drop(db))).is_err() {
+            tracing::warn!("a database could not be closed");
+        }
+    }
 }
 
 /// Waits for a process that ends to let go of a database. One that was killed is gone for whoever started it
@@ -153,7 +226,7 @@ impl SledStore {
     }
 
     fn open_database(path: &Path) -> Result<Self, StorageError> {
-        let (db, file) = open_database(path)?;
+        let (closing, db, file) = open_database(path)?;
         guarded(path, move || {
             let fail = |source| StorageError::database(path, source);
             let entries = db.open_tree("entries").map_err(fail)?;
@@ -167,8 +240,8 @@ impl SledStore {
                 |item: Option<(sled::IVec, sled::IVec)>| item.map(|(key, _)| index(path, &key)).transpose();
             let next_index = index_of(entries.last().map_err(fail)?)?.map_or(0, |last| last + 1);
             let sweep_index = index_of(entries.first().map_err(fail)?)?.unwrap_or(0);
-            let path = path.to_owned();
-            Ok(SledStore { path, db, file, entries, state_tree, state, next_index, sweep_index })
+            let (path, _closing) = (path.to_owned(), closing);
+            Ok(SledStore { path, db, file, entries, state_tree, state, next_index, sweep_index, _closing })
         })
     }
 
@@ -261,7 +334,7 @@ impl SledStore {
     }
 
     pub(crate) fn reader(&self) -> SledReader {
-        SledReader { path: self.path.clone(), entries: self.entries.clone() }
+        SledReader { path: self.path.clone(), entries: self.entries.clone(), _closing: self._closing.clone() }
     }
 
     fn fail(&self, source: sled::Error) -> StorageError {
@@ -292,6 +365,8 @@ fn check_entry(path: &Path, index: u64, value: &[u8]) -> Result<stored::Header, 
 pub(crate) struct SledReader {
     path: PathBuf,
     entries: Tree,
+    /// Last, as in the store.
+    _closing: Closing,
 }
 
 impl SledReader {

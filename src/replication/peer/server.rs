@@ -24,7 +24,7 @@ use tower::Service;
 use crate::replication::batcher::Batcher;
 use crate::replication::checkpoint::CheckpointStore;
 use crate::replication::entry::Proposal;
-use crate::replication::error::{MembershipError, full_text};
+use crate::replication::error::{MembershipError, StorageError, full_text};
 use crate::replication::facts::FactStore;
 use crate::replication::facts::fetch;
 use crate::replication::heard::LeaderHeard;
@@ -62,6 +62,8 @@ pub(crate) struct Desk {
     pub(crate) door: Arc<Door>,
     /// One checkpoint is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
+    /// Called when the disk fails: the node ends.
+    pub(crate) fail: Box<dyn Fn(&StorageError) + Send + Sync>,
 }
 
 /// What calls that consensus answers go through. It is shut before consensus stops, so that none of them finds it
@@ -333,6 +335,10 @@ impl Desk {
         let sealed = writing.await.map_err(|_| Status::unavailable("this node is stopping"))?;
         let manifest = sealed.map_err(|error| {
             tracing::error!(from, error = &error as &dyn std::error::Error, "a checkpoint was not received");
+            // What was sent may be at fault for anything else.
+            if error.is_of_disk() {
+                (self.fail)(&error);
+            }
             Status::data_loss(full_text(&error))
         })?;
         let meta = manifest.meta().map_err(|error| Status::data_loss(error.to_string()))?;

@@ -129,7 +129,7 @@ async fn a_log_of_other_rules_is_dropped_only_where_the_checkpoint_has_all_of_it
     drop(replica);
     let deadline = Instant::now() + PATIENCE;
     let Opened { mut disk, recovered, applied, checkpoints, .. } = loop {
-        match open(&settings(directory.path())) {
+        match open(&settings(directory.path()), Sizes::default()) {
             Ok(opened) => break opened,
             Err(error) => assert!(Instant::now() < deadline, "{error:?}"),
         }
