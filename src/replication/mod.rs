@@ -32,10 +32,13 @@ mod read;
 mod record;
 mod replica;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod small_file;
 mod stopped;
 mod time;
 mod tls;
+mod trees;
 mod types;
 mod upgrade;
 mod view;

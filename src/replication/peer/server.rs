@@ -11,6 +11,7 @@ use futures_util::{Stream, StreamExt};
 use openraft::Snapshot;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::raft::AppendEntriesResponse;
+use openraft::type_config::TypeConfigExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
@@ -40,7 +41,7 @@ use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::wall_clock;
-use crate::replication::types::{Ballot, Position, Raft};
+use crate::replication::types::{Ballot, Position, Raft, TypeConfig};
 use crate::replication::waiting::{Origin, Refusal};
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
@@ -288,18 +289,25 @@ impl Desk {
             let vote: Ballot = self.raft.metrics().borrow_watched().vote.into();
             return Ok(self.signed(encode(&vote)?));
         }
-        // Chunks go to the thread that may block on the disk through a short queue.
+        // Chunks are taken from the network while others are written, through a short queue.
         let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
         let (store, facts) = (self.checkpoints.clone(), self.facts.clone());
-        let writing = tokio::spawn(off_the_runtime(move || {
-            let mut incoming = store.begin();
-            while let Some(chunk) = received.blocking_recv() {
-                incoming.push(&chunk)?;
+        let writing = TypeConfig::spawn(async move {
+            let mut incoming = CheckpointStore::receive(store);
+            while let Some(chunk) = received.recv().await {
+                incoming = off_the_runtime(move || {
+                    incoming.push(&chunk)?;
+                    Ok(incoming)
+                })
+                .await?;
             }
-            // What was applied here so far is not applied again where this checkpoint is loaded.
-            facts.flush(u64::MAX)?;
-            incoming.seal(manifest)
-        }));
+            off_the_runtime(move || {
+                // What was applied here so far is not applied again where this checkpoint is loaded.
+                facts.flush(u64::MAX)?;
+                incoming.seal(manifest)
+            })
+            .await
+        });
         while let Some(chunk) = messages.message().await? {
             if chunks.send(chunk).await.is_err() {
                 break;
