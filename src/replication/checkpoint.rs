@@ -25,7 +25,7 @@ use crate::replication::record::{self, Kind};
 use crate::replication::trees::Trees;
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 
-const MANIFEST_VERSION: u8 = 1;
+pub(crate) const MANIFEST_VERSION: u8 = 1;
 const CHUNK_VERSION: u8 = 2;
 /// Records are gathered until a chunk has this many bytes.
 const CHUNK_BYTES: usize = 64 * 1024;

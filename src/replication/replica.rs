@@ -531,7 +531,7 @@ impl Replica {
             }
         }
         let facts = inner.facts.clone();
-        let facts_closed = tokio::task::spawn_blocking(move || facts.close());
+        let facts_closed = off_the_runtime(move || facts.close());
         let facts_closed =
             tokio::time::timeout(duration(inner.settings.timing.drain_max), facts_closed).await;
         let log_writer = inner.log_writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -542,7 +542,7 @@ impl Replica {
                 _ => return Err(ShutdownError::Storage),
             }
         }
-        if !matches!(facts_closed, Ok(Ok(Ok(())))) {
+        if !matches!(facts_closed, Ok(Ok(()))) {
             return Err(ShutdownError::Storage);
         }
         let acquaintances = inner.acquaintances.clone();

@@ -22,7 +22,7 @@ use crate::replication::peer::wire::path;
 use crate::replication::record;
 use crate::replication::settings::{Member, Timing};
 #[cfg(test)]
-use crate::replication::simulation;
+use crate::replication::simulation::{self, plants::Plant};
 use crate::replication::types::Raft;
 use crate::replication::waiting::Origin;
 use crate::units::Millis;
@@ -57,6 +57,10 @@ impl TimeKeeper {
 
     /// The time for the next entry. `None`: no majority has said yet what time it is.
     pub(crate) fn stamp(&self) -> Option<Millis> {
+        #[cfg(test)]
+        if simulation::planted(Plant::TimeGoesBack) {
+            return Some(wall_clock());
+        }
         let (applied, voters) = (self.shared.now(), self.voters());
         self.with_clock(|clock, monotonic| {
             clock.observe(self.node, wall_clock(), monotonic);

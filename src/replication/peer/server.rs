@@ -9,12 +9,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::Snapshot;
-use openraft::async_runtime::watch::WatchReceiver;
+use openraft::alias::{WatchOf, WatchSenderOf};
+use openraft::async_runtime::watch::{Watch, WatchReceiver, WatchSender};
 use openraft::raft::AppendEntriesResponse;
 use openraft::type_config::TypeConfigExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::server::Grpc;
@@ -65,16 +66,22 @@ pub(crate) struct Desk {
 
 /// What calls that consensus answers go through. It is shut before consensus stops, so that none of them finds it
 /// gone: openraft calls that an error, and it is none.
-#[derive(Default)]
 pub(crate) struct Door {
-    shut: watch::Sender<bool>,
+    shut: WatchSenderOf<TypeConfig, bool>,
     inside: Arc<RwLock<()>>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        let (shut, _) = WatchOf::<TypeConfig>::channel(false);
+        Door { shut, inside: Arc::default() }
+    }
 }
 
 impl Door {
     /// Lets a call in, until what is returned is dropped.
     fn enter(&self) -> Result<OwnedRwLockReadGuard<()>, Status> {
-        let inside = self.inside.clone().try_read_owned().ok().filter(|_| !*self.shut.borrow());
+        let inside = self.inside.clone().try_read_owned().ok().filter(|_| !*self.shut.borrow_watched());
         inside.ok_or_else(|| Status::unavailable("this node is stopping"))
     }
 
@@ -83,13 +90,13 @@ impl Door {
         let mut shut = self.shut.subscribe();
         async move {
             // A door that is gone lets nobody in.
-            _ = shut.wait_for(|shut| *shut).await;
+            _ = shut.wait_until(|shut| *shut).await;
         }
     }
 
     /// Lets no call in any more, and waits until those that are inside have ended.
     pub(crate) async fn shut(&self) {
-        self.shut.send_replace(true);
+        self.shut.send_if_different(true);
         drop(self.inside.write().await);
     }
 }

@@ -159,6 +159,30 @@ pub(super) async fn prepare(cluster: &Arc<Cluster>) -> bool {
     true
 }
 
+/// Asks every node for something once more, when nothing hinders it: each has to decide it.
+pub(super) async fn knock(cluster: &Arc<Cluster>) {
+    let mut chance = cluster.universe.fork();
+    for node in cluster.nodes() {
+        let id = format!("last-{node}");
+        let grant = Command::PutGrant(PutGrant {
+            account: "solo",
+            id: &id,
+            source: Source::Purchase,
+            credits: Credits(1_000_000),
+            priority: 0,
+            effective_at: None,
+            expires_at: None,
+            reason: None,
+        });
+        let proposal = proposal(Some(&id), grant);
+        if !matches!(propose(cluster, &mut chance, node, proposal).await, Attempt::Answered(_)) {
+            cluster
+                .universe
+                .violated("progress", format!("node {node} decides nothing, and nothing hinders it"));
+        }
+    }
+}
+
 /// One who asks for one thing after another.
 struct Client {
     cluster: Arc<Cluster>,

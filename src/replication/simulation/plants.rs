@@ -13,7 +13,7 @@ pub(crate) enum Plant {
     ManifestBeforeChunks,
     /// The agreed time is what the leader's clock says.
     TimeGoesBack,
-    /// A start applies again what the checkpoint has already.
+    /// A checkpoint says that it ends a little before it does, so that a start applies again what it has.
     AppliedTwice,
     /// A leader answers reads without asking whether it still is one.
     StaleRead,

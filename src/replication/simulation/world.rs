@@ -19,7 +19,7 @@ use super::disk::{Noticed, Pace, Platter, write_log};
 use super::invariants::Event;
 use super::network::Weather;
 use super::plants::Plant;
-use super::process::{self, Process};
+use super::process::Process;
 use super::{Outcome, Universe, WallClock, locked};
 use crate::replication::acquaintances::Acquaintances;
 use crate::replication::checkpoint::CheckpointStore;
@@ -37,6 +37,8 @@ use crate::units::Span;
 
 /// How long a cluster may take to choose its first leader, and all nodes to be as one when nothing hinders them any more.
 const SETTLED_MAX: Duration = Duration::from_secs(20);
+/// How long a node may take to stop.
+const STOPPED_MAX: Duration = Duration::from_secs(2);
 /// After how long those who are connected to a node that stands still give up.
 const STANDSTILL_MAX: Duration = Duration::from_secs(2);
 
@@ -49,6 +51,8 @@ pub(crate) struct Tally {
     pub(crate) reads: u64,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) simulated: Duration,
+    /// How long it took at most, after the last trouble, until all nodes had applied the same.
+    pub(crate) settled_max: Duration,
 }
 
 /// A node that runs.
@@ -130,6 +134,28 @@ impl Cluster {
     }
 }
 
+impl Cluster {
+    /// Stops a node as an operator does. It may take longer than somebody waits for it, and then it is killed.
+    async fn stop(&self, node: u64) {
+        let Some(running) = locked(&self.running).remove(&node) else { return };
+        self.universe.trace(format_args!("{node} is told to stop"));
+        let replica = running.replica.clone();
+        let stopped = running.process.spawn(async move { replica.shutdown().await });
+        match tokio::time::timeout(STOPPED_MAX, stopped).await {
+            Ok(Ok(Err(error))) => {
+                self.universe
+                    .violated("nobody_fails", format!("node {node} does not stop: {}", full_text(&error)));
+            }
+            Ok(Ok(Ok(())) | Err(_)) | Err(_) => {}
+        }
+        running.process.kill().await;
+        self.universe.network.hang_up(&self.universe, &running.process);
+        if let Some(disk) = self.disks.get(&node) {
+            disk.crash(Some(&running.facts), &mut self.universe.fork());
+        }
+    }
+}
+
 fn member(node: u64) -> Member {
     Member {
         id: node,
@@ -187,16 +213,12 @@ async fn open(process: Arc<Process>, disk: Platter, nodes: Vec<u64>) -> Result<R
     let recovered = disk.recovered();
     let path = Path::new("checkpoints");
     let checkpoints = Arc::new(CheckpointStore::over(path, disk.trees())?);
-    let mut applied = replica::begin_with(&checkpoints, path, &recovered)?;
-    if process::planted(Plant::AppliedTwice)
-        && let Some(before) = applied.last.and_then(|last| disk.durable(last.index().saturating_sub(1)))
-    {
-        applied.last = Some(before.into());
-    }
+    let applied = replica::begin_with(&checkpoints, path, &recovered)?;
     let writes = WriteCount::recovered(&recovered);
     let failure = Failure::new();
     let shared = Shared::new(applied, true);
-    let facts = Arc::new(FactStore::in_memory(shared.progress_now().next_index, disk.facts()));
+    let next_index = shared.progress_now().next_index;
+    let facts = Arc::new(FactStore::in_memory(next_index, disk.facts()));
     let (log, writer) = LogStore::over(disk.log(), recovered, writes.clone(), &limits, failure.on_storage());
     let queued = Arc::new(Notify::new());
     process.spawn(write_log(process.clone(), disk.clone(), writer, queued.clone()));
@@ -216,7 +238,7 @@ async fn open(process: Arc<Process>, disk: Platter, nodes: Vec<u64>) -> Result<R
     };
     let (replica, service) = Replica::assemble(parts, Noticed { log, queued }).await?;
     process.universe.network.listen(&process, service);
-    process.spawn(watch_applied(process.clone(), shared.clone(), log_reader.clone()));
+    process.spawn(watch_applied(process.clone(), shared.clone(), log_reader.clone(), next_index));
     process.spawn(watch_leading(process.clone(), replica.clone(), log_reader, disk));
     process.spawn(watch_failure(process.clone(), replica.clone()));
     replica.found(&recovered).await?;
@@ -224,13 +246,12 @@ async fn open(process: Arc<Process>, disk: Platter, nodes: Vec<u64>) -> Result<R
 }
 
 /// Shows what a node applies, and now and then the state that it has then.
-async fn watch_applied(process: Arc<Process>, shared: Shared, log: LogReader) {
+async fn watch_applied(process: Arc<Process>, shared: Shared, log: LogReader, first_index: u64) {
     let universe = &process.universe;
     let mut chance = process.chance();
     let mut progress = shared.progress();
-    let mut next_index = shared.progress_now().next_index;
-    stand(&process, &shared);
-    while progress.changed().await.is_ok() {
+    let mut next_index = first_index;
+    loop {
         let end = progress.borrow_and_update().next_index;
         match log.read(next_index..end, usize::MAX) {
             Ok(entries) => {
@@ -241,9 +262,13 @@ async fn watch_applied(process: Arc<Process>, shared: Shared, log: LogReader) {
             }
             Err(error) => universe.violated("nobody_fails", full_text(&error)),
         }
-        next_index = end;
-        if chance.percent(15) {
+        // After a start in any case: it has applied again what the checkpoint did not have.
+        if next_index == first_index || chance.percent(15) {
             stand(&process, &shared);
+        }
+        next_index = end;
+        if progress.changed().await.is_err() {
+            return;
         }
     }
 }
@@ -452,6 +477,12 @@ impl Fate {
                 universe.trace(format_args!("{node} has {clock:?}"));
                 locked(&universe.clocks).insert(node, clock);
             }
+            94..97 => {
+                self.cluster.note("restart");
+                self.cluster.stop(node).await;
+                let down = self.chance.ms(0, 1_000);
+                self.later.push((Instant::now() + down, Later::Start(node)));
+            }
             _ => {
                 let Some(leader) = self.cluster.leader().and_then(|leader| self.cluster.running(leader))
                 else {
@@ -482,13 +513,16 @@ impl Fate {
 
     /// Waits until all nodes have applied the same.
     async fn settled(&mut self) -> bool {
-        let deadline = Instant::now() + SETTLED_MAX;
+        let begun = Instant::now();
+        let deadline = begun + SETTLED_MAX;
         while Instant::now() < deadline && self.cluster.universe.violation().is_none() {
             let all = self.cluster.all_running();
             let mut last = all.iter().map(|running| running.shared.lock().last.map(Position::from));
             let first = last.next().flatten();
             let agreed = self.cluster.universe.agreed(|agreed| agreed.last());
             if first.is_some() && first >= agreed && last.all(|last| last == first) {
+                let mut tally = locked(&self.cluster.tally);
+                tally.settled_max = tally.settled_max.max(begun.elapsed());
                 return true;
             }
             sleep(Duration::from_millis(20)).await;
@@ -548,7 +582,12 @@ pub(super) async fn run(seed: u64, plant: Option<Plant>, is_shown: bool) -> Outc
             universe.violated("nobody_fails", format!("a client ended: {error}"));
         }
     }
-    if universe.violation().is_none() && !fate.settled().await && universe.violation().is_none() {
+    let mut settled = fate.settled().await;
+    if settled {
+        clients::knock(&cluster).await;
+        settled = fate.settled().await;
+    }
+    if !settled && universe.violation().is_none() {
         let stand: Vec<_> = cluster
             .all_running()
             .iter()
