@@ -209,6 +209,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) fn mistaken_time(state: &mut State, at: Millis, proposed_at: Millis) -> Millis {
     if planted(Plant::TimeGoesBack) {
         state.turn_back(proposed_at);
+        return proposed_at;
     }
     at
 }
