@@ -174,6 +174,12 @@ impl State {
         reply
     }
 
+    /// Sets the time, which nothing but a planted mistake may do.
+    #[cfg(test)]
+    pub(crate) fn turn_back(&mut self, to: Millis) {
+        self.now = self.now.min(to);
+    }
+
     fn reply(&self, stamp: Stamp, outcome: Outcome) -> Reply {
         Reply { stamp, policy: self.policy.revision, load: self.load.version, replayed: false, outcome }
     }

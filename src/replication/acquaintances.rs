@@ -81,9 +81,13 @@ impl Sightings {
     }
 }
 
+/// Keeps a record in place of the one before. Durable on return.
+pub(crate) type Keep = Box<dyn Fn(&[u8]) -> Result<(), StorageError> + Send + Sync>;
+
 /// What this node knows of the others.
 pub(crate) struct Acquaintances {
     path: PathBuf,
+    keep: Keep,
     known: Mutex<Sightings>,
     /// What is in the file. Held while it is written; taken before `known`, never after.
     saved: Mutex<Sightings>,
@@ -91,13 +95,21 @@ pub(crate) struct Acquaintances {
 
 impl Acquaintances {
     pub(crate) fn load(path: &Path) -> Result<Self, StorageError> {
-        let known = match small_file::read(path)? {
-            Some(bytes) => read(&bytes)
+        let kept_in = path.to_owned();
+        let keep = Box::new(move |record: &[u8]| small_file::replace(&kept_in, record));
+        Acquaintances::kept(path, small_file::read(path)?.as_deref(), keep)
+    }
+
+    /// Those of a record that was kept, if one was. `path` is its name for people.
+    pub(crate) fn kept(path: &Path, record: Option<&[u8]>, keep: Keep) -> Result<Self, StorageError> {
+        let known = match record {
+            Some(bytes) => read(bytes)
                 .map_err(|source| StorageError::damaged(path, "the list of known nodes", source))?,
             None => Sightings::default(),
         };
         Ok(Acquaintances {
             path: path.to_owned(),
+            keep,
             saved: Mutex::new(known.clone()),
             known: Mutex::new(known),
         })
@@ -157,7 +169,7 @@ impl Acquaintances {
         if all != *saved {
             let record = record::write(Kind::Acquaintances, VERSION, &all)
                 .map_err(|source| StorageError::damaged(&self.path, "a new record", source))?;
-            small_file::replace(&self.path, &record)?;
+            (self.keep)(&record)?;
         }
         self.known().merge(&all);
         *saved = all;

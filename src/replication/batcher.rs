@@ -15,6 +15,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::raft::ClientWriteResult;
+use openraft::type_config::TypeConfigExt;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -174,6 +175,7 @@ impl Batcher {
             self.pump(leader).await;
             let paused_until = self.queue().paused_until;
             tokio::select! {
+                biased;
                 () = self.wake.notified() => {}
                 changed = metrics.changed() => if changed.is_err() {
                     return;
@@ -298,7 +300,7 @@ impl Batcher {
         let group = gathered.seal(Millis::default());
         let under_way = UnderWay::begin(self, |batcher| &batcher.forwards_in_flight);
         let batcher = self.clone();
-        tokio::spawn(async move {
+        TypeConfig::spawn(async move {
             batcher.forward_group(leader, group).await;
             drop(under_way);
         });
@@ -318,6 +320,7 @@ impl Batcher {
         // lost by asking the next one as soon as there is one.
         let keyed = group.keyed();
         let answer = tokio::select! {
+            biased;
             answer = call => answer,
             () = self.led_by_another(leader), if keyed => {
                 tracing::debug!(leader, "another node leads now");

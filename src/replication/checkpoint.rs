@@ -8,20 +8,21 @@
 //! A checkpoint that came from the leader is received into the same form and verified the same way
 //! before it replaces anything.
 
-use std::fs::File;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, SyncSender};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use sled::{Db, Tree};
 
 use crate::decision::{Record, Restore, RestoreError, State, View};
 use crate::replication::error::StorageError;
-use crate::replication::log::sled_store::{Closing, guarded, open_database};
+use crate::replication::log::sled_store::guarded;
 use crate::replication::record::{self, Kind};
+use crate::replication::trees::Trees;
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 
 pub(crate) const MANIFEST_VERSION: u8 = 1;
@@ -77,37 +78,25 @@ impl Manifest {
 
 pub(crate) struct CheckpointStore {
     path: PathBuf,
-    db: Db,
-    file: File,
-    chunks: Tree,
-    manifests: Tree,
+    trees: Trees,
     next_serial: AtomicU64,
-    /// Last: it must be dropped after everything else that holds the database.
-    _closing: Closing,
 }
 
 impl CheckpointStore {
     /// Opens the database, or makes a new one, and removes what a kill left half-written.
     pub(crate) fn open(path: &Path) -> Result<Self, StorageError> {
-        let (closing, db, file) = open_database(path)?;
-        guarded(path, move || {
-            let fail = |source| StorageError::database(path, source);
-            let chunks = db.open_tree("chunks").map_err(fail)?;
-            let manifests = db.open_tree("manifests").map_err(fail)?;
-            let last_chunk = chunks.last().map_err(fail)?.map_or(0, |(key, _)| serial_of(&key));
-            let last_manifest = manifests.last().map_err(fail)?.map_or(0, |(key, _)| serial_of(&key));
-            let store = CheckpointStore {
-                path: path.to_owned(),
-                db,
-                file,
-                chunks,
-                manifests,
-                next_serial: AtomicU64::new(last_chunk.max(last_manifest) + 1),
-                _closing: closing,
-            };
-            store.remove_unfinished()?;
-            Ok(store)
-        })
+        // The database meets some kinds of damage with a panic.
+        guarded(path, || CheckpointStore::over(path, Trees::open(path)?))
+    }
+
+    /// What is in `trees`, without what a kill left half-written. `path` is their name for people.
+    pub(crate) fn over(path: &Path, trees: Trees) -> Result<Self, StorageError> {
+        let last_chunk = trees.chunks.last_key()?.map_or(0, |key| serial_of(&key));
+        let last_manifest = trees.manifests.last_key()?.map_or(0, |key| serial_of(&key));
+        let next_serial = AtomicU64::new(last_chunk.max(last_manifest) + 1);
+        let store = CheckpointStore { path: path.to_owned(), trees, next_serial };
+        store.remove_unfinished()?;
+        Ok(store)
     }
 
     /// The newest checkpoint whose every chunk is there and checks out, with its state.
@@ -189,9 +178,13 @@ impl CheckpointStore {
     }
 
     /// Begins to take chunks, of this node or of another.
-    pub(crate) fn begin(&self) -> Incoming<'_> {
-        let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
-        Incoming { store: self, serial, chunks: 0, records: 0, bytes: 0, hash: Sha256::new() }
+    pub(crate) fn begin(&self) -> Incoming<&Self> {
+        Incoming::begin(self)
+    }
+
+    /// The same, for whoever takes them by and by.
+    pub(crate) fn receive(store: Arc<Self>) -> Incoming<Arc<Self>> {
+        Incoming::begin(store)
     }
 
     /// Takes over a checkpoint of another store.
@@ -205,17 +198,12 @@ impl CheckpointStore {
 
     /// One chunk, as it was sealed.
     pub(crate) fn chunk(&self, manifest: &Manifest, number: u64) -> Result<Bytes, StorageError> {
-        let value = self
-            .chunks
-            .get(chunk_key(manifest.serial, number))
-            .map_err(|source| self.fail(source))?
-            .ok_or_else(|| {
-                StorageError::inconsistent(
-                    &self.path,
-                    format!("chunk {number} of checkpoint {} is missing", manifest.serial),
-                )
-            })?;
-        Ok(Bytes::copy_from_slice(&value))
+        self.trees.chunks.get(&chunk_key(manifest.serial, number))?.ok_or_else(|| {
+            StorageError::inconsistent(
+                &self.path,
+                format!("chunk {number} of checkpoint {} is missing", manifest.serial),
+            )
+        })
     }
 
     /// Rebuilds the state, checking every chunk and the seal over all of them. Chunks are read and decoded by
@@ -284,8 +272,7 @@ impl CheckpointStore {
     /// By place in the log: one that was received may overtake one that is being written.
     fn manifests_newest_first(&self) -> Result<Vec<Manifest>, StorageError> {
         let mut manifests = Vec::new();
-        for item in self.manifests.iter() {
-            let (key, value) = item.map_err(|source| self.fail(source))?;
+        for (key, value) in self.trees.manifests.all()? {
             let manifest: Manifest =
                 record::read(&value, Kind::Manifest, MANIFEST_VERSION).map_err(|source| {
                     let what = format!("the manifest of checkpoint {}", serial_of(&key));
@@ -297,17 +284,12 @@ impl CheckpointStore {
         Ok(manifests)
     }
 
-    fn sync(&self) -> Result<(), StorageError> {
-        self.db.flush().map_err(|source| self.fail(source))?;
-        self.file.sync_data().map_err(|source| StorageError::io("sync", &self.path.join("db"), source))
-    }
-
     /// Drops all but the newest checkpoints.
     fn drop_old(&self) -> Result<(), StorageError> {
         for Manifest { serial, .. } in self.manifests_newest_first()?.into_iter().skip(KEPT) {
-            self.manifests.remove(serial.to_be_bytes()).map_err(|source| self.fail(source))?;
+            self.trees.manifests.remove(&[Bytes::copy_from_slice(&serial.to_be_bytes())])?;
             // Durable before its chunks go: a manifest always has all of its chunks.
-            self.sync()?;
+            self.trees.sync()?;
             self.remove_chunks(serial)?;
         }
         Ok(())
@@ -316,11 +298,9 @@ impl CheckpointStore {
     /// Removes the chunks that no manifest seals.
     fn remove_unfinished(&self) -> Result<(), StorageError> {
         let mut serial = 0;
-        while let Some((key, _)) =
-            self.chunks.get_gt(chunk_key(serial, u64::MAX)).map_err(|source| self.fail(source))?
-        {
+        while let Some(key) = self.trees.chunks.key_after(&chunk_key(serial, u64::MAX))? {
             serial = serial_of(&key);
-            if !self.manifests.contains_key(serial.to_be_bytes()).map_err(|source| self.fail(source))? {
+            if !self.is_sealed(serial)? {
                 tracing::info!(serial, "removing a checkpoint that was never finished");
                 self.remove_chunks(serial)?;
             }
@@ -330,27 +310,22 @@ impl CheckpointStore {
 
     fn remove_chunks(&self, serial: u64) -> Result<(), StorageError> {
         loop {
-            let mut batch = sled::Batch::default();
-            let mut found = 0;
-            for item in self.chunks.scan_prefix(serial.to_be_bytes()).keys().take(REMOVE_STEP) {
-                batch.remove(item.map_err(|source| self.fail(source))?);
-                found += 1;
-            }
-            if found == 0 {
+            let keys = self.trees.chunks.keys_with(&serial.to_be_bytes(), REMOVE_STEP)?;
+            if keys.is_empty() {
                 return Ok(());
             }
-            self.chunks.apply_batch(batch).map_err(|source| self.fail(source))?;
+            self.trees.chunks.remove(&keys)?;
         }
     }
 
-    fn fail(&self, source: sled::Error) -> StorageError {
-        StorageError::database(&self.path, source)
+    fn is_sealed(&self, serial: u64) -> Result<bool, StorageError> {
+        Ok(self.trees.manifests.get(&serial.to_be_bytes())?.is_some())
     }
 }
 
 /// A checkpoint that is being written. Dropped unsealed, it leaves nothing that counts.
-pub(crate) struct Incoming<'a> {
-    store: &'a CheckpointStore,
+pub(crate) struct Incoming<S: Deref<Target = CheckpointStore>> {
+    store: S,
     serial: u64,
     chunks: u64,
     records: u64,
@@ -358,14 +333,16 @@ pub(crate) struct Incoming<'a> {
     hash: Sha256,
 }
 
-impl Incoming<'_> {
+impl<S: Deref<Target = CheckpointStore>> Incoming<S> {
+    fn begin(store: S) -> Self {
+        let serial = store.next_serial.fetch_add(1, Ordering::Relaxed);
+        Incoming { store, serial, chunks: 0, records: 0, bytes: 0, hash: Sha256::new() }
+    }
+
     /// Takes the next chunk, sealed.
     pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), StorageError> {
         self.hash.update(chunk);
-        self.store
-            .chunks
-            .insert(chunk_key(self.serial, self.chunks), chunk)
-            .map_err(|source| self.store.fail(source))?;
+        self.store.trees.chunks.insert(&chunk_key(self.serial, self.chunks), chunk)?;
         self.chunks += 1;
         self.bytes += chunk.len() as u64;
         Ok(())
@@ -383,9 +360,9 @@ impl Incoming<'_> {
 
     /// Checks what is on disk against `manifest`, and makes it a checkpoint. Durable on return.
     pub(crate) fn seal(self, manifest: Manifest) -> Result<Manifest, StorageError> {
-        let store = self.store;
+        let store = &*self.store;
         let manifest = Manifest { serial: self.serial, ..manifest };
-        store.sync()?;
+        store.trees.sync()?;
         if manifest.chunks != self.chunks {
             return Err(StorageError::inconsistent(
                 &store.path,
@@ -395,16 +372,16 @@ impl Incoming<'_> {
         store.each_chunk(&manifest, |_| Ok(()))?;
         let record = record::write(Kind::Manifest, MANIFEST_VERSION, &manifest)
             .map_err(|source| StorageError::damaged(&store.path, "a new manifest", source))?;
-        store.manifests.insert(self.serial.to_be_bytes(), record).map_err(|source| store.fail(source))?;
-        store.sync()?;
+        store.trees.manifests.insert(&self.serial.to_be_bytes(), &record)?;
+        store.trees.sync()?;
         store.drop_old()?;
         Ok(manifest)
     }
 }
 
-impl Drop for Incoming<'_> {
+impl<S: Deref<Target = CheckpointStore>> Drop for Incoming<S> {
     fn drop(&mut self) {
-        let sealed = self.store.manifests.contains_key(self.serial.to_be_bytes());
+        let sealed = self.store.is_sealed(self.serial);
         if matches!(sealed, Ok(false))
             && let Err(error) = self.store.remove_chunks(self.serial)
         {
@@ -465,6 +442,10 @@ mod tests {
         store.write(&state.view(), at(index), &StoredMembership::default()).expect("it writes")
     }
 
+    fn chunks(store: &CheckpointStore) -> u64 {
+        store.trees.chunks.all().expect("they read").len() as u64
+    }
+
     fn reopen(store: CheckpointStore) -> CheckpointStore {
         let path = store.path.clone();
         drop(store);
@@ -490,7 +471,7 @@ mod tests {
             assert!(write(&store, index).chunks > 1);
         }
         let store = reopen(store);
-        assert_eq!(store.manifests.len(), KEPT);
+        assert_eq!(store.trees.manifests.all().expect("they read").len(), KEPT);
         let (manifest, loaded) = store.load_newest().expect("it loads").expect("one is there");
         assert_eq!(manifest.last, at(30));
         assert_eq!(encoded(&loaded), encoded(&state(2_030)));
@@ -505,9 +486,9 @@ mod tests {
         incoming.push(&store.chunk(&sealed, 0).expect("it reads")).expect("it is taken");
         // A kill runs no destructor.
         std::mem::forget(incoming);
-        assert_eq!(store.chunks.len() as u64, sealed.chunks + 1);
+        assert_eq!(chunks(&store), sealed.chunks + 1);
         let store = reopen(store);
-        assert_eq!(store.chunks.len() as u64, sealed.chunks);
+        assert_eq!(chunks(&store), sealed.chunks);
         assert_eq!(store.load_newest().expect("it loads").expect("one is there").0.last, at(10));
     }
 
@@ -519,7 +500,7 @@ mod tests {
         let (state, membership) = (state(2_020), StoredMembership::default());
         let given_up = store.write_while(&state.view(), at(20), &membership, || false).expect("it gives up");
         assert_eq!(given_up, None);
-        assert_eq!(store.chunks.len() as u64, sealed.chunks, "nothing of it stays");
+        assert_eq!(chunks(&store), sealed.chunks, "nothing of it stays");
         assert_eq!(store.newest().expect("it reads").expect("one is there").last, at(10));
     }
 
@@ -531,10 +512,14 @@ mod tests {
         let newest = write(&store, 20);
         let mut chunk = store.chunk(&newest, 1).expect("it reads").to_vec();
         chunk[100] ^= 1;
-        store.chunks.insert(chunk_key(newest.serial, 1), chunk).expect("it is damaged");
+        store.trees.chunks.insert(&chunk_key(newest.serial, 1), &chunk).expect("it is damaged");
         assert_eq!(store.load_newest().expect("it loads").expect("one is there").0.last, at(10));
         let older = store.manifests_newest_first().expect("they read").pop().expect("the older");
-        store.chunks.remove(chunk_key(older.serial, 0)).expect("it is damaged too");
+        store
+            .trees
+            .chunks
+            .remove(&[Bytes::copy_from_slice(&chunk_key(older.serial, 0))])
+            .expect("it is damaged too");
         assert!(store.load_newest().is_err(), "no checkpoint is not the same as a damaged one");
     }
 
@@ -553,7 +538,7 @@ mod tests {
         }
         assert!(incoming.seal(manifest.clone()).is_err(), "something else");
         assert!(to.newest().expect("it reads").is_none());
-        assert_eq!(to.chunks.len(), 0, "nothing of it stays");
+        assert_eq!(chunks(&to), 0, "nothing of it stays");
         to.copy(&from, manifest).expect("all of it");
         assert_eq!(to.load_newest().expect("it loads").expect("one is there").0.last, at(10));
     }

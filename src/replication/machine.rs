@@ -11,10 +11,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
+use openraft::alias::{WatchOf, WatchReceiverOf, WatchSenderOf};
+use openraft::async_runtime::watch::{Watch, WatchSender};
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, Snapshot};
-use tokio::sync::watch;
 
 use crate::decision::command::{Command, Stamp};
 use crate::decision::{State, View};
@@ -25,6 +26,8 @@ use crate::replication::error::{FatalError, StorageError};
 use crate::replication::facts::FactStore;
 use crate::replication::marks::{Frozen, Marks};
 use crate::replication::record;
+#[cfg(test)]
+use crate::replication::simulation;
 use crate::replication::types::{LogId, Position, Replies, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::units::Millis;
 
@@ -40,7 +43,7 @@ pub(crate) struct Applied {
 #[derive(Clone)]
 pub(crate) struct Shared {
     applied: Arc<Mutex<Applied>>,
-    progress: Arc<watch::Sender<Progress>>,
+    progress: Arc<WatchSenderOf<TypeConfig, Progress>>,
     /// The revision of the policy, for those who ask often: known without waiting for the state.
     policy: Arc<AtomicU64>,
     marks: Arc<Marks>,
@@ -78,7 +81,7 @@ impl Shared {
     pub(crate) fn new(mut applied: Applied, keeps_facts: bool) -> Self {
         applied.state.keep_facts(keeps_facts);
         let next_index = applied.last.map_or(0, |last| last.index() + 1);
-        let (progress, _) = watch::channel(Progress { next_index, ..Progress::default() });
+        let (progress, _) = WatchOf::<TypeConfig>::channel(Progress { next_index, ..Progress::default() });
         let policy = Arc::new(AtomicU64::new(applied.state.policy().0));
         let (applied, progress) = (Arc::new(Mutex::new(applied)), Arc::new(progress));
         Shared { applied, progress, policy, marks: Arc::default(), keeps_facts }
@@ -93,6 +96,14 @@ impl Shared {
         let mut held = self.lock();
         *held = applied;
         self.note_policy(&held.state);
+    }
+
+    /// Tells those who wait for it.
+    fn note_progress(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_if_modified(|progress| {
+            change(progress);
+            true
+        });
     }
 
     fn note_policy(&self, state: &State) {
@@ -116,8 +127,13 @@ impl Shared {
         self.lock().state.is_overdue()
     }
 
-    pub(crate) fn progress(&self) -> watch::Receiver<Progress> {
+    pub(crate) fn progress(&self) -> WatchReceiverOf<TypeConfig, Progress> {
         self.progress.subscribe()
+    }
+
+    /// How far this node has applied now.
+    pub(crate) fn progress_now(&self) -> Progress {
+        *self.progress.borrow_watched()
     }
 }
 
@@ -145,6 +161,8 @@ impl Machine {
         let index = log_id.index();
         let mut replies = Vec::with_capacity(if answered { count } else { 0 });
         let state = &mut applied.state;
+        #[cfg(test)]
+        let at = simulation::mistaken_time(state, at, proposed_at);
         let mut marked = false;
         batch.each(|position, request| {
             marked |= request.command == Command::Mark;
@@ -190,6 +208,10 @@ type Sealed = openraft::alias::SnapshotOf<TypeConfig, Checkpoint>;
 pub(crate) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
 ) -> Result<T, StorageError> {
+    #[cfg(test)]
+    if let Some(process) = simulation::current() {
+        return process.work(work).await;
+    }
     tokio::task::spawn_blocking(work).await.unwrap_or(Err(StorageError::Stopped))
 }
 
@@ -206,7 +228,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
     where
         S: Stream<Item = Result<EntryResponder<TypeConfig>, io::Error>> + Unpin + OptionalSend,
     {
-        let mut progress = *self.shared.progress.borrow();
+        let mut progress = self.shared.progress_now();
         while let Some(item) = entries.next().await {
             let (entry, responder) = item?;
             let log_id = entry.log_id();
@@ -245,7 +267,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             // Waits for room in memory and for no disk; before anybody is told how far this node applied.
             self.facts.push(log_id.index(), facts).await?;
         }
-        self.shared.progress.send_replace(progress);
+        self.shared.note_progress(|now| *now = progress);
         Ok(())
     }
 
@@ -284,7 +306,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
             membership: meta.last_membership.clone(),
         });
         let next_index = meta.last_log_id.map_or(0, |last| last.index() + 1);
-        self.shared.progress.send_modify(|progress| progress.next_index = next_index);
+        self.shared.note_progress(|now| now.next_index = next_index);
         Ok(())
     }
 

@@ -35,12 +35,15 @@ mod record;
 mod replica;
 mod seldom;
 mod settings;
+#[cfg(test)]
+mod simulation;
 mod small_file;
 mod stopped;
 mod time;
 mod tls;
 #[cfg(test)]
 mod torture;
+mod trees;
 mod types;
 mod upgrade;
 mod view;

@@ -17,6 +17,8 @@ use crate::replication::peer::client::{Peers, duration};
 use crate::replication::peer::wire::{ReadAnswer, path};
 use crate::replication::record;
 use crate::replication::settings::Timing;
+#[cfg(test)]
+use crate::replication::simulation::{self, plants::Plant};
 use crate::replication::types::Raft;
 use crate::units::Millis;
 
@@ -50,7 +52,7 @@ impl Reads {
         let applied = async {
             let next_index = answer.await.ok()?;
             let mut progress = self.shared.progress();
-            progress.wait_for(|progress| progress.next_index >= next_index).await.ok()?;
+            progress.wait_until(|progress| progress.next_index >= next_index).await.ok()?;
             Some(())
         };
         matches!(tokio::time::timeout_at(deadline, applied).await, Ok(Some(())))
@@ -86,6 +88,10 @@ impl Reads {
 
     /// On the leader: the index before which everything must be applied for a read that begins now.
     pub(crate) async fn confirm(&self) -> Option<u64> {
+        #[cfg(test)]
+        if simulation::planted(Plant::StaleRead) {
+            return Some(self.shared.progress_now().next_index);
+        }
         let confirming = self.raft.get_read_linearizer(ReadPolicy::ReadIndex);
         match tokio::time::timeout(duration(self.timing.call_max), confirming).await {
             Ok(Ok(linearizer)) => Some(linearizer.read_log_id().index() + 1),

@@ -2,19 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::ops::Range;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
+use futures_util::Stream;
 use openraft::async_runtime::watch::WatchReceiver;
+use openraft::storage::RaftLogStorage;
+use openraft::type_config::TypeConfigExt;
 use openraft::{Config, SnapshotPolicy};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
-use tonic::transport::Server;
+use tonic::transport::{ClientTlsConfig, Server, ServerTlsConfig};
 
 use crate::decision::reply::Reply;
 use crate::decision::{RULES, State};
@@ -38,7 +43,7 @@ use crate::replication::machine::{Applied, Machine, Progress, Shared, off_the_ru
 use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
-use crate::replication::peer::entrance::Entrance;
+use crate::replication::peer::entrance::{Entrance, Visitor};
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
@@ -47,7 +52,7 @@ use crate::replication::settings::{Limits, Member, Settings, Timing};
 use crate::replication::small_file::sync_directory;
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
-use crate::replication::types::{Position, Raft, StoredMembership};
+use crate::replication::types::{Position, Raft, StoredMembership, TypeConfig};
 use crate::replication::upgrade;
 use crate::replication::view::{self, ClusterView, Outlook};
 use crate::replication::waiting::{Origin, Refusal};
@@ -83,10 +88,10 @@ struct Inner {
 
 /// The first reason why this node cannot go on.
 #[derive(Clone)]
-struct Failure(Arc<watch::Sender<Option<FatalError>>>);
+pub(super) struct Failure(Arc<watch::Sender<Option<FatalError>>>);
 
 impl Failure {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Failure(Arc::new(watch::channel(None).0))
     }
 
@@ -104,6 +109,27 @@ impl Failure {
     fn get(&self) -> Option<FatalError> {
         self.0.borrow().clone()
     }
+
+    /// For who writes to the disk: an error there is the end of the node.
+    pub(super) fn on_storage(&self) -> Box<impl Fn(&StorageError) + Send + Sync + use<>> {
+        let failure = self.clone();
+        Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
+    }
+}
+
+/// What a node is put together from: what its disk had, and who looks after that.
+pub(super) struct Parts {
+    pub(super) settings: Settings,
+    pub(super) identity: Identity,
+    pub(super) client_tls: Option<ClientTlsConfig>,
+    pub(super) writes: WriteCount,
+    pub(super) acquaintances: Arc<Acquaintances>,
+    pub(super) shared: Shared,
+    pub(super) checkpoints: Arc<CheckpointStore>,
+    pub(super) facts: Arc<FactStore>,
+    pub(super) log_reader: LogReader,
+    pub(super) log_writer: Option<thread::JoinHandle<()>>,
+    pub(super) failure: Failure,
 }
 
 /// What the data directory had.
@@ -127,8 +153,7 @@ impl Replica {
         let opened = opened.await.map_err(|error| StartError::Consensus(error.to_string()))?;
         let opened = opened.map_err(|error| error.of_data(settings.member.id))?;
         let Opened { identity, disk, recovered, checkpoints, applied, acquaintances } = opened;
-        let node = identity.node;
-        let (timing, limits) = (settings.timing.clone(), settings.limits.clone());
+        let limits = settings.limits.clone();
 
         let (client_tls, server_tls) = match &settings.peer_tls {
             Some(files) => {
@@ -143,30 +168,66 @@ impl Replica {
 
         let failure = Failure::new();
         let writes = WriteCount::recovered(&recovered);
-        let on_older_copy = {
-            let failure = failure.clone();
-            Arc::new(move |older| failure.set(FatalError::OlderCopy(older)))
-        };
-        let passport = Passport::new(&identity, writes.clone(), acquaintances.clone(), on_older_copy)
-            .map_err(StartError::Settings)?;
-        let peers = Arc::new(Peers::new(passport.clone(), client_tls, settings.via.clone(), timing.clone()));
         if limits.no_facts_for_benchmarks {
             tracing::warn!("this node keeps no facts: it is good for benchmarks, and for nothing else");
         }
         let shared = Shared::new(applied, !limits.no_facts_for_benchmarks);
-        let on_storage_failure = || {
-            let failure = failure.clone();
-            Box::new(move |error: &StorageError| failure.set(FatalError::Storage(full_text(error))))
-        };
-        let next_index = shared.progress().borrow().next_index;
+        let next_index = shared.progress_now().next_index;
         let facts = tokio::task::spawn_blocking({
             let (path, limits, on_failure) =
-                (settings.data_dir.join("facts"), limits.clone(), on_storage_failure());
+                (settings.data_dir.join("facts"), limits.clone(), failure.on_storage());
             move || FactStore::open(&path, next_index, &limits, on_failure)
         });
         let facts = Arc::new(facts.await.map_err(|error| StartError::Consensus(error.to_string()))??);
-        let (log, log_writer) = LogStore::start(disk, recovered, writes, &limits, on_storage_failure())?;
+        let (log, log_writer) =
+            LogStore::start(disk, recovered, writes.clone(), &limits, failure.on_storage())?;
         let log_reader = log.log_reader();
+        let parts = Parts {
+            settings,
+            identity,
+            client_tls,
+            writes,
+            acquaintances,
+            shared,
+            checkpoints,
+            facts,
+            log_reader,
+            log_writer: Some(log_writer),
+            failure,
+        };
+        let (replica, service) = Replica::assemble(parts, log).await?;
+        replica.serve(service, server_tls, incoming)?;
+        replica.found(&recovered).await?;
+        Ok(replica)
+    }
+
+    /// Takes part with what was opened, and says what answers other nodes.
+    pub(super) async fn assemble<L>(parts: Parts, log: L) -> Result<(Replica, PeerService), StartError>
+    where
+        L: RaftLogStorage<TypeConfig>,
+    {
+        let Parts {
+            settings,
+            identity,
+            client_tls,
+            writes,
+            acquaintances,
+            shared,
+            checkpoints,
+            facts,
+            log_reader,
+            log_writer,
+            failure,
+        } = parts;
+        let node = identity.node;
+        let (timing, limits) = (settings.timing.clone(), settings.limits.clone());
+        let on_older_copy = {
+            let failure = failure.clone();
+            Arc::new(move |older| failure.set(FatalError::OlderCopy(older)))
+        };
+        let passport = Passport::new(&identity, writes, acquaintances.clone(), on_older_copy)
+            .map_err(StartError::Settings)?;
+        let peers = Arc::new(Peers::new(passport.clone(), client_tls, settings.via.clone(), timing.clone()));
         let machine = {
             let failure = failure.clone();
             let fail = Arc::new(move |error| failure.set(error));
@@ -199,7 +260,7 @@ impl Replica {
             peers,
             shared: shared.clone(),
             facts: facts.clone(),
-            fail: on_storage_failure(),
+            fail: failure.on_storage(),
         };
         let heard = Arc::new(LeaderHeard::new(Instant::now()));
         let door = Arc::new(Door::default());
@@ -216,34 +277,8 @@ impl Replica {
             facts: facts.clone(),
             door: door.clone(),
             receiving: tokio::sync::Mutex::default(),
-            fail: on_storage_failure(),
+            fail: failure.on_storage(),
         });
-        let mut server = Server::builder()
-            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(PEER_PROBE))
-            .http2_keepalive_timeout(Some(PEER_PROBE))
-            .initial_stream_window_size(WINDOW_BYTES)
-            .initial_connection_window_size(WINDOW_BYTES)
-            .max_frame_size(FRAME_BYTES);
-        if let Some(tls) = server_tls {
-            server = server.tls_config(tls).map_err(|error| StartError::Tls(full_text(&error)))?;
-        }
-        let (stop_serving, stopped) = watch::channel(());
-        let serving = {
-            let failure = failure.clone();
-            async move {
-                let mut stopped = stopped;
-                let stop = async move {
-                    // Also when the sender is gone.
-                    let _ = stopped.changed().await;
-                };
-                let served = server.serve_with_incoming_shutdown(PeerService(desk), incoming, stop).await;
-                if let Err(error) = served {
-                    failure.set(FatalError::Listener(full_text(&error)));
-                }
-            }
-        };
-
         let replica = Replica(Arc::new(Inner {
             settings,
             raft,
@@ -259,8 +294,8 @@ impl Replica {
             stopping: AtomicBool::new(false),
             tasks: Mutex::default(),
             door,
-            listener: Mutex::new(Some((stop_serving, tokio::spawn(serving)))),
-            log_writer: Mutex::new(Some(log_writer)),
+            listener: Mutex::default(),
+            log_writer: Mutex::new(log_writer),
             log_reader: Mutex::new(Some(log_reader)),
         }));
         replica.spawn(batcher.clone().drive());
@@ -270,8 +305,41 @@ impl Replica {
         replica.spawn(fetcher.drive());
         replica.spawn(take_checkpoints(Arc::downgrade(&replica.0)));
         replica.spawn(keep_acquaintances(Arc::downgrade(&replica.0)));
-        replica.found(&recovered).await?;
-        Ok(replica)
+        Ok((replica, PeerService(desk)))
+    }
+
+    /// Answers other nodes where they come in.
+    fn serve(
+        &self,
+        service: PeerService,
+        tls: Option<ServerTlsConfig>,
+        incoming: impl Stream<Item = io::Result<Visitor>> + Send + 'static,
+    ) -> Result<(), StartError> {
+        let mut server = Server::builder()
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(PEER_PROBE))
+            .http2_keepalive_timeout(Some(PEER_PROBE))
+            .initial_stream_window_size(WINDOW_BYTES)
+            .initial_connection_window_size(WINDOW_BYTES)
+            .max_frame_size(FRAME_BYTES);
+        if let Some(tls) = tls {
+            server = server.tls_config(tls).map_err(|error| StartError::Tls(full_text(&error)))?;
+        }
+        let (stop_serving, stopped) = watch::channel(());
+        let failure = self.0.failure.clone();
+        let serving = async move {
+            let mut stopped = stopped;
+            let stop = async move {
+                // Also when the sender is gone.
+                let _ = stopped.changed().await;
+            };
+            if let Err(error) = server.serve_with_incoming_shutdown(service, incoming, stop).await {
+                failure.set(FatalError::Listener(full_text(&error)));
+            }
+        };
+        let listener = (stop_serving, tokio::spawn(serving));
+        *self.0.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        Ok(())
     }
 
     /// Decides the requests in order. On return the decision is durable on a majority and applied
@@ -300,6 +368,12 @@ impl Replica {
     /// before any of it is read.
     pub fn is_behind(&self) -> bool {
         self.0.batcher.is_behind()
+    }
+
+    /// Consensus, for those who watch a simulation.
+    #[cfg(test)]
+    pub(super) fn raft(&self) -> &Raft {
+        &self.0.raft
     }
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
@@ -372,7 +446,7 @@ impl Replica {
     }
 
     fn next_index(&self) -> u64 {
-        self.0.shared.progress().borrow().next_index
+        self.0.shared.progress_now().next_index
     }
 
     async fn facts_page(
@@ -473,7 +547,7 @@ impl Replica {
             }
         }
         let facts = inner.facts.clone();
-        let facts_closed = tokio::task::spawn_blocking(move || facts.close());
+        let facts_closed = off_the_runtime(move || facts.close());
         let facts_closed =
             tokio::time::timeout(duration(inner.settings.timing.drain_max), facts_closed).await;
         let log_writer = inner.log_writer.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -484,7 +558,7 @@ impl Replica {
                 _ => return Err(ShutdownError::Storage),
             }
         }
-        if !matches!(facts_closed, Ok(Ok(Ok(())))) {
+        if !matches!(facts_closed, Ok(Ok(()))) {
             return Err(ShutdownError::Storage);
         }
         let acquaintances = inner.acquaintances.clone();
@@ -520,7 +594,7 @@ impl Replica {
     }
 
     /// The first members agree on who they are, if this is their first start.
-    async fn found(&self, recovered: &Recovered) -> Result<(), StartError> {
+    pub(super) async fn found(&self, recovered: &Recovered) -> Result<(), StartError> {
         let settings = &self.0.settings;
         if settings.founders.is_empty() || !recovered.is_new() {
             return Ok(());
@@ -587,7 +661,7 @@ impl Replica {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        let handle = tokio::spawn(task).abort_handle();
+        let handle = TypeConfig::spawn(task).abort_handle();
         self.0.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
     }
 }
@@ -658,7 +732,8 @@ fn consensus_config(cluster_id: &str, timing: &Timing, limits: &Limits) -> Resul
         // Checkpoints are asked for by size, see `take_checkpoints`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: limits.log_entries_kept,
-        purge_batch_size: 256,
+        // Cutting the log costs a write of its own.
+        purge_batch_size: limits.log_entries_kept.clamp(1, 256),
         replication_lag_threshold: u64::MAX,
         max_payload_entries: 64,
         backoff: "20ms 50ms 100ms 200ms ..500ms".to_owned(),
@@ -682,29 +757,9 @@ pub(super) fn open(settings: &Settings, sizes: Sizes) -> Result<Opened, StartErr
             let (mut disk, recovered) = JournaledDisk::open(directory, sizes)?;
             let log_ms = waited_ms(begun);
             let checkpoints = Arc::new(CheckpointStore::open(&checkpoints_path)?);
-            let newest = checkpoints.load_newest()?;
+            let applied = begin_with(&checkpoints, &checkpoints_path, &recovered)?;
             let checkpoint_ms = waited_ms(begun) - log_ms;
-            let applied = match newest {
-                Some((manifest, state)) => {
-                    let meta = manifest.meta().map_err(|source| {
-                        StorageError::damaged(&checkpoints_path, "the newest manifest", source)
-                    })?;
-                    Applied { state, last: meta.last_log_id, membership: meta.last_membership }
-                }
-                None => Applied { state: State::new(), last: None, membership: StoredMembership::default() },
-            };
             let covered = applied.last.map(Position::from);
-            if covered < recovered.purged {
-                let purged = recovered.purged.map_or(0, |purged| purged.index);
-                return Err(StorageError::inconsistent(
-                    &checkpoints_path,
-                    format!(
-                        "the log begins after entry {purged}, and the newest checkpoint ends at {}",
-                        covered.map_or_else(|| "none".to_owned(), |covered| covered.to_string())
-                    ),
-                )
-                .into());
-            }
             let recovered = upgrade::forget_other_rules(&mut disk, recovered, covered, RULES)?;
             tracing::info!(
                 node,
@@ -734,6 +789,35 @@ pub(super) fn open(settings: &Settings, sizes: Sizes) -> Result<Opened, StartErr
             })
         }
     }
+}
+
+/// The state of the newest checkpoint, from which the log goes on.
+pub(super) fn begin_with(
+    checkpoints: &CheckpointStore,
+    path: &Path,
+    recovered: &Recovered,
+) -> Result<Applied, StorageError> {
+    let applied = match checkpoints.load_newest()? {
+        Some((manifest, state)) => {
+            let meta = manifest
+                .meta()
+                .map_err(|source| StorageError::damaged(path, "the newest manifest", source))?;
+            Applied { state, last: meta.last_log_id, membership: meta.last_membership }
+        }
+        None => Applied { state: State::new(), last: None, membership: StoredMembership::default() },
+    };
+    let covered = applied.last.map(Position::from);
+    if covered < recovered.purged {
+        let purged = recovered.purged.map_or(0, |purged| purged.index);
+        return Err(StorageError::inconsistent(
+            path,
+            format!(
+                "the log begins after entry {purged}, and the newest checkpoint ends at {}",
+                covered.map_or_else(|| "none".to_owned(), |covered| covered.to_string())
+            ),
+        ));
+    }
+    Ok(applied)
 }
 
 /// Notices when openraft stops by itself.

@@ -4,13 +4,13 @@
 //! nodes, and what proposes ticks.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 
 use crate::decision::command::{Command, Request};
 use crate::replication::batcher::Batcher;
@@ -21,6 +21,8 @@ use crate::replication::peer::client::{Peers, duration};
 use crate::replication::peer::wire::path;
 use crate::replication::record;
 use crate::replication::settings::{Member, Timing};
+#[cfg(test)]
+use crate::replication::simulation::{self, plants::Plant};
 use crate::replication::types::Raft;
 use crate::replication::waiting::Origin;
 use crate::units::Millis;
@@ -40,6 +42,10 @@ pub(crate) struct TimeKeeper {
 
 /// What the wall clock of this machine shows.
 pub(crate) fn wall_clock() -> Millis {
+    #[cfg(test)]
+    if let Some(process) = simulation::current() {
+        return process.wall_clock();
+    }
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Millis(u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX))
 }
@@ -51,6 +57,10 @@ impl TimeKeeper {
 
     /// The time for the next entry. `None`: no majority has said yet what time it is.
     pub(crate) fn stamp(&self) -> Option<Millis> {
+        #[cfg(test)]
+        if simulation::planted(Plant::TimeGoesBack) {
+            return Some(wall_clock());
+        }
         let (applied, voters) = (self.shared.now(), self.voters());
         self.with_clock(|clock, monotonic| {
             clock.observe(self.node, wall_clock(), monotonic);
@@ -77,6 +87,7 @@ impl TimeKeeper {
             }
             led = leads;
             tokio::select! {
+                biased;
                 changed = metrics.changed() => if changed.is_err() {
                     return;
                 },
@@ -125,7 +136,7 @@ impl TimeKeeper {
         for _ in 0..CATCH_UP_TICKS_MAX {
             let mut proposal = Proposal::new();
             let ticked = proposal.push(&Request { key: None, command: Command::Tick });
-            let deadline = tokio::time::Instant::now() + duration(self.timing.propose_max);
+            let deadline = Instant::now() + duration(self.timing.propose_max);
             if ticked.is_err() || batcher.submit(proposal, Origin::Here, deadline).await.is_err() {
                 return;
             }

@@ -17,6 +17,14 @@ use crate::replication::entry::Batch;
 use crate::replication::machine::Machine;
 use crate::replication::settings::Member;
 
+/// What tasks, timers and channels are of. In tests it is a form of the same that a simulation can command.
+#[cfg(not(test))]
+// The crate that openraft names instead is its own dependency, not ours.
+#[allow(deprecated)]
+type Runtime = openraft::impls::TokioRuntime;
+#[cfg(test)]
+type Runtime = crate::replication::simulation::runtime::Runtime;
+
 /// The choice of types. A leader id is (term, node): candidates of one term are ordered, which
 /// settles split votes without another term.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,9 +40,7 @@ impl RaftTypeConfig for TypeConfig {
     type Vote = openraft::impls::Vote<LeaderId>;
     type Payload = EntryPayload<Batch, u64, Member>;
     type Entry = openraft::Entry<LeaderId, Self::Payload>;
-    // The crate that openraft names instead is its own dependency, not ours.
-    #[allow(deprecated)]
-    type AsyncRuntime = openraft::impls::TokioRuntime;
+    type AsyncRuntime = Runtime;
     type Responder<T>
         = Callback<T>
     where

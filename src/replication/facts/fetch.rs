@@ -116,7 +116,7 @@ impl Fetcher {
     }
 
     fn gaps(&self) -> Vec<Range<u64>> {
-        let next_index = self.shared.progress().borrow().next_index;
+        let next_index = self.shared.progress_now().next_index;
         self.facts.gaps(next_index)
     }
 

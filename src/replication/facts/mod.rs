@@ -118,6 +118,9 @@ struct Common {
     /// How it is found what is in a file.
     contents_of: ContentsOf,
     on_failure: OnFailure,
+    /// Whether there is no disk: what is flushed stays in the tail.
+    #[cfg(test)]
+    in_memory: bool,
 }
 
 type ContentsOf = fn(&Path, Serial) -> Result<Contents, StorageError>;
@@ -194,6 +197,34 @@ impl FactStore {
         Ok((FactStore { common, writer: Mutex::default(), filling: Mutex::default() }, lost))
     }
 
+    /// Facts in memory alone, for simulated nodes: `kept` is what an earlier process made durable.
+    #[cfg(test)]
+    pub(crate) fn in_memory(next_index: u64, kept: Vec<Block>) -> Self {
+        let mut common = Common::new(Path::new("facts"), Shelf::default(), next_index, file::look);
+        common.in_memory = true;
+        let mut queue = common.queue();
+        for block in kept {
+            let mut entries = block.entries.into_iter().peekable();
+            for index in block.range {
+                let facts = entries.next_if(|(of, _)| *of == index).map(|(_, facts)| facts);
+                queue.tail.push(index, facts);
+                queue.next_index = queue.next_index.max(index + 1);
+            }
+        }
+        queue.durable_index = queue.next_index;
+        drop(queue);
+        FactStore { common: Arc::new(common), writer: Mutex::default(), filling: Mutex::default() }
+    }
+
+    /// What a crash leaves of facts that are in memory alone.
+    #[cfg(test)]
+    pub(crate) fn durable_blocks(&self) -> Vec<Block> {
+        let queue = self.common.queue();
+        let runs: Vec<Range<u64>> = queue.tail.ranges().collect();
+        let durable = runs.into_iter().map(|run| run.start..run.end.min(queue.durable_index));
+        durable.filter(|run| !run.is_empty()).filter_map(|run| queue.tail.find(&run, usize::MAX)).collect()
+    }
+
     /// The index after the last entry of which there is something in a file.
     pub(crate) fn end(&self) -> u64 {
         self.common.shelf().extent.end()
@@ -233,6 +264,11 @@ impl FactStore {
     pub(crate) fn flush(&self, next_index: u64) -> Result<(), StorageError> {
         let mut queue = self.common.queue();
         let wanted = next_index.min(queue.next_index);
+        #[cfg(test)]
+        if self.common.in_memory {
+            queue.durable_index = queue.durable_index.max(wanted);
+            return Ok(());
+        }
         queue.wanted_index = queue.wanted_index.max(wanted);
         self.common.work.notify_one();
         let waiting = |queue: &mut Queue| queue.durable_index < wanted && !queue.ended;
@@ -363,6 +399,10 @@ impl FactStore {
             let _ = writer.join();
         }
         self.end_filling()?;
+        #[cfg(test)]
+        if self.common.in_memory {
+            return self.flush(u64::MAX);
+        }
         let queue = self.common.queue();
         if queue.durable_index < queue.next_index { Err(StorageError::Stopped) } else { Ok(()) }
     }
@@ -418,6 +458,8 @@ impl Common {
             next_serial: AtomicU64::new(1),
             contents_of,
             on_failure: Box::new(|_| {}),
+            #[cfg(test)]
+            in_memory: false,
         }
     }
 

@@ -65,6 +65,22 @@ impl LogStore {
         limits: &Limits,
         on_failure: OnFailure,
     ) -> Result<(Self, JoinHandle<()>), StorageError> {
+        let (log, writer) = LogStore::over(disk, recovered, writes, limits, on_failure);
+        let thread = std::thread::Builder::new()
+            .name("log-writer".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| StorageError::io("start a thread for", "the log".as_ref(), source))?;
+        Ok((log, thread))
+    }
+
+    /// The log over an open disk, and what has to write it.
+    pub(crate) fn over<D: Disk>(
+        disk: D,
+        recovered: Recovered,
+        writes: WriteCount,
+        limits: &Limits,
+        on_failure: OnFailure,
+    ) -> (Self, Writer<D>) {
         let tail = Arc::new(Mutex::new(Tail::recovered(
             recovered.purged.map(LogId::from),
             recovered.last.map(LogId::from),
@@ -82,12 +98,8 @@ impl LogStore {
             group_bytes_max: limits.group_bytes_max,
             on_failure: Some(on_failure),
         };
-        let thread = std::thread::Builder::new()
-            .name("log-writer".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| StorageError::io("start a thread for", "the log".as_ref(), source))?;
         let append_bytes_max = limits.append_bytes_max;
-        Ok((LogStore { tail, reader, queue: sender, append_bytes_max }, thread))
+        (LogStore { tail, reader, queue: sender, append_bytes_max }, writer)
     }
 
     /// Reads what is appended, durable or not. It does not keep the writer thread from ending.

@@ -41,7 +41,7 @@ pub(crate) struct Writer<D> {
 
 /// Who is told when a group is durable.
 #[derive(Default)]
-struct Waiters {
+pub(crate) struct Waiters {
     appends: Vec<IOFlushed<TypeConfig>>,
     votes: Vec<oneshot::Sender<Result<(), StorageError>>>,
     append_last: Option<u64>,
@@ -54,17 +54,23 @@ impl<D: Disk> Writer<D> {
         while let Some(first) = carried.take().or_else(|| self.queue.recv().ok()) {
             let (group, waiters, next) = self.gather(first);
             carried = next;
-            let written = self.commit(&group);
-            match &written {
-                Ok(()) => self.writes.raise(self.disk.generation()),
-                Err(error) => self.report(error),
-            }
+            let written = self.write(&group);
             let failed = written.is_err();
             self.tell(waiters, written);
             if failed {
                 return self.refuse(carried);
             }
         }
+    }
+
+    /// Makes a group durable. Nobody of those who wait has been told on return.
+    pub(crate) fn write(&mut self, group: &Group) -> Result<(), StorageError> {
+        let written = self.commit(group);
+        match &written {
+            Ok(()) => self.writes.raise(self.disk.generation()),
+            Err(error) => self.report(error),
+        }
+        written
     }
 
     /// A database that panics is a disk that failed: those who wait must hear of it.
@@ -75,7 +81,7 @@ impl<D: Disk> Writer<D> {
     }
 
     /// Takes all that waits and goes together. What does not is handed back, to be next.
-    fn gather(&mut self, first: Work) -> (Group, Waiters, Option<Work>) {
+    pub(crate) fn gather(&mut self, first: Work) -> (Group, Waiters, Option<Work>) {
         let (mut group, mut waiters) = (Group::default(), Waiters::default());
         let mut bytes = 0;
         let mut work = first;
@@ -111,7 +117,7 @@ impl<D: Disk> Writer<D> {
         }
     }
 
-    fn tell(&mut self, waiters: Waiters, written: Result<(), StorageError>) {
+    pub(crate) fn tell(&mut self, waiters: Waiters, written: Result<(), StorageError>) {
         if let (Ok(()), Some(append)) = (&written, waiters.append_last) {
             let mut tail = self.tail.lock().unwrap_or_else(PoisonError::into_inner);
             tail.durable(append, self.tail_bytes_max);

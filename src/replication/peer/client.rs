@@ -22,7 +22,7 @@ use openraft::{OptionalSend, Snapshot};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tonic::client::Grpc;
-use tonic::transport::{Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{ClientTlsConfig, Endpoint};
 use tonic::{Request, Status};
 
 use crate::replication::hush::Hush;
@@ -45,6 +45,12 @@ pub(crate) const FRAME_BYTES: u32 = 256 * 1024;
 const HEARTBEATS_MISSED_MAX: u32 = 5;
 /// Chunks of a checkpoint that wait to be sent.
 const CHUNKS_AHEAD: usize = 4;
+
+/// What calls go over. In tests it may be a simulated one.
+#[cfg(not(test))]
+type Connection = tonic::transport::Channel;
+#[cfg(test)]
+type Connection = crate::replication::simulation::network::Connection;
 
 type BoxFuture<'s, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 's>>;
 type BoxStream<'s, T> = std::pin::Pin<Box<dyn Stream<Item = T> + Send + 's>>;
@@ -87,7 +93,7 @@ pub(crate) struct Peers {
     timing: Timing,
     /// When this node, leading, must send no entries.
     pub(crate) hush: Hush,
-    channels: Mutex<HashMap<(u64, Lane), (String, Channel)>>,
+    channels: Mutex<HashMap<(u64, Lane), (String, Connection)>>,
     /// The nodes whose last heartbeats failed, and how many of them.
     heartbeats_missed: Mutex<HashMap<u64, u32>>,
 }
@@ -175,7 +181,7 @@ impl Peers {
         request
     }
 
-    fn grpc(&self, member: &Member, lane: Lane) -> Result<Grpc<Channel>, CallError> {
+    fn grpc(&self, member: &Member, lane: Lane) -> Result<Grpc<Connection>, CallError> {
         let channel = self
             .channel(member, lane)
             .map_err(|source| CallError::NotSent { node: member.id, source: source.into() })?;
@@ -184,12 +190,17 @@ impl Peers {
             .max_encoding_message_size(Limits::MESSAGE_BYTES_MAX))
     }
 
-    fn channel(&self, member: &Member, lane: Lane) -> Result<Channel, tonic::transport::Error> {
+    fn channel(&self, member: &Member, lane: Lane) -> Result<Connection, tonic::transport::Error> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((address, channel)) = channels.get(&(member.id, lane))
             && *address == member.peer_address
         {
             return Ok(channel.clone());
+        }
+        #[cfg(test)]
+        if let Some(simulated) = Connection::simulated(member.id) {
+            channels.insert((member.id, lane), (member.peer_address.clone(), simulated.clone()));
+            return Ok(simulated);
         }
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let via = self.via.get(&member.id);
@@ -212,6 +223,8 @@ impl Peers {
             endpoint = endpoint.tls_config(tls)?;
         }
         let channel = endpoint.connect_lazy();
+        #[cfg(test)]
+        let channel = Connection::Real(channel);
         channels.insert((member.id, lane), (member.peer_address.clone(), channel.clone()));
         Ok(channel)
     }
@@ -440,6 +453,7 @@ impl RaftNetworkV2<TypeConfig> for Link {
             "sending a checkpoint"
         );
         tokio::select! {
+            biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = self.send_checkpoint(vote, checkpoint) => {
                 let ballot = sent.map_err(RPCError::from)?;

@@ -9,11 +9,13 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt};
 use openraft::Snapshot;
-use openraft::async_runtime::watch::WatchReceiver;
+use openraft::alias::{WatchOf, WatchSenderOf};
+use openraft::async_runtime::watch::{Watch, WatchReceiver, WatchSender};
 use openraft::raft::AppendEntriesResponse;
+use openraft::type_config::TypeConfigExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::sync::{OwnedRwLockReadGuard, RwLock, watch};
+use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::time::Instant;
 use tonic::body::Body;
 use tonic::metadata::MetadataMap;
@@ -42,7 +44,7 @@ use crate::replication::read::Reads;
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::wall_clock;
-use crate::replication::types::{Ballot, Position, Raft};
+use crate::replication::types::{Ballot, Position, Raft, TypeConfig};
 use crate::replication::waiting::{Origin, Refusal};
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
@@ -68,16 +70,22 @@ pub(crate) struct Desk {
 
 /// What calls that consensus answers go through. It is shut before consensus stops, so that none of them finds it
 /// gone: openraft calls that an error, and it is none.
-#[derive(Default)]
 pub(crate) struct Door {
-    shut: watch::Sender<bool>,
+    shut: WatchSenderOf<TypeConfig, bool>,
     inside: Arc<RwLock<()>>,
+}
+
+impl Default for Door {
+    fn default() -> Self {
+        let (shut, _) = WatchOf::<TypeConfig>::channel(false);
+        Door { shut, inside: Arc::default() }
+    }
 }
 
 impl Door {
     /// Lets a call in, until what is returned is dropped.
     fn enter(&self) -> Result<OwnedRwLockReadGuard<()>, Status> {
-        let inside = self.inside.clone().try_read_owned().ok().filter(|_| !*self.shut.borrow());
+        let inside = self.inside.clone().try_read_owned().ok().filter(|_| !*self.shut.borrow_watched());
         inside.ok_or_else(|| Status::unavailable("this node is stopping"))
     }
 
@@ -86,13 +94,13 @@ impl Door {
         let mut shut = self.shut.subscribe();
         async move {
             // A door that is gone lets nobody in.
-            _ = shut.wait_for(|shut| *shut).await;
+            _ = shut.wait_until(|shut| *shut).await;
         }
     }
 
     /// Lets no call in any more, and waits until those that are inside have ended.
     pub(crate) async fn shut(&self) {
-        self.shut.send_replace(true);
+        self.shut.send_if_different(true);
         drop(self.inside.write().await);
     }
 }
@@ -314,18 +322,25 @@ impl Desk {
             let vote: Ballot = self.raft.metrics().borrow_watched().vote.into();
             return Ok(self.signed(encode(&vote)?));
         }
-        // Chunks go to the thread that may block on the disk through a short queue.
+        // Chunks are taken from the network while others are written, through a short queue.
         let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
         let (store, facts) = (self.checkpoints.clone(), self.facts.clone());
-        let writing = tokio::spawn(off_the_runtime(move || {
-            let mut incoming = store.begin();
-            while let Some(chunk) = received.blocking_recv() {
-                incoming.push_of(&manifest, &chunk)?;
+        let writing = TypeConfig::spawn(async move {
+            let (mut incoming, mut manifest) = (CheckpointStore::receive(store), manifest);
+            while let Some(chunk) = received.recv().await {
+                (incoming, manifest) = off_the_runtime(move || {
+                    incoming.push_of(&manifest, &chunk)?;
+                    Ok((incoming, manifest))
+                })
+                .await?;
             }
-            // What was applied here so far is not applied again where this checkpoint is loaded.
-            facts.flush(u64::MAX)?;
-            incoming.seal(manifest)
-        }));
+            off_the_runtime(move || {
+                // What was applied here so far is not applied again where this checkpoint is loaded.
+                facts.flush(u64::MAX)?;
+                incoming.seal(manifest)
+            })
+            .await
+        });
         while let Some(chunk) = messages.message().await? {
             if chunks.send(chunk).await.is_err() {
                 break;

@@ -151,8 +151,8 @@ impl From<VoteCall> for VoteRequest<TypeConfig> {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct VoteAnswer {
-    ballot: Ballot,
-    granted: bool,
+    pub(crate) ballot: Ballot,
+    pub(crate) granted: bool,
     last: Option<Position>,
 }
 
