@@ -269,7 +269,9 @@ fn why_refused(reason: &str) -> &str {
     match reason {
         "credits_short" => "allowances and wallets together could not pay the price",
         "limit_reached" => "a limit of the plan had no room for it",
-        "slots_taken" => "as much was under way at that time as the plan allows",
+        "slots_taken" => {
+            "as much was under way at that time as its plan, or the cluster's capacity for its class, allows"
+        }
         "capacity_reached" => "the cluster's capacity for the feature was taken",
         "spending_cap_reached" => "it would have drawn more from wallets than the spending cap allows",
         "account_closed" => "the account, or one above it, was closed",

@@ -57,20 +57,24 @@ fn told(layer: &LayerItem) -> String {
                 put(&mut text, format_args!(", of {base} by the policy"));
             }
             if let Some(factor) = factor {
+                let counted = if *factor < Ppm::ONE { "more" } else { "less" };
                 put(
                     &mut text,
-                    format_args!("; {factor} of it could be used, so what is asked counted for more"),
+                    format_args!("; {factor} of it could be used, so what is asked counted for {counted}"),
                 );
             }
             text.push_str(&moved_by(layer));
             text
         }
-        LayerItem::Share { class, before, after, factor, .. } => {
+        LayerItem::Share { class, unit, quota, before, after, factor, .. } => {
             let by_load = match *factor {
                 Ppm::ONE => String::new(),
                 factor => format!("; {factor} of it could be used (by load)"),
             };
-            format!("  share of class {class} in it: {before} {}{by_load}", used(before, after))
+            format!(
+                "  share of class {class} in it: {before} of {quota} {unit} {}{by_load}",
+                used(before, after)
+            )
         }
         LayerItem::Fair { has, fair_part, weight, .. } => {
             format!(

@@ -156,6 +156,9 @@ pub enum LayerItem {
     Share {
         level: u8,
         class: Class,
+        unit: String,
+        /// The share by the policy.
+        quota: Amount,
         before: Amount,
         after: Amount,
         /// How much of the share could be used because of load.

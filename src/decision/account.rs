@@ -58,6 +58,14 @@ pub(super) struct Account {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Cleared(BTreeMap<MeterKey, AdmissionId>);
 
+/// What comes back of what was counted for an admission.
+pub(super) struct Back {
+    /// What was not used, in millionths.
+    pub millionths: u128,
+    /// What it was counted for: no more than that comes back.
+    pub counted: u64,
+}
+
 /// What one limit has counted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Counted {
@@ -154,7 +162,7 @@ impl Account {
         &mut self,
         key: MeterKey,
         admission: AdmissionId,
-        amount: u64,
+        back: Back,
         taken_at: Millis,
         mark: Mark,
     ) {
@@ -164,7 +172,12 @@ impl Account {
             return;
         }
         if let Some(counted) = self.meters.iter_mut().find(|counted| counted.key == key) {
-            counted.meter.give_back(amount, taken_at, mark);
+            // What is gone by itself comes back to nobody, and no fraction of it is carried either.
+            if counted.meter.has(back.counted, taken_at, mark) {
+                let (amount, carry) = counted.carry.give_back(back.millionths, back.counted);
+                counted.carry = carry;
+                counted.meter.give_back(amount, taken_at, mark);
+            }
         }
     }
 }

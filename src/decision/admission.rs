@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::{Admit, ORIGIN_BYTES_MAX, Stamp};
+use crate::decision::factor::{Carry, Factor};
 use crate::decision::facts::{Bucket, Charge, Covered, HoldTime, Multiplier, Usage, UsageOutcome, Why};
 use crate::decision::hold::{Debit, Hold, Line};
 use crate::decision::ledger::{self, ChargeLink, Transfer, push_covered};
@@ -207,10 +208,10 @@ impl State {
                 if allowance { asked <= look.reading.room } else { look.admits(asked) },
                 "a verdict never takes more than there is"
             );
-            for (key, amount, mark) in self.count(look, asked) {
-                if hold && amount > 0 {
+            for Counted { key, amount, beyond, mark } in self.count(look, asked) {
+                if hold && (amount > 0 || beyond != 0) {
                     let (account, measure) = (look.account, look.measure);
-                    debits.push(Debit { account, key, measure, allowance, asked, amount, mark });
+                    debits.push(Debit { account, key, measure, allowance, asked, amount, beyond, mark });
                 }
             }
         }
@@ -220,8 +221,8 @@ impl State {
             let mark = self.account_mut(account).take(key, &cap.rule, now, drawn);
             if hold {
                 let measure = Measure::Drawn;
-                let (asked, amount) = (drawn, drawn);
-                debits.push(Debit { account, key, measure, allowance: false, asked, amount, mark });
+                let (asked, amount, beyond) = (drawn, drawn, 0);
+                debits.push(Debit { account, key, measure, allowance: false, asked, amount, beyond, mark });
             }
         }
         for draw in &verdict.cover.draws {
@@ -231,24 +232,26 @@ impl State {
         debits
     }
 
-    /// Counts `asked` on a limit, and on the share of the request's class: under which key, for how much, where.
-    pub(super) fn count(
-        &mut self,
-        look: &Look<'_>,
-        asked: u64,
-    ) -> impl Iterator<Item = (MeterKey, u64, Mark)> {
+    /// Counts `asked` on a limit, and on the share of the request's class.
+    pub(super) fn count(&mut self, look: &Look<'_>, asked: u64) -> impl Iterator<Item = Counted> {
         if let Some(fair) = &look.fair {
             self.share_out(fair, asked);
         }
         let now = self.now;
         let account = self.account_mut(look.account);
-        let (amount, carry) = look.counts_for(asked);
-        let mark = account.take_with(look.limit.key, &look.rule, now, amount, carry);
-        let shared = look.share.as_ref().map(|share| {
-            let (amount, carry) = share.counted(asked);
-            (share.key, amount, account.take_with(share.key, &share.rule, now, amount, carry))
-        });
-        [Some((look.limit.key, amount, mark)), shared].into_iter().flatten()
+        let mut count = |key, rule, factor, before, (amount, carry): (u64, Carry)| {
+            // What counts for itself leaves what is carried as it is.
+            let mark = match factor == Factor::ONE {
+                true => account.take(key, rule, now, amount),
+                false => account.take_with(key, rule, now, amount, carry),
+            };
+            Counted { key, amount, beyond: carry.beyond(before), mark }
+        };
+        let counted = count(look.limit.key, &look.rule, look.factor, look.carry, look.counts_for(asked));
+        let shared = look.share.as_ref();
+        let shared = shared
+            .map(|share| count(share.key, &share.rule, share.factor, share.carry, share.counted(asked)));
+        [Some(counted), shared].into_iter().flatten()
     }
 
     /// What [`State::debit`] would leave, without debiting.
@@ -295,6 +298,14 @@ impl State {
             Refusal::of_field(Reason::AccountUnknown, "account", detail)
         })
     }
+}
+
+/// What was counted under a key: for how much, by how much that is more than its own, and where.
+pub(super) struct Counted {
+    key: MeterKey,
+    amount: u64,
+    beyond: i32,
+    mark: Mark,
 }
 
 /// A request that is admitted, for the record.

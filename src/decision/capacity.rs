@@ -12,6 +12,7 @@
 use crate::decision::command::Class;
 use crate::decision::factor::{Carry, Factor};
 use crate::decision::fairness::reserve;
+use crate::decision::hold::Hold;
 use crate::decision::meter::{Reading, Rule};
 use crate::decision::policy::{ClassShare, MeterKey};
 use crate::decision::state::State;
@@ -30,6 +31,17 @@ pub(super) struct ShareLook {
     /// What critical has not used of its own share, and all of that share: kept from every other class.
     kept: u64,
     kept_whole: u64,
+    /// Under which critical's share is counted.
+    kept_key: MeterKey,
+}
+
+/// Slots of a capacity that holds give back when they end.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SlotsGivenBack {
+    in_all: u64,
+    /// Of those, what the share of the request's class covered, and what critical's did.
+    of_class: u64,
+    of_critical: u64,
 }
 
 /// How much of a capacity can be in use for a class to borrow some of it.
@@ -85,7 +97,25 @@ impl Look<'_> {
         }
         let kept = self.factor.counted(share.kept, Carry::default()).0;
         let lent = if is_own { 0 } else { not_lent(share.class, self.rule.quota()) };
-        self.reading.room >= counted.saturating_add(kept).saturating_add(lent.max(spared))
+        self.reading.room >= counted.saturating_add(kept).saturating_add(lent).saturating_add(spared)
+    }
+
+    /// Whether there would be a slot for the request after so many were given back. Whoever may have more than a fair
+    /// part is taken to have it: that is not foreseen.
+    pub fn has_slot_after(&self, given_back: &SlotsGivenBack) -> bool {
+        let left = |rule: &Rule, used: u64, back: u64| rule.quota().saturating_sub(used.saturating_sub(back));
+        let spare = |quota| if self.fair.is_some() { reserve(quota) } else { 0 };
+        let whole = left(&self.rule, self.reading.used, given_back.in_all);
+        let spared = spare(self.rule.quota());
+        let Some(share) = &self.share else { return whole > spared };
+        let own = left(&share.rule, share.reading.used, given_back.of_class);
+        let is_own = own > spare(share.rule.quota());
+        if is_own && share.class == Class::Critical {
+            return true;
+        }
+        let kept = share.kept.saturating_add(given_back.of_critical).min(share.kept_whole);
+        let lent = if is_own { 0 } else { not_lent(share.class, self.rule.quota()) };
+        whole > kept.saturating_add(lent).saturating_add(spared)
     }
 
     /// What is left for the request, in its own terms.
@@ -100,6 +130,23 @@ impl Look<'_> {
         };
         let lent = not_lent(share.class, self.rule.quota());
         own.max(self.factor.within(whole.saturating_sub(lent), self.carry))
+    }
+}
+
+impl SlotsGivenBack {
+    /// Counts what a hold gives back of what `look` looks at; says whether that is anything.
+    pub fn add(&mut self, look: &Look<'_>, hold: &Hold) -> bool {
+        let of = |key: MeterKey| {
+            let debits = hold.debits.iter().filter(|debit| debit.account == look.account && debit.key == key);
+            debits.map(|debit| debit.amount).sum::<u64>()
+        };
+        let in_all = of(look.limit.key);
+        self.in_all += in_all;
+        if let Some(share) = &look.share {
+            self.of_class += of(share.key);
+            self.of_critical += of(share.kept_key);
+        }
+        in_all > 0
     }
 }
 
@@ -130,6 +177,7 @@ impl State {
             reading: rule.read(cluster.meter(key), self.now),
             kept: if is_critical { 0 } else { unused() },
             kept_whole: if is_critical { 0 } else { critical.rule.quota() },
+            kept_key: critical.key,
         }
     }
 
@@ -155,7 +203,7 @@ impl State {
         let whole = counted.saturating_add(kept);
         let own_at = own_at.zip(passes_at(whole.saturating_add(spared))).map(|(own, whole)| own.max(whole));
         let lent = not_lent(share.class, look.rule.quota());
-        let lent_at = passes_at(whole.saturating_add(lent.max(spared)));
+        let lent_at = passes_at(whole.saturating_add(lent).saturating_add(spared));
         own_at.into_iter().chain(lent_at).min()
     }
 }

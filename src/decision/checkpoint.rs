@@ -420,7 +420,8 @@ impl UnderWay {
                 self.wallet_deadlines.extend(due.map(|at| (at, place)));
             }
             let ends = account.recurrences.iter().map(|recurrence| (recurrence.ends_at, place));
-            self.wallet_deadlines.extend(ends);
+            // Also what is due since before, and was to wait for the next entry.
+            self.wallet_deadlines.extend(ends.chain(state.due_in_wallet(place).map(|at| (at, place))));
             self.reserved.look(place, account, state.now).map_err(RestoreError::Inconsistent)?;
             state.index_top_ups(place);
         }

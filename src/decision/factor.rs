@@ -23,6 +23,22 @@ pub(super) struct Carry(u32);
 impl Carry {
     /// The largest that there is.
     pub const MOST: Carry = Carry(Ppm::ONE.0 as u32 - 1);
+
+    /// By how much more than its own an amount counted that left this behind, after `before`: in millionths, and
+    /// less than nothing where what had been carried paid for some of it.
+    pub fn beyond(self, before: Carry) -> i32 {
+        self.0 as i32 - before.0 as i32
+    }
+
+    /// How much of `counted` is given back when so many millionths come back, and what is carried then: what they
+    /// are beyond whole numbers. So what is taken and given back leaves what was there before, and taking again
+    /// and again gains nothing.
+    pub fn give_back(self, millionths: u128, counted: u64) -> (u64, Carry) {
+        let millionths = millionths.saturating_add(u128::from(self.0));
+        let whole = u64::try_from(millionths / ONE).unwrap_or(u64::MAX).min(counted);
+        let left = (millionths - u128::from(whole) * ONE).min(u128::from(Carry::MOST.0));
+        (whole, Carry(left as u32))
+    }
 }
 
 /// What can be carried, from the least to the most: to somebody who knows what was asked and what it counted for,
@@ -32,7 +48,6 @@ pub(super) struct Carries(Carry, Carry);
 
 impl Carries {
     pub const ANY: Carries = Carries(Carry(0), Carry::MOST);
-    pub const NONE: Carries = Carries(Carry(0), Carry(0));
 
     /// These, or nothing.
     pub fn or_none(self) -> Carries {
@@ -142,6 +157,28 @@ mod tests {
             }
             // But where every amount counts for a whole number, and nothing is ever carried.
             assert_eq!(least.is_some(), factor.0 == Ppm(500_000), "{factor:?}");
+        }
+    }
+
+    #[test]
+    fn taking_and_giving_back_again_and_again_gains_nothing_and_costs_nothing() {
+        for factor in [Factor(Ppm(900_000)), Factor(Ppm(1_200_000)), Factor(Ppm(3_700_000))] {
+            let (mut carry, mut sum, mut kept) = (Carry::default(), 0, 0);
+            for place in 0..9_000 {
+                let before = carry;
+                let (counted, left) = factor.counted(1, carry);
+                (carry, sum) = (left, sum + counted);
+                // What costs least is kept, and all else is given back.
+                let own = i128::from(counted) * ONE as i128 - i128::from(left.beyond(before));
+                if counted == 0 || factor.0 < Ppm::ONE && counted == 1 || place % 7 == 0 {
+                    kept += 1;
+                    continue;
+                }
+                let (back, left) = carry.give_back(own.unsigned_abs(), counted);
+                (carry, sum) = (left, sum - back);
+            }
+            let (whole, _) = factor.counted(kept, Carry::default());
+            assert!(sum.abs_diff(whole) <= 1, "{factor:?}: {sum} and {whole} for {kept}");
         }
     }
 

@@ -44,12 +44,14 @@ impl Fading {
         self.fresh = self.fresh.saturating_add(amount);
     }
 
-    /// Takes back what was added not long ago, as far as it is still there.
-    pub fn take_back(&mut self, amount: u64, now: Millis, half_life: Span) {
+    /// Takes back what is left of an amount that was added at a moment: what has faded of it is gone already.
+    pub fn take_back(&mut self, amount: u64, added_at: Millis, now: Millis, half_life: Span) {
+        let mut left = Fading::default();
+        left.add(amount, added_at, half_life);
+        left.turn(now, half_life);
         self.turn(now, half_life);
-        let rest = amount.saturating_sub(self.fresh);
-        self.fresh -= amount - rest;
-        self.tail = self.tail.saturating_sub(rest);
+        self.fresh = self.fresh.saturating_sub(left.fresh);
+        self.tail = self.tail.saturating_sub(left.tail);
     }
 
     /// Fades by another half-life from now on; reads the same now.
@@ -127,8 +129,23 @@ mod tests {
             let (now, half_life) = (Millis(now), Span(half_life));
             sum.add(u64::MAX, now, half_life);
             assert_eq!(sum.read(now, half_life), u64::MAX);
-            sum.take_back(1, now, half_life);
+            sum.take_back(1, now, now, half_life);
         }
-        sum.take_back(u64::MAX, MILLIS_MAX, HALF_LIFE);
+        sum.take_back(u64::MAX, Millis(0), MILLIS_MAX, HALF_LIFE);
+    }
+
+    #[test]
+    fn what_is_taken_back_late_takes_nothing_of_what_came_since() {
+        let mut sum = Fading::default();
+        sum.add(600, Millis(100), HALF_LIFE);
+        let mut other = Fading::default();
+        for fading in [&mut sum, &mut other] {
+            fading.add(64, Millis(4_500), HALF_LIFE);
+        }
+        sum.take_back(600, Millis(100), Millis(4_600), HALF_LIFE);
+        for at in [4_600, 5_000, 5_500, 9_000] {
+            let read = |sum: Fading| sum.read(Millis(at), HALF_LIFE);
+            assert_eq!(read(sum), read(other), "at {at}");
+        }
     }
 }

@@ -121,7 +121,7 @@ impl State {
         let asked = u128::from(debit.asked) * u128::from(unused) / u128::from(debit.amount.max(1));
         let asked = u64::try_from(asked).unwrap_or(debit.asked);
         if let Some(sharers) = self.sharing.get_mut(&key).filter(|_| asked > 0) {
-            Arc::make_mut(sharers).give_back(owner, asked, now, counts);
+            Arc::make_mut(sharers).give_back(owner, asked, hold.stamp.at, now, counts);
         }
     }
 
@@ -293,11 +293,18 @@ impl Sharers {
         }
     }
 
-    pub fn give_back(&mut self, owner: AccountPlace, amount: u64, now: Millis, counts: Counts) {
+    pub fn give_back(
+        &mut self,
+        owner: AccountPlace,
+        amount: u64,
+        taken_at: Millis,
+        now: Millis,
+        counts: Counts,
+    ) {
         let Some(sharer) = self.owners.get_mut(&owner) else { return };
         match counts {
             Counts::Taken => sharer.taken = sharer.taken.saturating_sub(amount),
-            Counts::Over { half_life } => sharer.got.take_back(amount, now, half_life),
+            Counts::Over { half_life } => sharer.got.take_back(amount, taken_at, now, half_life),
         }
     }
 
@@ -327,13 +334,10 @@ impl Sharers {
         if self.owners.len() < Sharers::OWNERS_MAX {
             return;
         }
-        // Nobody who has something of what is counted at one time is forgotten: it is to be given back.
-        let mut least: Vec<(u64, AccountPlace)> = self
-            .owners
-            .iter()
-            .filter(|(_, sharer)| sharer.taken == 0)
-            .map(|(owner, sharer)| (sharer.asks(now, counts), *owner))
-            .collect();
+        // Also of those who still have something: what is given back of it later is not looked for, and who could
+        // never be followed would be above nobody, whatever it took.
+        let mut least: Vec<(u64, AccountPlace)> =
+            self.owners.iter().map(|(owner, sharer)| (sharer.asks(now, counts), *owner)).collect();
         least.sort_unstable();
         for (_, owner) in least.into_iter().take(Sharers::OWNERS_MAX / 4) {
             self.owners.remove(&owner);
@@ -490,5 +494,23 @@ mod tests {
         assert_eq!(least, Some(2), "all who had one are gone, and some who had two");
         sharers.step(0, Millis(1_000_000), counts);
         assert!(sharers.owners.is_empty());
+    }
+
+    #[test]
+    fn one_who_takes_most_is_followed_however_many_have_something() {
+        let (counts, heavy) = (Counts::Taken, AccountPlace(u32::MAX));
+        let mut sharers = Sharers::default();
+        for place in 0..Sharers::OWNERS_MAX as u32 {
+            sharers.take(AccountPlace(place), 1, 1, Millis(0), counts);
+        }
+        sharers.step(100, Millis(1_000), counts);
+        sharers.take(heavy, 1, 50, Millis(1_001), counts);
+        sharers.step(50, Millis(2_000), counts);
+        assert_eq!(sharers.has(heavy, Millis(2_000), counts), 50);
+        // What somebody gives back who was forgotten is looked for nowhere.
+        for place in 0..Sharers::OWNERS_MAX as u32 {
+            sharers.give_back(AccountPlace(place), 1, Millis(0), Millis(2_001), counts);
+        }
+        assert_eq!(sharers.has(heavy, Millis(2_001), counts), 50);
     }
 }

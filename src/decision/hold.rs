@@ -9,12 +9,12 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::decision::account::AccountPlace;
+use crate::decision::account::{AccountPlace, Back};
+use crate::decision::capacity::SlotsGivenBack;
 use crate::decision::command::{Class, Extend, Release, Settle, Stamp};
 use crate::decision::facts::{
     Bucket, Charge, Covered, HoldTime, Multiplier, UnitUsed, Usage, UsageOutcome, Why,
 };
-use crate::decision::fairness::reserve;
 use crate::decision::ledger::{self, ChargeLink, push_covered};
 use crate::decision::meter::Mark;
 use crate::decision::policy::{Measure, MeterKey, Overrun, Policy, Then};
@@ -29,7 +29,7 @@ use crate::decision::wallet::Wallet;
 use crate::decision::waterfall::{
     ByUnit, Draw, Levels, Look, amount_too_large, cost, least_room, limit_payer, push_payment, quantities,
 };
-use crate::units::{Credits, Millis, Span};
+use crate::units::{Credits, Millis, Ppm, Span};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Hold {
@@ -90,6 +90,8 @@ pub(super) struct Debit {
     pub asked: u64,
     /// What that counted for.
     pub amount: u64,
+    /// By how much that is more than its own, in millionths ([`Carry::beyond`]).
+    pub beyond: i32,
     pub mark: Mark,
 }
 
@@ -215,8 +217,8 @@ impl Hold {
         drawn.any(|(own, amount)| own.sequence == draw.sequence && !amount.is_zero())
     }
 
-    /// The part of a debit that stays counted.
-    fn still_counted(&self, debit: &Debit, actual: &Actual, paid: &FromHold) -> u64 {
+    /// How much of what a debit counts was used.
+    fn used_of(&self, debit: &Debit, actual: &Actual, paid: &FromHold) -> u64 {
         let used = match (debit.allowance, debit.measure) {
             (_, Measure::Slot) => 0,
             (true, Measure::Unit(place)) => paid.units[usize::from(place)],
@@ -225,10 +227,24 @@ impl Hold {
             (false, Measure::Cost) => actual.cost.0.unsigned_abs(),
             (_, Measure::Drawn) => paid.draws.iter().map(|draw| draw.0.unsigned_abs()).sum(),
         };
-        // In proportion, and rounded up: what is given back is never more than was counted for it.
-        let used = u128::from(used.min(debit.asked)) * u128::from(debit.amount);
-        let counted = used.div_ceil(u128::from(debit.asked.max(1)));
-        u64::try_from(counted).unwrap_or(u64::MAX).min(debit.amount)
+        used.min(debit.asked)
+    }
+}
+
+impl Debit {
+    /// How much of what it counted for is not used, in proportion: in whole numbers, rounded down.
+    fn unused(&self, used: u64) -> u64 {
+        let counted = (u128::from(used) * u128::from(self.amount)).div_ceil(u128::from(self.asked.max(1)));
+        self.amount - u64::try_from(counted).unwrap_or(u64::MAX).min(self.amount)
+    }
+
+    /// The same to the millionth, of its own: what it counted for beyond that was carried to others.
+    fn unused_millionths(&self, used: u64) -> u128 {
+        let own = i128::from(self.amount) * i128::from(Ppm::ONE.0) - i128::from(self.beyond);
+        let (own, asked) = (own.unsigned_abs(), u128::from(self.asked.max(1)));
+        // Divided first, since the product may be larger than any number.
+        let unused = u128::from(self.asked - used);
+        own / asked * unused + own % asked * unused / asked
     }
 }
 
@@ -323,11 +339,12 @@ impl State {
         });
         let (usage, charge) = self.note_end(&hold, &actual, status);
         for debit in &hold.debits {
-            let unused = debit.amount - hold.still_counted(debit, &actual, &paid);
+            let used = hold.used_of(debit, &actual, &paid);
+            let back = Back { millionths: debit.unused_millionths(used), counted: debit.amount };
             let account = self.account_mut(debit.account);
-            account.give_back(debit.key, id, unused, hold.stamp.at, debit.mark);
+            account.give_back(debit.key, id, back, hold.stamp.at, debit.mark);
             if debit.account == AccountPlace::CLUSTER {
-                self.share_back(&hold, &levels, debit, unused);
+                self.share_back(&hold, &levels, debit, debit.unused(used));
             }
         }
         for (draw, spent) in hold.draws.iter().zip(&paid.draws) {
@@ -617,22 +634,15 @@ impl State {
         self.holds_by_account.range(first..=last).filter_map(|(_, _, id)| self.hold(*id))
     }
 
-    /// When enough of the holds that take the slots of a limit will have expired, for one more, if
+    /// When enough of the holds that take the slots of a limit will have expired for one more of the request's class, if
     /// nobody ends or extends one before. Unknown where that takes looking at too many.
     pub(super) fn slot_frees_at(&self, look: &Look<'_>) -> Option<Millis> {
         const HOLDS_LOOKED_AT_MAX: usize = 1_000;
-        let takes_slot = |hold: &&Hold| {
-            hold.debits.iter().any(|debit| debit.account == look.account && debit.key == look.limit.key)
-        };
-        // Whether its owner has more than a fair part by then is not foreseen.
-        let spare = if look.fair.is_some() { reserve(look.rule.quota()) } else { 0 };
-        let ends_needed = (look.reading.used + 1 + spare).checked_sub(look.rule.quota())?.max(1);
-        self.holds_of(look.account)
-            .take(HOLDS_LOOKED_AT_MAX)
-            .filter(takes_slot)
-            .nth(usize::try_from(ends_needed - 1).ok()?)
-            // One that is to end now waits for the next entry.
-            .map(|hold| hold.expires_at.max(self.now.saturating_add(Span(1))))
+        let mut given_back = SlotsGivenBack::default();
+        let mut holds = self.holds_of(look.account).take(HOLDS_LOOKED_AT_MAX);
+        let last = holds.find(|hold| given_back.add(look, hold) && look.has_slot_after(&given_back));
+        // One that is to end now waits for the next entry.
+        last.map(|hold| hold.expires_at.max(self.now.saturating_add(Span(1))))
     }
 
     pub(super) fn wallet_mut(&mut self, account: AccountPlace) -> &mut Wallet {

@@ -81,6 +81,13 @@ pub struct ShareRead {
     pub(super) critical: ClassShare,
 }
 
+impl ShareRead {
+    /// How large the share is by the policy.
+    pub fn quota(&self) -> u64 {
+        self.share.rule.quota()
+    }
+}
+
 /// How the request stood among those who share the capacity before it, while there was not enough for all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FairRead {

@@ -378,6 +378,22 @@ impl Meter {
         }
     }
 
+    /// Whether something is still counted of an amount that was taken: its window is not over, and it has not refilled.
+    pub fn has(&self, amount: u64, taken_at: Millis, mark: Mark) -> bool {
+        match (self, mark) {
+            (Meter::TokenBucket { window, quota, at, run, .. }, Mark::Run(taken_in)) => {
+                let refilled = u128::from(*quota) * u128::from(at.since(taken_at).0);
+                *run == taken_in && refilled < u128::from(amount.max(1)) * u128::from(window.0)
+            }
+            (Meter::SlidingWindow { slice, taken, .. }, Mark::Slice { number, slice: taken_in }) => {
+                *slice == taken_in && taken.iter().any(|(known, _)| *known == number)
+            }
+            (Meter::FixedWindow { start, .. }, Mark::Window(taken_in)) => *start == taken_in,
+            (Meter::Slots { .. }, Mark::Slot) => true,
+            _ => false,
+        }
+    }
+
     /// Uncounts everything, and leaves the window as it is: one that would have been whole again soon still
     /// is. Slots stay taken, since holds give them back.
     ///

@@ -189,9 +189,11 @@ impl State {
         let has_credits = |grant: &&Grant| !grant.books.available.is_zero();
         let live = wallet.into_iter().flat_map(|wallet| wallet.live()).filter(has_credits);
         let expire = live.clone().filter_map(|grant| grant.expires_at);
-        // What can be drawn from a wallet that owes pays back first, from its first moment on.
+        // What can be drawn from a wallet that owes pays back first, from its first moment on. What ends now cannot: it
+        // may still be there when a hold that ends at the same moment is lent to.
         let owes = wallet.is_some_and(|wallet| !wallet.owed().is_zero());
-        let begin = live.filter(|_| owes).map(|grant| grant.effective_at());
+        let lasts = |grant: &&Grant| owes && grant.expires_at.is_none_or(|at| at > self.now);
+        let begin = live.filter(lasts).map(|grant| grant.effective_at());
         ends.chain(expire).chain(begin).min()
     }
 

@@ -113,7 +113,8 @@ struct Outcomes {
     /// That moment, and when it was told.
     told: Millis,
     told_at: Millis,
-    /// What was held by holds that have ended, and how far that was from what was used.
+    /// Holds that have ended, what they held, and how far that was from what was used.
+    ended: Fading,
     held: Fading,
     misjudged: Fading,
     abandoned: Fading,
@@ -125,6 +126,7 @@ impl Outcomes {
         early: Fading::NOTHING,
         told: Millis(0),
         told_at: Millis(0),
+        ended: Fading::NOTHING,
         held: Fading::NOTHING,
         misjudged: Fading::NOTHING,
         abandoned: Fading::NOTHING,
@@ -149,11 +151,12 @@ impl History {
     /// The usual rate fades so many times slower than the rest.
     const USUAL_SPAN: u64 = 24;
     /// What was sent before the answer came is not held against anybody.
-    const UNDER_WAY: Span = Span::SECOND;
-    /// Fewer requests than so many, faded as they are, say nothing.
-    const ASKED_MIN: u64 = 10;
-    /// So many, faded as they are, earn the whole bonus.
-    const ASKED_FOR_BONUS: u64 = 100;
+    const UNDER_WAY: Span = Span(250);
+    /// A fault among so many requests, or ends of holds, faded as they are, weighs in full; of fewer, as much less. So it
+    /// heals while nobody asks, although all that its size is reckoned from fades alike.
+    const EVIDENCE: u64 = 10;
+    /// So many requests that were not refused, faded as they are, earn the whole bonus.
+    const MERIT: u64 = 100;
     /// A fault up to here costs nothing.
     const TOLERATED: u64 = 50_000;
     /// An estimate that is off by up to so much of the hold is a good one.
@@ -177,30 +180,39 @@ impl History {
         outcomes.refused.add(1, now, rule.half_life);
         if now >= outcomes.told {
             (outcomes.told, outcomes.told_at) = (would_pass_at.unwrap_or(now), now);
-        } else if now.since(outcomes.told_at) >= History::UNDER_WAY {
+            return;
+        }
+        if now.since(outcomes.told_at) >= History::UNDER_WAY {
             outcomes.early.add(1, now, rule.half_life);
         }
+        // Who is told an earlier moment, for something else, may well wait for that one.
+        outcomes.told = would_pass_at.map_or(outcomes.told, |at| outcomes.told.min(at));
     }
 
     /// That a hold was settled.
     pub fn settle(&mut self, rule: &TrustRule, held: Credits, used: Credits, now: Millis) {
         let off = held.0.abs_diff(used.0).min(held.0.unsigned_abs());
-        let outcomes = self.outcomes.get_or_insert_default();
-        outcomes.held.add(held.0.unsigned_abs(), now, rule.half_life);
-        outcomes.misjudged.add(off, now, rule.half_life);
+        self.end(rule, held, now).misjudged.add(off, now, rule.half_life);
     }
 
     /// That a hold expired.
     pub fn abandon(&mut self, rule: &TrustRule, held: Credits, now: Millis) {
+        self.end(rule, held, now).abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
+    }
+
+    /// Counts a hold that ended.
+    fn end(&mut self, rule: &TrustRule, held: Credits, now: Millis) -> &mut Outcomes {
         let outcomes = self.outcomes.get_or_insert_default();
+        outcomes.ended.add(1, now, rule.half_life);
         outcomes.held.add(held.0.unsigned_abs(), now, rule.half_life);
-        outcomes.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
+        outcomes
     }
 
     /// Whether nothing is left of it: it says what a new one says, now and later.
     fn is_faded(&self, half_life: Span, now: Millis) -> bool {
-        let Outcomes { refused, early, told, held, misjudged, abandoned, .. } = *self.outcomes();
-        let of_late = [self.asked, refused, early, held, misjudged, abandoned];
+        let Outcomes { refused, early, told, told_at: _, ended, held, misjudged, abandoned } =
+            *self.outcomes();
+        let of_late = [self.asked, refused, early, ended, held, misjudged, abandoned];
         // What fades slowest comes first: it is what is left for most of the time.
         self.usual.read(now, usual_half_life(half_life)) == 0
             && of_late.iter().all(|sum| sum.read(now, half_life) == 0)
@@ -216,8 +228,8 @@ impl History {
         self.asked.adopt(from, now);
         self.usual.adopt(usual_half_life(from), now);
         let Some(outcomes) = self.outcomes.as_deref_mut() else { return };
-        let Outcomes { refused, early, held, misjudged, abandoned, told: _, told_at: _ } = outcomes;
-        for sum in [refused, early, held, misjudged, abandoned] {
+        let Outcomes { refused, early, told: _, told_at: _, ended, held, misjudged, abandoned } = outcomes;
+        for sum in [refused, early, ended, held, misjudged, abandoned] {
             sum.adopt(from, now);
         }
     }
@@ -233,22 +245,26 @@ impl History {
             let factor = ONE - rule.malus.0.min(ONE) * size / ONE;
             return Trust { factor: Ppm(factor), fault: Some(fault) };
         }
-        let merit = self.asked(rule, now).min(History::ASKED_FOR_BONUS);
-        let bonus = rule.bonus.0.saturating_mul(merit) / History::ASKED_FOR_BONUS;
+        // What was refused is no use of anything, and earns nothing.
+        let refused = self.outcomes().refused.read(now, rule.half_life);
+        let merit = self.asked(rule, now).saturating_sub(refused).min(History::MERIT);
+        let bonus = rule.bonus.0.saturating_mul(merit) / History::MERIT;
         Trust { factor: Ppm(ONE.saturating_add(bonus)), fault: None }
     }
 
     /// The fault that weighs most, in parts of one million.
     fn worst_fault(&self, rule: &TrustRule, now: Millis) -> (Fault, u64) {
-        let Outcomes { early, held, misjudged, abandoned, .. } = self.outcomes();
-        let (asked, held) = (self.asked(rule, now), held.read(now, rule.half_life));
-        let of = |sum: &Fading, whole| ratio(sum.read(now, rule.half_life), whole, ONE);
-        let misjudged = of(misjudged, held).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
+        let Outcomes { early, ended, held, misjudged, abandoned, .. } = self.outcomes();
+        let read = |sum: &Fading| sum.read(now, rule.half_life);
+        let (asked, held, ended) = (self.asked(rule, now), read(held), read(ended));
+        let weighed = |size: u64, evidence: u64| size * evidence.min(History::EVIDENCE) / History::EVIDENCE;
+        let of_held = |sum| ratio(read(sum), held, ONE);
+        let misjudged = of_held(misjudged).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
             / (ONE - History::MISJUDGED_TOLERATED);
         let faults = [
-            (Fault::Hammering, if asked < History::ASKED_MIN { 0 } else { of(early, asked) }),
-            (Fault::Misjudging, misjudged),
-            (Fault::Abandoning, of(abandoned, held)),
+            (Fault::Hammering, weighed(ratio(read(early), asked, ONE), asked)),
+            (Fault::Misjudging, weighed(misjudged, ended)),
+            (Fault::Abandoning, weighed(of_held(abandoned), ended)),
             (Fault::Surging, self.surge(rule, asked, now)),
         ];
         // Of equals the first.
@@ -261,7 +277,7 @@ impl History {
             return 0;
         }
         let usual = self.usual.read(now, usual_half_life(rule.half_life)) / History::USUAL_SPAN;
-        if usual < History::ASKED_MIN {
+        if usual < History::EVIDENCE {
             return 0;
         }
         let times = ratio(asked, usual, u64::MAX);
@@ -568,26 +584,97 @@ mod tests {
     }
 
     #[test]
+    fn being_refused_earns_nothing() {
+        let mut history = history();
+        for second in 0..200 {
+            let now = Millis(second * SECOND);
+            history.ask(&RULE, now);
+            // More than a limit ever admits: no moment is told.
+            history.refuse(&RULE, None, now);
+        }
+        assert_eq!(history.trust(&RULE, Millis(200 * SECOND)), Trust::NEUTRAL);
+    }
+
+    #[test]
+    fn one_far_moment_that_was_told_does_not_make_every_later_refusal_too_early() {
+        let mut history = history();
+        history.ask(&RULE, Millis(0));
+        history.refuse(&RULE, Some(Millis(30 * Span::DAY.0)), Millis(0));
+        // It asks for less from then on, is refused now and then, and waits each time for as long as it is told.
+        for second in (10..300).step_by(2) {
+            let now = Millis(second * SECOND);
+            history.ask(&RULE, now);
+            history.refuse(&RULE, Some(Millis((second + 2) * SECOND)), now);
+        }
+        let trust = history.trust(&RULE, Millis(300 * SECOND));
+        assert_eq!(trust.fault, None, "{trust:?}");
+    }
+
+    #[test]
     fn wild_estimates_and_abandoned_holds_cost_and_fair_ones_do_not() {
         let now = Millis(5 * SECOND);
-        let after = |ends: &[(i64, Option<i64>)]| {
+        let after = |ends: &[(i64, Option<i64>)], times: usize| {
             let mut history = history();
-            for (held, used) in ends {
+            for (held, used) in ends.iter().cycle().take(ends.len() * times) {
                 match used {
                     Some(used) => history.settle(&RULE, Credits(*held), Credits(*used), now),
                     None => history.abandon(&RULE, Credits(*held), now),
                 }
             }
-            history.trust(&RULE, now)
+            history
         };
-        assert_eq!(after(&[(100, Some(60)), (100, Some(140))]), Trust::NEUTRAL);
-        assert_eq!(after(&[(100, Some(1))]).fault, Some(Fault::Misjudging));
-        assert_eq!(
-            after(&[(100, Some(1_000_000))]),
-            Trust { factor: Ppm(500_000), fault: Some(Fault::Misjudging) }
-        );
-        assert_eq!(after(&[(100, None)]), Trust { factor: Ppm(500_000), fault: Some(Fault::Abandoning) });
-        assert_eq!(after(&[(100, None), (10_000, Some(10_000))]), Trust::NEUTRAL, "one among very many");
+        let trust = |ends: &[(i64, Option<i64>)], times| after(ends, times).trust(&RULE, now);
+        assert_eq!(trust(&[(100, Some(60)), (100, Some(140))], 10), Trust::NEUTRAL);
+        assert_eq!(trust(&[(100, Some(1))], 10).fault, Some(Fault::Misjudging));
+        let (misjudging, abandoning) = (Some(Fault::Misjudging), Some(Fault::Abandoning));
+        let full = |fault| Trust { factor: Ppm(500_000), fault };
+        assert_eq!(trust(&[(100, Some(1_000_000))], 10), full(misjudging));
+        assert_eq!(trust(&[(100, None)], 10), full(abandoning));
+        assert_eq!(trust(&[(100, None), (10_000, Some(10_000))], 10), Trust::NEUTRAL, "one among very many");
+        let one = trust(&[(100, None)], 1);
+        assert!(one.fault == abandoning && one.factor > Ppm(950_000), "one alone weighs little: {one:?}");
+    }
+
+    /// Every fault heals while nobody asks, step by step and for good.
+    #[test]
+    fn what_counted_against_an_account_heals_while_it_is_silent() {
+        let begun = Millis(100 * SECOND);
+        let mut histories = [history(), history(), history()];
+        for request in 0..60 {
+            let now = Millis(begun.0 + request * SECOND / 2);
+            histories[0].ask(&RULE, now);
+            histories[0].refuse(&RULE, Some(Millis(now.0 + 30 * SECOND)), now);
+            histories[1].settle(&RULE, Credits(1_000_000), Credits(1), now);
+            histories[2].abandon(&RULE, Credits(1_000_000), now);
+        }
+        for history in histories {
+            let trust = |after: u64| history.trust(&RULE, Millis(begun.0 + 30 * SECOND + after));
+            let mut before = trust(0);
+            assert!(before.factor < Ppm(600_000), "{before:?}");
+            for after in (0..10 * RULE.half_life.0).step_by(100) {
+                let now = trust(after);
+                // Each sum fades in whole numbers.
+                assert!(now.factor.0 + 15_000 > before.factor.0, "{before:?}, and {now:?} after {after} ms");
+                assert!(now.factor.0 - before.factor.0 < 60_000, "{before:?}, and {now:?} after {after} ms");
+                before = now;
+            }
+            assert_eq!(before, Trust::NEUTRAL);
+        }
+    }
+
+    #[test]
+    fn a_flood_on_a_bucket_that_refills_every_second_is_hammering_and_earns_nothing() {
+        let mut floods = history();
+        for request in 0..200 {
+            let now = Millis(request * 40);
+            floods.ask(&RULE, now);
+            // One in a second passes.
+            if request % 25 > 0 {
+                floods.refuse(&RULE, Some(Millis((now.0 / SECOND + 1) * SECOND)), now);
+            }
+        }
+        let trust = floods.trust(&RULE, Millis(8 * SECOND));
+        assert!(trust.fault == Some(Fault::Hammering) && trust.factor < Ppm(700_000), "{trust:?}");
     }
 
     #[test]

@@ -1020,10 +1020,12 @@ pub(super) fn push_payment(payments: &mut Vec<Payment>, payer: Option<Payer>, cr
     }
 }
 
-/// What a request asks of the capacities that are shared fairly.
+/// What a request asks of the capacities that are shared fairly. More than one of them ever admits is nothing that it
+/// has too little of.
 fn unmet<'l>(looks: impl Iterator<Item = &'l Look<'l>>, priced: &Priced) -> Vec<Unmet> {
-    let fair = looks.filter_map(|look| Some((look.fair?, look.guarded(priced))));
-    fair.filter(|(_, amount)| *amount > 0).map(|(fair, amount)| fair.unmet(amount)).collect()
+    let fair = looks.filter_map(|look| Some((look, look.fair?, look.guarded(priced))));
+    let possible = fair.filter(|(look, _, amount)| (1..=look.limit.rule.quota()).contains(amount));
+    possible.map(|(_, fair, amount)| fair.unmet(amount)).collect()
 }
 
 /// A refusal, and how long it stands.

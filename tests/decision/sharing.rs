@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use quorate::decision::State;
 use quorate::decision::command::{
-    Admit, Change, Class, Command, PutAccount, PutPolicy, Request, Signal, Signals, Stamp,
+    Admit, Change, Class, Command, PutAccount, PutPolicy, Release, Request, Signal, Signals, Stamp,
 };
 use quorate::decision::reply::{Layer, Outcome, Reason, Reply};
 use quorate::units::{Millis, Ppm, Span};
@@ -96,10 +96,10 @@ impl Crowd {
     }
 }
 
-/// What each gets of [`QUOTA`], by plain filling: everybody's level rises by its weight until it is met.
-fn max_min(asked: &[(u64, u32)]) -> Vec<f64> {
+/// What each gets of so many tokens, by plain filling: everybody's level rises by its weight until it is met.
+fn max_min(asked: &[(u64, u32)], tokens: u64) -> Vec<f64> {
     let mut got = vec![0.0; asked.len()];
-    let mut left = QUOTA as f64;
+    let mut left = tokens as f64;
     loop {
         let open: Vec<usize> =
             (0..asked.len()).filter(|place| got[*place] < asked[*place].0 as f64).collect();
@@ -121,12 +121,19 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
     const SECONDS: u64 = 30;
     const SETTLED: u64 = 15;
     let asked = prop::collection::vec((1_u64..40, prop::sample::select(vec![1_u32, 2, 4])), 2..7);
-    run("owners_get_what_is_fair", 24, asked, |asked| {
+    run("owners_get_what_is_fair", 24, (asked, any::<bool>()), |(asked, in_classes)| {
         // Tokens in each of fifty ticks of a second.
         let asked: Vec<(u64, u32)> =
             asked.into_iter().map(|(tokens, weight)| (tokens * 50, weight)).collect();
         let plans = json!({ "w1": {"weight": 1}, "w2": {"weight": 2}, "w4": {"weight": 4} });
-        let mut crowd = Crowd::new(json!({ "fair": true }), plans);
+        let mut feature = json!({ "fair": true });
+        if in_classes {
+            feature["shares"] =
+                json!({ "critical": "0.2", "standard": "0.4", "sheddable": "0.3", "batch": "0.1" });
+        }
+        // All of them are of class standard, and what is critical's is lent to nobody.
+        let tokens = if in_classes { QUOTA * 4 / 5 } else { QUOTA };
+        let mut crowd = Crowd::new(feature, plans);
         let names: Vec<String> = (0..asked.len()).map(|place| format!("owner{place}")).collect();
         for (name, (_, weight)) in names.iter().zip(&asked) {
             crowd.put_account(name, &format!("w{weight}"));
@@ -143,7 +150,7 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
                 }
             }
         }
-        let fair = max_min(&asked);
+        let fair = max_min(&asked, tokens);
         let seconds = (SECONDS - SETTLED) as f64;
         for ((got, fair), (asked, weight)) in got.iter().zip(&fair).zip(&asked) {
             let got = *got as f64 / seconds;
@@ -154,7 +161,7 @@ fn owners_get_what_is_fair_by_their_weights_whatever_others_ask_for() {
         }
         let (sum, wanted) =
             (got.iter().sum::<u64>() as f64 / seconds, asked.iter().map(|(asked, _)| asked).sum::<u64>());
-        let useful = (wanted.min(QUOTA)) as f64;
+        let useful = (wanted.min(tokens)) as f64;
         if sum < useful * 0.85 { Err(format!("{sum} of {useful} is used")) } else { Ok(()) }
     });
 }
@@ -257,4 +264,74 @@ fn a_shared_capacity_in_shadow_mode_decides_and_counts_as_if_it_were_enforced_an
     });
     let (refused, with_room) = (refused.get(), with_room.get());
     assert!(refused > 200 && with_room > 50, "it refused {refused} times, {with_room} by whose turn it was");
+}
+
+#[test]
+fn holding_and_releasing_again_and_again_wins_no_room_in_a_guard_above_its_quota() {
+    let minute = json!({"name": "month", "unit": "tokens", "quota": 10, "algorithm": "fixed_window",
+        "anchor": "first_use", "window": "30d", "adaptive": {}});
+    let plans = json!({ "pro": { "trust": { "bonus": "0.2" }, "limits": [minute] } });
+    let mut crowd = Crowd::new(json!({}), plans);
+    crowd.put_account("clever", "pro");
+    // All of the bonus, for requests of nothing.
+    (0..150).for_each(|_| assert!(crowd.admit("clever", 0)));
+    let mut kept = 0;
+    for round in 0..600 {
+        let admit = Admit {
+            account: "clever",
+            feature: "code",
+            usage: vec![("tokens", 1)],
+            attributes: Vec::new(),
+            hold_ttl: Some(Span::HOUR),
+            dry_run: false,
+            list_limits: false,
+            endpoint: None,
+            region: None,
+            class: None,
+        };
+        let Outcome::Admitted(admitted) = crowd.ask(Command::Admit(admit)).outcome else { continue };
+        // By what was carried from those before it, every sixth would count for nothing if the others could give back
+        // more than they cost.
+        if round > 0 && round % 6 == 0 {
+            kept += 1;
+        } else {
+            let release = Release { admission: admitted.id };
+            let released = crowd.ask(Command::Release(release)).outcome;
+            assert!(matches!(released, Outcome::Released(_)), "{released:?}");
+        }
+    }
+    assert!((11..=12).contains(&kept), "ten, and the bonus: {kept}");
+}
+
+#[test]
+fn reports_of_one_source_too_many_are_refused_with_all_others_of_the_request() {
+    let mut crowd = Crowd::new(json!({ "load": {} }), json!({ "pro": {} }));
+    let most = State::SIGNALS_PER_FEATURE_MAX;
+    let names: Vec<String> = (0..most + 2).map(|source| format!("gpu{source}")).collect();
+    let report = |crowd: &mut Crowd, sources: &[String]| {
+        let signal = |source| Signal {
+            feature: "code",
+            region: "here",
+            source,
+            utilisation: Some(Ppm::ONE),
+            queue_depth: None,
+            latency: None,
+            ttl: Span(5_000),
+        };
+        let signals = sources.iter().map(|source| signal(source.as_str())).collect();
+        crowd.ask(Command::Signals(Signals { signals })).outcome
+    };
+    let reported = |crowd: &Crowd| crowd.state.feature("code").map_or(0, |feature| feature.signals.len());
+    assert!(matches!(report(&mut crowd, &names[..most - 1]), Outcome::Signalled));
+    // There is room for one of them, and for one that is known.
+    let refused = report(&mut crowd, &names[most - 2..most + 1]);
+    let Outcome::Refused(refusal) = refused else { panic!("{refused:?}") };
+    assert_eq!(refusal.reason, Reason::TooMany);
+    assert_eq!(reported(&crowd), most - 1);
+    assert!(matches!(report(&mut crowd, &names[most - 2..most]), Outcome::Signalled));
+    assert_eq!(reported(&crowd), most);
+    // Those whose time is over make room, if they do not report again.
+    crowd.at = crowd.at.saturating_add(Span(5_000));
+    assert!(matches!(report(&mut crowd, &names[2..]), Outcome::Signalled));
+    assert_eq!(reported(&crowd), most);
 }

@@ -365,19 +365,17 @@ impl Audit {
         if limit.plan.is_some() && limit.adaptive.is_none() {
             return;
         }
-        let (taken, is_overrun) = match decided.reserved {
+        let (taken, is_end) = match decided.reserved {
             None => (decided.taken(limit), false),
+            // What is given back, and what an overrun counts for, carries something on that is not on record.
             Some(reserved) => {
                 let (held, used) = decided.held_and_used(limit, reserved);
-                (0, used > held)
+                (0, used != held)
             }
         };
+        // What counts for itself leaves what is carried as it is.
         let is_plain = limit.factor == Ppm::ONE;
-        let mut next = None;
-        if taken > 0 || is_overrun {
-            // What counts for itself carries nothing on; what an overrun carries is lost in what is given back.
-            next = Some(if is_plain { Carries::NONE } else { Carries::ANY });
-        }
+        let next = (is_end || taken > 0 && !is_plain).then_some(Carries::ANY);
         let counted = (taken > 0 && !is_plain).then_some(taken);
         let key = (account, limit.key.place());
         self.check_carry(decided, account, (&limit.name, limit.factor, limit.used), key, counted, next);
@@ -387,7 +385,7 @@ impl Audit {
         let reaches = factor != Factor::ONE && factor.within(room, Carry::default()) >= taken;
         let counted = (taken > 0 && reaches).then_some(taken);
         // How much it covers is not known where it does not reach.
-        let next = (factor != Factor::ONE && (taken > 0 || is_overrun)).then_some(Carries::ANY);
+        let next = (is_end || factor != Factor::ONE && taken > 0).then_some(Carries::ANY);
         let (name, key) = (guard.share_name(share.class), (0, share.share.key.place()));
         self.check_carry(decided, 0, (&name, share.factor, share.used), key, counted, next);
     }
@@ -464,7 +462,7 @@ impl Guard<'_> {
         }
         let (kept, _) = factor.counted(kept, Carry::default());
         let lent = if is_own { 0 } else { not_lent(share.class, limit.quota) };
-        limit.room() >= counted.saturating_add(kept).saturating_add(lent.max(spared))
+        limit.room() >= counted.saturating_add(kept).saturating_add(lent).saturating_add(spared)
     }
 }
 
@@ -549,7 +547,8 @@ impl Shared {
         let counted = reserved.counted_on(0, limit, false);
         let back = u128::from(held) * u128::from(counted - still_counted(held, used, counted));
         let back = u64::try_from(back / u128::from(counted.max(1))).unwrap_or(held);
-        self.sharers.give_back(owner, back, at, counts);
+        let taken_at = decided.usage.admitted_at.unwrap_or(at);
+        self.sharers.give_back(owner, back, taken_at, at, counts);
         let beyond = if limit.measure == Measure::Slot { 0 } else { used.saturating_sub(held) };
         if beyond > 0 {
             self.sharers.take(owner, weight, beyond, at, counts);

@@ -10,7 +10,7 @@ mod controller;
 pub use controller::LoadMove;
 pub(super) use controller::{Controller, LoadRule};
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -83,8 +83,9 @@ impl State {
         for (place, signal) in signals.signals.iter().enumerate() {
             self.check_signal(place, signal)?;
         }
-        for (place, signal) in signals.signals.iter().enumerate() {
-            self.take_signal(place, signal)?;
+        self.check_sources(&signals.signals)?;
+        for signal in &signals.signals {
+            self.take_signal(signal);
         }
         Ok(Outcome::Signalled)
     }
@@ -112,19 +113,35 @@ impl State {
         Ok(())
     }
 
-    fn take_signal(&mut self, place: usize, signal: &Signal<'_>) -> Result<(), Box<Refusal>> {
-        let now = self.now;
-        let key = (signal.region.into(), signal.source.into());
-        let load = self.load.features.get_mut(signal.feature).expect("a feature that load moves has a load");
-        if load.signals.len() >= State::SIGNALS_PER_FEATURE_MAX && !load.signals.contains_key(&key) {
-            load.signals.retain(|_, report| report.expires_at > now);
-            if load.signals.len() >= State::SIGNALS_PER_FEATURE_MAX {
+    /// That with all of them no feature has reports of more sources than it can have.
+    fn check_sources(&self, signals: &[Signal<'_>]) -> Result<(), Box<Refusal>> {
+        let mut sources: BTreeMap<&str, BTreeSet<(&str, &str)>> = BTreeMap::new();
+        for (place, signal) in signals.iter().enumerate() {
+            let known = &self.load.features[signal.feature].signals;
+            if known.len() + signals.len() <= State::SIGNALS_PER_FEATURE_MAX {
+                continue;
+            }
+            let sources = sources.entry(signal.feature).or_insert_with(|| {
+                let counting = known.iter().filter(|(_, report)| report.counts_at(self.now));
+                counting.map(|((region, source), _)| (&**region, &**source)).collect()
+            });
+            sources.insert((signal.region, signal.source));
+            if sources.len() > State::SIGNALS_PER_FEATURE_MAX {
                 let detail = format!("{} has as many sources as it can have", signal.feature);
                 return Err(Refusal::of_field(Reason::TooMany, format!("signals[{place}].source"), detail));
             }
         }
-        load.signals.insert(key, Report::of(signal, now));
         Ok(())
+    }
+
+    fn take_signal(&mut self, signal: &Signal<'_>) {
+        let now = self.now;
+        let key = (signal.region.into(), signal.source.into());
+        let load = self.load.features.get_mut(signal.feature).expect("a feature that load moves has a load");
+        if load.signals.len() >= State::SIGNALS_PER_FEATURE_MAX && !load.signals.contains_key(&key) {
+            load.signals.retain(|_, report| report.counts_at(now));
+        }
+        load.signals.insert(key, Report::of(signal, now));
     }
 
     /// Makes every step that is due by now, each as of its own moment. What a hold that ends has used beyond what it

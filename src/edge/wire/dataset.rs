@@ -332,6 +332,8 @@ enum LayerAmounts {
     /// The share of the request's class in the capacity before it.
     Share {
         class: Class,
+        unit: Arc<str>,
+        quota: Amount,
         before: Amount,
         after: Amount,
         factor: Ppm,
@@ -413,7 +415,8 @@ impl LayerItem {
             NamedLayer::Share(share) => {
                 let amount = |amount| Amount::of(&share.unit, amount);
                 let (before, after) = (amount(share.used.before), amount(share.used.after()));
-                ("share", LayerAmounts::Share { class: share.class, before, after, factor: share.factor })
+                let (class, unit, quota) = (share.class, share.unit.clone(), amount(share.quota()));
+                ("share", LayerAmounts::Share { class, unit, quota, before, after, factor: share.factor })
             }
             NamedLayer::Fair(fair) => {
                 let (has, fair_part) = (Amount::of(&fair.unit, fair.has), Amount::of(&fair.unit, fair.part));
