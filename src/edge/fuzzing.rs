@@ -138,7 +138,8 @@ pub fn body_seeds() -> Vec<Vec<u8>> {
         (QUERIES, "status=pending&limit=10"),
         (QUERIES + 1, "events=false"),
     ];
-    let seed = |(which, body): (usize, &str)| [&[which as u8, 1][..], body.as_bytes()].concat();
+    // A batch under a key of its own is two requests, and is left out.
+    let seed = |(which, body): (usize, &str)| [&[which as u8, u8::from(which != 1)][..], body.as_bytes()].concat();
     calls.chain(others).map(seed).collect()
 }
 
