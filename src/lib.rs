@@ -7,7 +7,7 @@
 //! |---|---|
 //! | [`cli`] | the command line |
 //! | [`client`] | the typed client that the command line, tests and benchmarks use |
-//! | [`node`], [`config`], [`telemetry`] | one node: open, wire, serve, drain |
+//! | [`node`], [`config`], [`telemetry`], `open_files` | one node: open, wire, serve, drain |
 //! | [`edge`] | how people ask: HTTP |
 //! | [`webhook`] | telling whoever collects payments of top-ups |
 //! | [`replication`] | how commands become agreed: Raft, the log, checkpoints, time |
@@ -19,7 +19,10 @@ pub mod client;
 pub mod config;
 pub mod decision;
 pub mod edge;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod node;
+mod open_files;
 pub mod replication;
 pub mod telemetry;
 pub mod units;

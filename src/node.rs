@@ -9,6 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 use crate::edge::{BindError, Edge};
+use crate::open_files;
 use crate::replication::{FatalError, Replica, ShutdownError, StartError};
 use crate::webhook::{Webhook, WebhookError};
 
@@ -101,7 +102,9 @@ async fn serve_clients(
     replica: &Replica,
     stop: impl Future<Output = ()>,
 ) -> Result<(), NodeError> {
-    let edge = Edge::bind(&config.edge(), replica.clone()).await?;
+    let mut settings = config.edge();
+    settings.limits.connections_max = open_files::connections_max(settings.limits.connections_max);
+    let edge = Edge::bind(&settings, replica.clone()).await?;
     tracing::info!(
         node = config.node.id,
         cluster = %config.cluster_id,

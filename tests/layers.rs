@@ -10,13 +10,15 @@ use std::path::{Path, PathBuf};
 const MODULES: &[(&str, &[&str])] = &[
     ("units", &[]),
     ("telemetry", &[]),
+    ("open_files", &[]),
     ("decision", &["units"]),
     ("replication", &["decision", "units"]),
     ("edge", &["replication", "decision", "units"]),
     ("webhook", &["replication", "decision", "units"]),
     ("config", &["edge", "replication", "telemetry", "units", "webhook"]),
-    ("node", &["config", "edge", "replication", "telemetry", "units", "webhook"]),
+    ("node", &["config", "edge", "open_files", "replication", "telemetry", "units", "webhook"]),
     ("client", &["units"]),
+    ("fuzzing", &["cli", "edge", "replication"]),
     ("cli", &["client", "config", "decision", "node", "telemetry", "units"]),
 ];
 

@@ -1,20 +1,21 @@
 //! `quorate bench`: a load generator that is lean enough to share two cores with what it measures.
 //!
 //! A closed loop: every connection sends its next request when the answer to the one before is
-//! there. Requests are rendered once and patched in place; of an answer, only the status and what
+//! there. With `--rate` it is an open one: requests are due by a schedule, answered or not. Requests are rendered once and patched in place; of an answer, only the status and what
 //! tells admitted from refused are looked at. All of it runs on the one thread of the program.
 //!
 //! It never retries and never hides: an answer that is neither admitted nor refused is an error, and
-//! a run with an error ends with exit code 2. It speaks plain HTTP only, since TLS would be measured
+//! a run with an error ends with exit code 2 (in the open loop, to be turned away for now is none). It speaks plain HTTP only, since TLS would be measured
 //! on the generator's side too.
 //!
 //! The map: [`request`] renders, [`connection`] sends and receives, [`peer`] knows what to ask of
-//! Quorate and of [`etcd`], [`load`] is the loop, [`setup`] makes what the loop needs, [`report`]
+//! Quorate and of [`etcd`], [`load`] is the closed loop and [`open`] the open one, [`setup`] makes what the loop needs, [`report`]
 //! shows what came of it.
 
 mod connection;
 mod etcd;
 mod load;
+mod open;
 mod peer;
 mod quorate;
 mod report;
@@ -34,6 +35,8 @@ use connection::ExchangeError;
 
 /// The most connections that a run may open.
 const CONNECTIONS_MAX: usize = 4_096;
+/// The most requests that a run may offer in a second.
+const RATE_MAX: i64 = 1_000_000;
 /// The most decisions in one batch: what a node takes by default.
 const BATCH_MAX: usize = 1_024;
 /// The most accounts that a run may name; their numbers have seven digits.
@@ -65,6 +68,12 @@ pub struct Args {
     /// Connections, spread over the nodes (the workload `serial` always has one)
     #[arg(long, default_value_t = 64)]
     connections: usize,
+    /// Offer this many requests a second, whether earlier ones are answered or not (an open loop)
+    #[arg(long, value_name = "REQUESTS", conflicts_with = "count", value_parser = clap::value_parser!(u32).range(1..=RATE_MAX))]
+    rate: Option<u32>,
+    /// With --rate: what is answered so much later than it was due is not in time
+    #[arg(long, value_name = "TIME", default_value = "1s")]
+    in_time: Span,
     /// Decisions in each request of the workload `batch`
     #[arg(long, default_value_t = 64)]
     batch: usize,
@@ -159,6 +168,9 @@ struct Plan {
     warmup: Duration,
     duration: Duration,
     count: Option<u64>,
+    /// Requests a second that are offered in an open loop.
+    rate: Option<u32>,
+    in_time: Duration,
 }
 
 impl Plan {
@@ -193,6 +205,8 @@ impl Plan {
             warmup: Duration::from_millis(args.warmup.0),
             duration: Duration::from_millis(args.duration.0),
             count: args.count,
+            rate: args.rate,
+            in_time: Duration::from_millis(args.in_time.0),
         })
     }
 }
@@ -227,8 +241,22 @@ pub(super) async fn run(args: Args, global: &Global) -> Result<Done, CliError> {
             text = made.text();
         }
     }
-    let outcome = load::run(&plan).await?;
-    text.push_str(&if global.json { report::json(&plan, &outcome) } else { report::text(&plan, &outcome) });
-    let code = if outcome.tally.errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) };
+    let errors = match plan.rate {
+        Some(rate) => {
+            let outcome = open::run(&plan, rate).await?;
+            text.push_str(&report::open(&plan, rate, &outcome, global.json));
+            outcome.tally.errors
+        }
+        None => {
+            let outcome = load::run(&plan).await?;
+            text.push_str(&if global.json {
+                report::json(&plan, &outcome)
+            } else {
+                report::text(&plan, &outcome)
+            });
+            outcome.tally.errors
+        }
+    };
+    let code = if errors == 0 { ExitCode::SUCCESS } else { ExitCode::from(super::FAILED) };
     Ok(Done { text, code })
 }

@@ -19,7 +19,8 @@ pub(super) struct SignalArgs {
     /// Where it is; the region that is pressed hardest counts
     #[arg(long, value_name = "NAME")]
     region: String,
-    /// How much of what it can do is done, such as 0.9; may be more than 1
+    /// How much of what it can do is done, such as 0.9; may be more than 1. Of this, --queue-depth and --latency at
+    /// least one
     #[arg(long, value_name = "SHARE", required_unless_present_any = ["queue_depth", "latency"])]
     utilisation: Option<Ppm>,
     /// How many requests wait

@@ -15,6 +15,7 @@ mod datasets;
 mod error;
 mod exercise;
 mod explain;
+pub(crate) mod fuzzing;
 mod links;
 mod load;
 mod output;

@@ -66,6 +66,9 @@ enum Kind {
 const TRAIL_LEN_MAX: usize = 1_024;
 /// How many answers room is made for at once, whatever a head promises.
 const KEYS_ROOM_MAX: u64 = 16_000_000;
+/// What an account and an answer take in a checkpoint, at least: about half of the smallest.
+const ACCOUNT_BYTES_MIN: u64 = 8;
+const ANSWER_BYTES_MIN: u64 = 16;
 /// Answers in one record.
 const ANSWERS_LEN_MAX: usize = 16;
 /// How much the accounts of one record weigh, unless one alone weighs more.
@@ -251,6 +254,8 @@ impl Record {
 /// Makes a state from the records of a checkpoint, in their order.
 #[derive(Default)]
 pub struct Restore {
+    /// How much the records have in all, encoded.
+    bytes: u64,
     under_way: Option<UnderWay>,
 }
 
@@ -269,6 +274,11 @@ impl Restore {
         Restore::default()
     }
 
+    /// For records of so many bytes in all: room is made at once for as much as can be in them.
+    pub fn with_room(bytes: u64) -> Restore {
+        Restore { bytes, under_way: None }
+    }
+
     /// Takes the next record.
     ///
     /// # Errors
@@ -276,7 +286,7 @@ impl Restore {
     pub fn push(&mut self, record: Record) -> Result<(), RestoreError> {
         match (&mut self.under_way, record.0) {
             (None, Kind::Head(head)) => {
-                self.under_way = Some(UnderWay::new(*head)?);
+                self.under_way = Some(UnderWay::new(*head, self.bytes)?);
                 Ok(())
             }
             (Some(under_way), kind) => under_way.push(kind),
@@ -316,7 +326,7 @@ impl Restore {
 }
 
 impl UnderWay {
-    fn new(head: Head) -> Result<UnderWay, RestoreError> {
+    fn new(head: Head, bytes: u64) -> Result<UnderWay, RestoreError> {
         let document: Document =
             serde_json::from_str(&head.document).map_err(|error| RestoreError::Policy(error.into()))?;
         let mut names = head.names.clone();
@@ -325,9 +335,9 @@ impl UnderWay {
         if names != head.names {
             return Err(RestoreError::Inconsistent("the policy has names that were never given".into()));
         }
-        // No more room than the largest cluster needs, whatever a head promises.
-        let accounts = usize::try_from(head.accounts).unwrap_or(usize::MAX).min(State::ACCOUNTS_MAX);
-        let keys = head.answers.min(policy.document().settings.idempotency_keys_max).min(KEYS_ROOM_MAX);
+        // No more room than what comes can take, whatever a head promises.
+        let accounts = head.accounts.min(bytes / ACCOUNT_BYTES_MIN).min(State::ACCOUNTS_MAX as u64) as usize;
+        let keys = head.answers.min(bytes / ANSWER_BYTES_MIN).min(KEYS_ROOM_MAX);
         let state = State {
             keys: Keys::with_capacity(keys as usize),
             account_by_path: HashMap::with_capacity_and_hasher(accounts, RandomState::default()),
@@ -374,7 +384,7 @@ impl UnderWay {
             Kind::Sharers(key, sharers) => drop(self.state.sharing.insert(key, sharers)),
             Kind::Past(past) => {
                 check(past.account)?;
-                self.state.insert_past(*past);
+                let _place = self.state.insert_past(*past);
             }
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);

@@ -299,7 +299,11 @@ pub enum LayerSeen {
         factor: Option<Ppm>,
     },
     /// The share of the request's class in that capacity, and how much of the share could be used.
-    Share { used: Change, factor: Ppm },
+    Share {
+        used: Change,
+        #[serde(with = "near_one")]
+        factor: Ppm,
+    },
     /// What the owner of the request has of that capacity, and what is its fair part of it by its weight, while
     /// there is not enough for all.
     Fair { has: u64, part: u64, weight: u32 },
@@ -315,9 +319,26 @@ pub enum LayerSeen {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Moved {
     /// How much load lets the request's class use of the feature.
+    #[serde(with = "near_one")]
     pub by_load: Ppm,
     /// What the account's own past makes of it.
     pub trust: Trust,
+}
+
+/// Factors as their distance from 1, from which most of them are not far: that takes fewer bytes.
+pub(super) mod near_one {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::units::Ppm;
+
+    pub fn serialize<S: Serializer>(factor: &Ppm, serializer: S) -> Result<S::Ok, S::Error> {
+        factor.0.wrapping_sub(Ppm::ONE.0).cast_signed().serialize(serializer)
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Ppm, D::Error> {
+        let distance = i64::deserialize(deserializer)?;
+        Ok(Ppm(Ppm::ONE.0.wrapping_add(distance.cast_unsigned())))
+    }
 }
 
 impl Moved {

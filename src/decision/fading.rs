@@ -21,6 +21,8 @@ pub(super) struct Fading {
 }
 
 impl Fading {
+    pub const NOTHING: Fading = Fading { since: Millis(0), fresh: 0, tail: 0 };
+
     /// What is left of it at `now`.
     pub fn read(mut self, now: Millis, half_life: Span) -> u64 {
         // Most sums are of what hardly anybody does.
@@ -58,10 +60,11 @@ impl Fading {
     /// Begins the period of `now`.
     fn turn(&mut self, now: Millis, half_life: Span) {
         let period = half_life.0.max(1);
-        let periods = now.since(self.since).0 / period;
-        if periods == 0 {
+        let passed = now.since(self.since).0;
+        if passed < period {
             return;
         }
+        let periods = passed / period;
         let left = self.fresh.saturating_add(self.tail / 2);
         let halvings = u32::try_from(periods - 1).unwrap_or(u32::MAX);
         *self = Fading {

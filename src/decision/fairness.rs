@@ -12,10 +12,12 @@
 //! An owner is an account at the root of a tree. Of so many that not all can be followed, those who ask for
 //! least are forgotten, which are those whom no level would keep from anything.
 
-use std::collections::BTreeMap;
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use foldhash::fast::FixedState;
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::decision::account::AccountPlace;
 use crate::decision::command::Class;
@@ -155,7 +157,7 @@ impl State {
             for class in Class::ALL {
                 let Some(sharers) = self.sharing.get(&(limit.key, class)) else { continue };
                 let mut owners: Vec<_> = sharers.owners.iter().collect();
-                owners.sort_by_key(|(_, sharer)| std::cmp::Reverse(sharer.asks(self.now, counts)));
+                owners.sort_by_key(|(owner, sharer)| (Reverse(sharer.asks(self.now, counts)), **owner));
                 views.extend(owners.into_iter().take(SharerView::LISTED_MAX).map(|(owner, sharer)| {
                     SharerView {
                         limit: limit.name.clone(),
@@ -198,10 +200,20 @@ pub(super) fn sharers_key(feature: &Feature, limit: MeterKey, class: Class) -> S
 /// Those who share a capacity, or a class's part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Sharers {
-    owners: BTreeMap<AccountPlace, Sharer>,
+    /// Looked at with every request. No order of theirs decides anything.
+    #[serde(serialize_with = "in_order")]
+    owners: HashMap<AccountPlace, Sharer, FixedState>,
     /// In millionths, for each unit of weight: what an owner can have without being above the others. Absent
     /// while all get what they ask for.
     level: Option<u64>,
+}
+
+/// The same bytes for the same owners.
+fn in_order<S: Serializer>(
+    owners: &HashMap<AccountPlace, Sharer, FixedState>,
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    owners.iter().collect::<BTreeMap<_, _>>().serialize(serializer)
 }
 
 /// What one owner has and asks for.

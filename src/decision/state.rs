@@ -17,7 +17,7 @@ use crate::decision::policy::{Names, Policy};
 use crate::decision::recent::Recent;
 use crate::decision::renewals::EntryBound;
 use crate::decision::reply::{AdmissionId, Outcome, Reply, TopUpId};
-use crate::decision::trust::Past;
+use crate::decision::trust::{Past, PastByAccount};
 use crate::units::Millis;
 
 /// Everything that is agreed: the policy, the accounts with what limits counted and what wallets
@@ -53,7 +53,7 @@ pub struct State {
     /// How accounts behaved, where their plans have a rule for it.
     pub(super) pasts: Slab<Past>,
 
-    pub(super) past_by_account: HashMap<AccountPlace, u32, RandomState>,
+    pub(super) past_by_account: PastByAccount,
     pub(super) account_by_path: HashMap<Arc<str>, AccountPlace, RandomState>,
     pub(super) hold_by_id: HashMap<AdmissionId, u32, RandomState>,
     /// The holds at or below each account, soonest to expire first.
@@ -110,7 +110,7 @@ impl State {
             load: Load::default(),
             sharing: Sharing::new(),
             pasts: Slab::default(),
-            past_by_account: HashMap::default(),
+            past_by_account: PastByAccount::default(),
             account_by_path: HashMap::default(),
             hold_by_id: HashMap::default(),
             holds_by_account: BTreeSet::new(),

@@ -10,8 +10,10 @@
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use smallvec::SmallVec;
 
 use crate::decision::account::AccountPlace;
+use crate::decision::facts::near_one;
 use crate::decision::fading::Fading;
 use crate::decision::hold::Hold;
 use crate::decision::policy::{Feature, Plan};
@@ -55,6 +57,7 @@ pub enum Fault {
 /// What an account's past makes of its guards, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trust {
+    #[serde(with = "near_one")]
     pub factor: Ppm,
     /// What lowers it.
     pub fault: Option<Fault>,
@@ -84,8 +87,9 @@ pub(super) struct Past {
     /// By which it fades: that of the rule under which something was last remembered. So what has faded comes
     /// back under no other rule.
     half_life: Span,
-    /// By name. Of too many, the one that was asked least gives way.
-    histories: Vec<History>,
+    /// By name. Of too many, the one that was asked least gives way. Most accounts use one feature, whose history
+    /// is read with every request: it is kept here, without another place in memory to go to.
+    histories: SmallVec<[History; 1]>,
 }
 
 /// How an account used a feature.
@@ -94,6 +98,15 @@ pub(super) struct History {
     pub feature: Arc<str>,
     began: Millis,
     asked: Fading,
+    /// What was asked over a much longer time.
+    usual: Fading,
+    /// Absent until there is one: who is never refused, and holds nothing, takes half the room.
+    outcomes: Option<Box<Outcomes>>,
+}
+
+/// What became of what an account asked for, where that says something of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Outcomes {
     refused: Fading,
     /// Refused again before the moment that was told.
     early: Fading,
@@ -104,8 +117,18 @@ pub(super) struct History {
     held: Fading,
     misjudged: Fading,
     abandoned: Fading,
-    /// What was asked over a much longer time.
-    usual: Fading,
+}
+
+impl Outcomes {
+    const NONE: Outcomes = Outcomes {
+        refused: Fading::NOTHING,
+        early: Fading::NOTHING,
+        told: Millis(0),
+        told_at: Millis(0),
+        held: Fading::NOTHING,
+        misjudged: Fading::NOTHING,
+        abandoned: Fading::NOTHING,
+    };
 }
 
 /// A history in figures, for people.
@@ -150,43 +173,53 @@ impl History {
     /// That it was refused, and told when to ask again. Who is refused again before it was too early; who is
     /// admitted was not.
     pub fn refuse(&mut self, rule: &TrustRule, would_pass_at: Option<Millis>, now: Millis) {
-        self.refused.add(1, now, rule.half_life);
-        if now >= self.told {
-            (self.told, self.told_at) = (would_pass_at.unwrap_or(now), now);
-        } else if now.since(self.told_at) >= History::UNDER_WAY {
-            self.early.add(1, now, rule.half_life);
+        let outcomes = self.outcomes.get_or_insert_default();
+        outcomes.refused.add(1, now, rule.half_life);
+        if now >= outcomes.told {
+            (outcomes.told, outcomes.told_at) = (would_pass_at.unwrap_or(now), now);
+        } else if now.since(outcomes.told_at) >= History::UNDER_WAY {
+            outcomes.early.add(1, now, rule.half_life);
         }
     }
 
     /// That a hold was settled.
     pub fn settle(&mut self, rule: &TrustRule, held: Credits, used: Credits, now: Millis) {
         let off = held.0.abs_diff(used.0).min(held.0.unsigned_abs());
-        self.held.add(held.0.unsigned_abs(), now, rule.half_life);
-        self.misjudged.add(off, now, rule.half_life);
+        let outcomes = self.outcomes.get_or_insert_default();
+        outcomes.held.add(held.0.unsigned_abs(), now, rule.half_life);
+        outcomes.misjudged.add(off, now, rule.half_life);
     }
 
     /// That a hold expired.
     pub fn abandon(&mut self, rule: &TrustRule, held: Credits, now: Millis) {
-        self.held.add(held.0.unsigned_abs(), now, rule.half_life);
-        self.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
+        let outcomes = self.outcomes.get_or_insert_default();
+        outcomes.held.add(held.0.unsigned_abs(), now, rule.half_life);
+        outcomes.abandoned.add(held.0.unsigned_abs(), now, rule.half_life);
     }
 
     /// Whether nothing is left of it: it says what a new one says, now and later.
     fn is_faded(&self, half_life: Span, now: Millis) -> bool {
-        let of_late = [self.asked, self.refused, self.early, self.held, self.misjudged, self.abandoned];
+        let Outcomes { refused, early, told, held, misjudged, abandoned, .. } = *self.outcomes();
+        let of_late = [self.asked, refused, early, held, misjudged, abandoned];
         // What fades slowest comes first: it is what is left for most of the time.
         self.usual.read(now, usual_half_life(half_life)) == 0
             && of_late.iter().all(|sum| sum.read(now, half_life) == 0)
-            && self.told <= now
+            && told <= now
+    }
+
+    fn outcomes(&self) -> &Outcomes {
+        self.outcomes.as_deref().unwrap_or(&Outcomes::NONE)
     }
 
     /// Fades by another half-life from now on.
     fn adopt(&mut self, from: Span, now: Millis) {
-        let History { asked, refused, early, held, misjudged, abandoned, usual, .. } = self;
-        for sum in [asked, refused, early, held, misjudged, abandoned] {
+        self.asked.adopt(from, now);
+        self.usual.adopt(usual_half_life(from), now);
+        let Some(outcomes) = self.outcomes.as_deref_mut() else { return };
+        let Outcomes { refused, early, held, misjudged, abandoned, told: _, told_at: _ } = outcomes;
+        for sum in [refused, early, held, misjudged, abandoned] {
             sum.adopt(from, now);
         }
-        usual.adopt(usual_half_life(from), now);
     }
 
     pub fn asked(&self, rule: &TrustRule, now: Millis) -> u64 {
@@ -201,20 +234,21 @@ impl History {
             return Trust { factor: Ppm(factor), fault: Some(fault) };
         }
         let merit = self.asked(rule, now).min(History::ASKED_FOR_BONUS);
-        let bonus = u128::from(rule.bonus.0) * u128::from(merit) / u128::from(History::ASKED_FOR_BONUS);
-        Trust { factor: Ppm(ONE + u64::try_from(bonus).unwrap_or(0)), fault: None }
+        let bonus = rule.bonus.0.saturating_mul(merit) / History::ASKED_FOR_BONUS;
+        Trust { factor: Ppm(ONE.saturating_add(bonus)), fault: None }
     }
 
     /// The fault that weighs most, in parts of one million.
     fn worst_fault(&self, rule: &TrustRule, now: Millis) -> (Fault, u64) {
-        let (asked, held) = (self.asked(rule, now), self.held.read(now, rule.half_life));
-        let of = |sum: Fading, whole| ratio(sum.read(now, rule.half_life), whole, ONE);
-        let misjudged = of(self.misjudged, held).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
+        let Outcomes { early, held, misjudged, abandoned, .. } = self.outcomes();
+        let (asked, held) = (self.asked(rule, now), held.read(now, rule.half_life));
+        let of = |sum: &Fading, whole| ratio(sum.read(now, rule.half_life), whole, ONE);
+        let misjudged = of(misjudged, held).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
             / (ONE - History::MISJUDGED_TOLERATED);
         let faults = [
-            (Fault::Hammering, if asked < History::ASKED_MIN { 0 } else { of(self.early, asked) }),
+            (Fault::Hammering, if asked < History::ASKED_MIN { 0 } else { of(early, asked) }),
             (Fault::Misjudging, misjudged),
-            (Fault::Abandoning, of(self.abandoned, held)),
+            (Fault::Abandoning, of(abandoned, held)),
             (Fault::Surging, self.surge(rule, asked, now)),
         ];
         // Of equals the first.
@@ -223,8 +257,11 @@ impl History {
 
     /// How far the rate of late is beyond what is usual, where enough is known to say what that is.
     fn surge(&self, rule: &TrustRule, asked: u64, now: Millis) -> u64 {
+        if now.since(self.began) < usual_half_life(rule.half_life) {
+            return 0;
+        }
         let usual = self.usual.read(now, usual_half_life(rule.half_life)) / History::USUAL_SPAN;
-        if usual < History::ASKED_MIN || now.since(self.began) < usual_half_life(rule.half_life) {
+        if usual < History::ASKED_MIN {
             return 0;
         }
         let times = ratio(asked, usual, u64::MAX);
@@ -238,15 +275,16 @@ impl History {
             let sum = u128::from(sum) * u128::from(Span::HOUR.0) / (2 * u128::from(half_life.0.max(1)));
             u64::try_from(sum).unwrap_or(u64::MAX)
         };
-        let (asked, held) = (read(self.asked), read(self.held));
+        let Outcomes { refused, early, held, misjudged, abandoned, .. } = *self.outcomes();
+        let (asked, held) = (read(self.asked), read(held));
         let usual = usual_half_life(rule.half_life);
         HistoryRead {
             usual_per_hour: per_hour(self.usual.read(now, usual), usual),
             recent_per_hour: per_hour(asked, rule.half_life),
-            refused: Ppm(ratio(read(self.refused), asked, ONE)),
-            early: Ppm(ratio(read(self.early), asked, ONE)),
-            misjudged: Ppm(ratio(read(self.misjudged), held, ONE)),
-            abandoned: Ppm(ratio(read(self.abandoned), held, ONE)),
+            refused: Ppm(ratio(read(refused), asked, ONE)),
+            early: Ppm(ratio(read(early), asked, ONE)),
+            misjudged: Ppm(ratio(read(misjudged), held, ONE)),
+            abandoned: Ppm(ratio(read(abandoned), held, ONE)),
         }
     }
 }
@@ -256,7 +294,7 @@ impl Past {
     const HISTORIES_MAX: usize = 16;
 
     pub fn new(account: AccountPlace, rule: &TrustRule) -> Past {
-        Past { account, half_life: rule.half_life, histories: Vec::new() }
+        Past { account, half_life: rule.half_life, histories: SmallVec::new() }
     }
 
     /// The rule, with the half-life by which this fades.
@@ -278,7 +316,7 @@ impl Past {
 
     /// What is left of it, if anything is.
     pub fn left_at(&self, now: Millis) -> Option<Past> {
-        let histories: Vec<History> = self.histories_at(now).cloned().collect();
+        let histories: SmallVec<_> = self.histories_at(now).cloned().collect();
         (!histories.is_empty()).then_some(Past { histories, ..*self })
     }
 
@@ -321,6 +359,26 @@ impl Past {
     }
 }
 
+/// The places of pasts, by account: an array of numbers, since it is read with every request.
+#[derive(Debug, Default)]
+pub(super) struct PastByAccount(Vec<u32>);
+
+impl PastByAccount {
+    const NONE: u32 = u32::MAX;
+
+    fn get(&self, account: AccountPlace) -> Option<u32> {
+        self.0.get(account.0 as usize).copied().filter(|place| *place != PastByAccount::NONE)
+    }
+
+    fn set(&mut self, account: AccountPlace, past: Option<u32>) {
+        let account = account.0 as usize;
+        if account >= self.0.len() {
+            self.0.resize(account + 1, PastByAccount::NONE);
+        }
+        self.0[account] = past.unwrap_or(PastByAccount::NONE);
+    }
+}
+
 impl State {
     /// Pasts that one step of time looks at, to see whether something is left of them.
     const PASTS_PER_STEP: u32 = 1_024;
@@ -354,13 +412,15 @@ impl State {
     }
 
     fn past(&self, place: AccountPlace) -> Option<&Past> {
-        self.pasts.get(*self.past_by_account.get(&place)?)
+        self.pasts.get(self.past_by_account.get(place)?)
     }
 
-    pub(super) fn insert_past(&mut self, past: Past) {
+    /// Keeps a past; returns its place.
+    pub(super) fn insert_past(&mut self, past: Past) -> u32 {
         let account = past.account;
         let place = self.pasts.insert(past);
-        self.past_by_account.insert(account, place);
+        self.past_by_account.set(account, Some(place));
+        place
     }
 
     /// Forgets those pasts of which nothing is left: looks at some in each step of time, and so at all by and by.
@@ -376,7 +436,7 @@ impl State {
                 continue;
             }
             if left == 0 {
-                self.past_by_account.remove(&past.account);
+                self.past_by_account.set(past.account, None);
                 self.pasts.remove(place);
             } else if let Some(past) = self.pasts.get_mut(place) {
                 past.forget(self.now);
@@ -428,11 +488,9 @@ impl State {
         for place in levels.iter() {
             let plan = self.account_at(place).plan.and_then(|plan| policy.plan(plan));
             let Some(rule) = plan.and_then(|plan| plan.trust) else { continue };
-            if self.past(place).is_none() {
-                self.insert_past(Past::new(place, &rule));
-            }
-            let past = self.past_by_account.get(&place).and_then(|past| self.pasts.get_mut(*past));
-            let past = past.expect("it was made where it was missing");
+            let kept = self.past_by_account.get(place);
+            let kept = kept.unwrap_or_else(|| self.insert_past(Past::new(place, &rule)));
+            let past = self.pasts.get_mut(kept).expect("a past is where its account says");
             what(past.history_mut(&rule, feature, now), &rule, now);
         }
     }
@@ -704,7 +762,7 @@ mod tests {
             forgets.pasts.len() == 0
         });
         assert!(forgotten.is_some(), "it is never forgotten");
-        assert!(forgets.past_by_account.is_empty() && trust(forgets).is_none());
+        assert!(forgets.past(AccountPlace(1)).is_none() && trust(forgets).is_none());
         // As if nobody had looked for what has faded.
         assert_eq!(remembers.pasts.len(), 0);
         remembers.insert_past(past);
@@ -733,6 +791,6 @@ mod tests {
         }
         let each = State::PASTS_PER_STEP;
         assert_eq!(left, [accounts - each, accounts - 2 * each, 0, 0]);
-        assert!(state.past_by_account.is_empty());
+        assert_eq!(state.past_by_account.0.iter().find(|place| **place != PastByAccount::NONE), None);
     }
 }

@@ -52,11 +52,20 @@ pub(crate) async fn collect(headers: &HeaderMap, body: Body, bytes_max: usize) -
     Ok(if joined.is_empty() { first } else { joined.freeze() })
 }
 
-/// A client that is still sending does not read: what is left of the body is thrown away first,
-/// unless it is far too much or the client waits for a go-ahead.
-async fn refuse(headers: &HeaderMap, mut body: Body, bytes_max: usize) -> Problem {
+async fn refuse(headers: &HeaderMap, body: Body, bytes_max: usize) -> Problem {
     let detail = format!("the body has more than {bytes_max} bytes");
-    let mut problem = Problem::new(Kind::BodyTooLarge, detail);
+    let problem = Problem::new(Kind::BodyTooLarge, detail);
+    discard(problem, headers, body, bytes_max).await
+}
+
+/// A client that is still sending does not read: what is left of the body is thrown away before it is told the problem,
+/// unless it is far too much or the client waits for a go-ahead.
+pub(crate) async fn discard(
+    mut problem: Problem,
+    headers: &HeaderMap,
+    mut body: Body,
+    bytes_max: usize,
+) -> Problem {
     let mut patience = bytes_max.saturating_mul(DISCARD_FACTOR);
     if headers.contains_key(EXPECT) {
         problem.close();

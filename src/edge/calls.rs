@@ -81,6 +81,12 @@ calls! {
 }
 
 impl Call {
+    /// Whether it asks for work that has not begun: that is turned away first when the cluster is behind, so that what is
+    /// under way can be ended and the cluster be run.
+    pub(crate) fn is_new_work(self) -> bool {
+        matches!(self, Call::Admit | Call::AdmitBatch)
+    }
+
     /// Whether it may change anything, so that losing its answer leaves its outcome open.
     pub(crate) fn changes(self) -> bool {
         self.method() != Method::GET

@@ -29,8 +29,9 @@ pub(crate) const RETRY_AFTER_DEFAULT_S: u64 = 1;
 /// answer, as long as it is at most this many times the allowed size.
 pub(crate) const DISCARD_FACTOR: usize = 8;
 
-/// How many connections beyond the limit are told so at one time; more are closed unanswered.
-pub(crate) const REFUSALS_AT_ONCE_MAX: usize = 64;
+/// How many connections beyond the limit are waited for at one time until they have seen that they are refused; more are
+/// told, and closed at once.
+pub(crate) const FAREWELLS_AT_ONCE_MAX: usize = 64;
 
 /// Items in a page of a dataset, at most and where nothing is said.
 pub(crate) const ITEMS_PER_PAGE_MAX: usize = 1_000;

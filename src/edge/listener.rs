@@ -23,7 +23,7 @@ use tower::Service;
 
 use crate::edge::kind::Kind;
 use crate::edge::limits::{
-    ACCEPT_BACKOFF, CONNECTION_BUFFER_BYTES_MIN, REFUSAL_TIMEOUT, REFUSALS_AT_ONCE_MAX, duration,
+    ACCEPT_BACKOFF, CONNECTION_BUFFER_BYTES_MIN, FAREWELLS_AT_ONCE_MAX, REFUSAL_TIMEOUT, duration,
 };
 use crate::edge::metrics::count;
 use crate::edge::pace::{Pace, Paced};
@@ -69,7 +69,8 @@ impl Edge {
             router: router(Arc::clone(&shared)),
             tls,
             places: Arc::new(Semaphore::new(shared.limits.connections_max)),
-            refusals: Arc::new(Semaphore::new(REFUSALS_AT_ONCE_MAX)),
+            refusal: refusal(),
+            farewells: Arc::new(Semaphore::new(farewells(shared.limits.connections_max))),
             shared: Arc::clone(&shared),
         };
         tokio::pin!(stop);
@@ -104,7 +105,9 @@ struct Front {
     router: Router,
     tls: Option<TlsAcceptor>,
     places: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
+    /// What a connection is told for which there is no room.
+    refusal: Vec<u8>,
+    farewells: Arc<Semaphore>,
     shared: Arc<Shared>,
 }
 
@@ -127,16 +130,27 @@ impl Front {
         count(&metrics.refused);
         tracing::debug!(%peer, "a connection beyond the limit");
         // Over TLS nothing can be said without the handshake that there is no room for.
-        if self.tls.is_none()
-            && let Ok(refusal) = Arc::clone(&self.refusals).try_acquire_owned()
-        {
-            connections.spawn(refuse(stream, refusal));
+        if self.tls.is_some() {
+            return;
+        }
+        // The buffer of a new connection takes all of it, so that everybody is told at once, however many they are.
+        if let Err(error) = rustix::io::write(&stream, &self.refusal) {
+            tracing::debug!(%peer, %error, "a refused connection went away");
+            return;
+        }
+        if let Ok(farewell) = Arc::clone(&self.farewells).try_acquire_owned() {
+            connections.spawn(close(stream, farewell));
         }
     }
 }
 
-/// Says that there is no room, waits for the client to have seen it, and closes.
-async fn refuse(mut stream: TcpStream, refusal: OwnedSemaphorePermit) {
+/// How many refused connections are waited for: few beside those that are served, since each is an open file.
+fn farewells(connections_max: usize) -> usize {
+    (connections_max / 4).clamp(1, FAREWELLS_AT_ONCE_MAX)
+}
+
+/// What a connection is told for which there is no room.
+fn refusal() -> Vec<u8> {
     let mut problem = Problem::new(Kind::Overloaded, "the node has all the connections that it takes");
     problem.close();
     let answer = problem.into_answer();
@@ -150,18 +164,22 @@ async fn refuse(mut stream: TcpStream, refusal: OwnedSemaphorePermit) {
     }
     text.extend_from_slice(b"\r\n");
     text.extend_from_slice(&answer.body);
-    let farewell = async {
-        stream.write_all(&text).await?;
+    text
+}
+
+/// Waits for the client to have seen what it was told, and closes: to close with bytes unread would take the answer back
+/// out of the client's hands.
+async fn close(mut stream: TcpStream, farewell: OwnedSemaphorePermit) {
+    let closing = async {
         stream.shutdown().await?;
-        // Closing with bytes unread would take the answer back out of the client's hands.
         let mut discarded = [0; 1_024];
         while stream.read(&mut discarded).await? > 0 {}
         io::Result::Ok(())
     };
-    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL_TIMEOUT, farewell).await {
+    if let Ok(Err(error)) = tokio::time::timeout(REFUSAL_TIMEOUT, closing).await {
         tracing::debug!(%error, "a refused connection went away");
     }
-    drop(refusal);
+    drop(farewell);
 }
 
 struct Connection {

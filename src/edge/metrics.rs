@@ -72,6 +72,8 @@ pub(crate) struct Metrics {
     requests: Requests,
     /// Requests that no call matches.
     unrouted: AtomicU64,
+    /// Requests that were turned away since too much waited already.
+    pub(crate) turned_away: AtomicU64,
     durations: [AtomicU64; DURATION_BUCKETS_US.len() + 1],
     durations_sum_us: AtomicU64,
     admitted: AtomicU64,
@@ -230,6 +232,13 @@ impl Metrics {
             "counter",
             "Requests that no call matches.",
             read(&self.unrouted),
+        )?;
+        single(
+            text,
+            "quorate_http_turned_away_total",
+            "counter",
+            "Requests that were turned away unread, since too much waited to be decided.",
+            read(&self.turned_away),
         )?;
 
         family(

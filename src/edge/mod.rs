@@ -24,6 +24,7 @@ mod cluster;
 mod datasets;
 mod dedupe;
 mod fact_reads;
+pub(crate) mod fuzzing;
 mod headers;
 pub mod hindsight;
 mod kind;

@@ -29,6 +29,10 @@ pub(crate) const SAVED_EVERY: Duration = Duration::from_secs(5);
 /// Id, incarnation and writes.
 const SIGHTING_BYTES: usize = 24;
 
+/// How many nodes are known, at most: each call carries all of them in its head, which has a bound. Ids are used up one for
+/// each node that ever joined, so that only who makes them up comes near it.
+const KNOWN_MAX: usize = 128;
+
 /// One node's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Sighting {
@@ -62,10 +66,13 @@ impl Sightings {
         sightings.collect::<Option<_>>().map(Sightings)
     }
 
-    /// Adds nodes that are not in it, and raises what was heard of those that are. What is told of
-    /// another disk under the same id changes nothing: who was first stays.
+    /// Adds nodes that are not in it, as long as there is room, and raises what was heard of those that are. What is told
+    /// of another disk under the same id changes nothing: who was first stays.
     fn merge(&mut self, told: &Sightings) {
         for (node, seen) in &told.0 {
+            if self.0.len() >= KNOWN_MAX && !self.0.contains_key(node) {
+                continue;
+            }
             let known = self.0.entry(*node).or_insert(*seen);
             if known.incarnation == seen.incarnation {
                 known.writes = known.writes.max(seen.writes);
@@ -108,7 +115,13 @@ impl Acquaintances {
         })
     }
 
-    /// Whether this is the disk that was first met under this id; it is met now if none was.
+    /// Whether there is no room to meet this node, and it was not met before.
+    pub(crate) fn is_full_for(&self, node: u64) -> bool {
+        let known = self.known();
+        known.0.len() >= KNOWN_MAX && !known.0.contains_key(&node)
+    }
+
+    /// Whether this is the disk that was first met under this id; it is met now if none was and there is room.
     /// A first meeting is durable on return.
     pub(crate) fn recognise(&self, node: u64, incarnation: u64) -> Result<bool, StorageError> {
         let met = |known: &Sightings| known.0.get(&node).map(|known| known.incarnation == incarnation);
@@ -124,7 +137,7 @@ impl Acquaintances {
     pub(crate) fn learn(&self, told: &Sightings) -> Result<(), StorageError> {
         {
             let mut known = self.known();
-            if told.0.keys().all(|node| known.0.contains_key(node)) {
+            if known.0.len() >= KNOWN_MAX || told.0.keys().all(|node| known.0.contains_key(node)) {
                 known.merge(told);
                 return Ok(());
             }
@@ -168,7 +181,7 @@ impl Acquaintances {
     }
 }
 
-fn read(bytes: &[u8]) -> Result<Sightings, record::RecordError> {
+pub(crate) fn read(bytes: &[u8]) -> Result<Sightings, record::RecordError> {
     match record::version(bytes) {
         Some(1) => {
             let met: BTreeMap<u64, u64> = record::read(bytes, Kind::Acquaintances, 1)?;
@@ -228,6 +241,23 @@ mod tests {
         assert_eq!(writes(&acquaintances, 4), None, "nobody is met by a number");
         acquaintances.save().expect("it saves");
         assert_eq!(writes(&Acquaintances::load(&path).expect("it loads"), 2), Some(9));
+    }
+
+    #[test]
+    fn nodes_that_are_made_up_take_no_more_than_the_room_there_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("known");
+        let acquaintances = Acquaintances::load(&path).expect("it loads");
+        assert!(acquaintances.recognise(2, 77).expect("it saves"));
+        let crowd = (1_000..2_000).map(|node| (node, Sighting { incarnation: 1, writes: 0 }));
+        acquaintances.learn(&Sightings(crowd.collect())).expect("it saves");
+        assert_eq!(acquaintances.sightings().0.len(), KNOWN_MAX);
+        assert!(acquaintances.is_full_for(3) && !acquaintances.is_full_for(2));
+        assert!(!acquaintances.recognise(3, 78).expect("there is no room"));
+        assert!(acquaintances.recognise(2, 77).expect("it is known"));
+        acquaintances.learn(&seen(2, 77, 9)).expect("nothing to save");
+        assert_eq!(writes(&acquaintances, 2), Some(9));
+        assert_eq!(Acquaintances::load(&path).expect("it loads").sightings().0.len(), KNOWN_MAX);
     }
 
     #[test]

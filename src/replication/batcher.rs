@@ -24,10 +24,11 @@ use crate::replication::entry::Proposal;
 use crate::replication::peer::client::{CallError, Peers, duration};
 use crate::replication::peer::wire::{ProposeAnswer, path};
 use crate::replication::record;
+use crate::replication::seldom::Seldom;
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::TimeKeeper;
 use crate::replication::types::{Callback, Raft, TypeConfig};
-use crate::replication::waiting::{Failure, Group, Origin, Refusal, Waiting};
+use crate::replication::waiting::{Failure, Group, Origin, Refusal, Room, Waiting};
 use crate::units::Millis;
 
 pub(crate) struct Batcher {
@@ -42,11 +43,18 @@ pub(crate) struct Batcher {
     entries_in_flight: AtomicUsize,
     forwards_in_flight: AtomicUsize,
     idle: Notify,
+    told_refused: Seldom,
+    told_failed: Seldom,
 }
+
+/// How many entries' requests may wait for however long without more being turned away: they will soon be decided.
+const ENTRIES_WAITING_MIN: usize = 2;
 
 #[derive(Default)]
 struct Queue {
     waiting: Waiting,
+    /// Whether this node knows of a leader.
+    led: bool,
     /// After a leader turned something away: not to ask it again before this.
     paused_until: Option<Instant>,
 }
@@ -93,24 +101,62 @@ impl Batcher {
             entries_in_flight: AtomicUsize::new(0),
             forwards_in_flight: AtomicUsize::new(0),
             idle: Notify::new(),
+            told_refused: Seldom::default(),
+            told_failed: Seldom::default(),
         })
     }
 
-    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`.
+    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`, or a retry's pause
+    /// later when an attempt is still under way then: what it tells is better than that nobody knows.
     pub(crate) async fn submit(
         &self,
         proposal: Proposal,
         origin: Origin,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, answer) =
-            self.queue().waiting.enqueue(proposal, origin, self.limits.waiting_requests_max)?;
+        let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
+        self.submit_where(proposal, origin, Some(Room { requests, bytes }), deadline).await
+    }
+
+    /// The same for the rest of what is decided in part: it is taken however much waits, since to refuse it would
+    /// leave the outcome of the whole open.
+    pub(crate) async fn submit_rest(
+        &self,
+        proposal: Proposal,
+        deadline: Instant,
+    ) -> Result<Vec<Reply>, Refusal> {
+        self.submit_where(proposal, Origin::Here, None, deadline).await
+    }
+
+    async fn submit_where(
+        &self,
+        proposal: Proposal,
+        origin: Origin,
+        room: Option<Room>,
+        deadline: Instant,
+    ) -> Result<Vec<Reply>, Refusal> {
+        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, Instant::now())?;
         self.wake.notify_one();
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Refusal::Unknown("consensus stopped on this node")),
-            Err(_) => Err(self.queue().waiting.expire(id)),
+        for deadline in [deadline, deadline + duration(self.timing.retry_pause)] {
+            match tokio::time::timeout_at(deadline, &mut answer).await {
+                Ok(Ok(answer)) => return answer,
+                Ok(Err(_)) => return Err(Refusal::Unknown("consensus stopped on this node")),
+                Err(_) => {
+                    if let Some(refusal) = self.queue().waiting.expire(id) {
+                        return Err(refusal);
+                    }
+                }
+            }
         }
+        Err(Refusal::Unknown("no answer in time"))
+    }
+
+    /// Whether new work should be turned away, since what waits here already waits for too long. While there is no
+    /// leader it is not: then waiting has another reason, and ends at once when there is one.
+    pub(crate) fn is_behind(&self) -> bool {
+        let queue = self.queue();
+        let requests = ENTRIES_WAITING_MIN * self.limits.entry_requests_max;
+        queue.led && queue.waiting.is_behind(Instant::now(), duration(self.timing.waiting_max), requests)
     }
 
     /// Forwards or proposes what waits, until the task is ended.
@@ -121,7 +167,9 @@ impl Batcher {
             let current = metrics.borrow_and_update().current_leader;
             if current != leader {
                 leader = current;
-                self.queue().paused_until = None;
+                let mut queue = self.queue();
+                queue.paused_until = None;
+                queue.led = leader.is_some();
             }
             // What has arrived but was not read yet may join the group: one turn of the runtime reads it.
             tokio::task::yield_now().await;
@@ -270,6 +318,9 @@ impl Batcher {
         let answer = answer.and_then(|answer| {
             record::decode(&answer).map_err(|source| CallError::Unreadable { node: leader, source })
         });
+        if let Err(error) = &answer {
+            self.say(leader, error);
+        }
         match forwarded(leader, answer) {
             Ok(replies) => group.answer(replies),
             Err(failure) => {
@@ -277,6 +328,26 @@ impl Batcher {
                     self.pause();
                 }
                 self.give_back(group, failure);
+            }
+        }
+    }
+
+    /// Says why a group was not forwarded, seldom: as many are tried as there are requests.
+    fn say(&self, leader: u64, error: &CallError) {
+        let now = Instant::now();
+        let error_shown = error as &(dyn std::error::Error + 'static);
+        match error {
+            // The leader has changed, or will: this is no news.
+            CallError::NotSent { .. } | CallError::Silent { .. } => {}
+            CallError::Refused { .. } => {
+                if let Some(unsaid) = self.told_refused.due(now) {
+                    tracing::warn!(leader, error = error_shown, unsaid, "forwarding was refused");
+                }
+            }
+            CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. } => {
+                if let Some(unsaid) = self.told_failed.due(now) {
+                    tracing::warn!(leader, error = error_shown, unsaid, "forwarding failed");
+                }
             }
         }
     }
@@ -330,14 +401,8 @@ fn forwarded(leader: u64, answer: Result<ProposeAnswer, CallError>) -> Result<Ve
         Ok(ProposeAnswer::Unknown) => Failure::PerhapsAppended("the leader could not finish it"),
         Err(CallError::NotSent { .. } | CallError::Silent { .. }) => Failure::NotAppended,
         // It is a stranger there, or speaks of another cluster: asking again changes nothing.
-        Err(error @ CallError::Refused { .. }) => {
-            tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding was refused");
-            Failure::Refused(Refusal::NotLeader)
-        }
-        Err(
-            error @ (CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. }),
-        ) => {
-            tracing::warn!(leader, error = &error as &dyn std::error::Error, "forwarding failed");
+        Err(CallError::Refused { .. }) => Failure::Refused(Refusal::NotLeader),
+        Err(CallError::Failed { .. } | CallError::TimedOut { .. } | CallError::Unreadable { .. }) => {
             Failure::PerhapsAppended("the connection to the leader broke")
         }
     })

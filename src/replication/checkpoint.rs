@@ -26,7 +26,7 @@ use crate::replication::trees::Trees;
 use crate::replication::types::{Position, Roster, RosterError, SnapshotMeta, StoredMembership};
 
 pub(crate) const MANIFEST_VERSION: u8 = 1;
-const CHUNK_VERSION: u8 = 2;
+pub(crate) const CHUNK_VERSION: u8 = 2;
 /// Records are gathered until a chunk has this many bytes.
 const CHUNK_BYTES: usize = 64 * 1024;
 /// Chunks that are decoded and wait to become a part of the state, at most.
@@ -52,6 +52,21 @@ pub(crate) struct Manifest {
 }
 
 impl Manifest {
+    /// One of a checkpoint that nobody has.
+    pub(crate) fn example(last: Position, roster: Roster) -> Manifest {
+        let (serial, chunks, records, bytes) = (3, 1, 9, 1_000);
+        Manifest {
+            serial,
+            last: Some(last),
+            roster_at: Some(last),
+            roster,
+            chunks,
+            records,
+            bytes,
+            sha256: [7; 32],
+        }
+    }
+
     pub(crate) fn meta(&self) -> Result<SnapshotMeta, RosterError> {
         let membership = self.roster.clone().into_membership()?;
         Ok(SnapshotMeta {
@@ -200,7 +215,7 @@ impl CheckpointStore {
         let (decoded, to_push) = mpsc::sync_channel::<Vec<Record>>(DECODED_CHUNKS_MAX);
         std::thread::scope(|scope| {
             let decoder = scope.spawn(move || self.decode(manifest, &decoded));
-            let mut restore = Restore::default();
+            let mut restore = Restore::with_room(manifest.bytes);
             let pushed = to_push.iter().flatten().try_for_each(|record| restore.push(record));
             // What still waits to be taken would have the decoder wait for ever.
             drop(to_push);
@@ -331,6 +346,16 @@ impl<S: Deref<Target = CheckpointStore>> Incoming<S> {
         self.chunks += 1;
         self.bytes += chunk.len() as u64;
         Ok(())
+    }
+
+    /// The same, if the checkpoint that is announced by `manifest` has one more: nobody fills the disk with others.
+    pub(crate) fn push_of(&mut self, manifest: &Manifest, chunk: &[u8]) -> Result<(), StorageError> {
+        let bytes = self.bytes.saturating_add(chunk.len() as u64);
+        if self.chunks >= manifest.chunks || bytes > manifest.bytes {
+            let what = format!("a checkpoint has more than its {} chunks", manifest.chunks);
+            return Err(StorageError::inconsistent(&self.store.path, what));
+        }
+        self.push(chunk)
     }
 
     /// Checks what is on disk against `manifest`, and makes it a checkpoint. Durable on return.

@@ -4,7 +4,7 @@
 //! (`entry`), or forwards it to the leader. openraft agrees on entries; `log` makes them durable on
 //! sled, `peer` carries them between nodes, `machine` applies them to the decision core's state,
 //! `checkpoint` lets the log be cut, `facts` keeps what applying leaves for good. `clock` and `time` give entries their time, `read` makes
-//! reads as fresh as the moment they were asked, `membership` changes who takes part. `identity`,
+//! reads as fresh as the moment they were asked, `membership` changes who takes part. What may happen often is said by `seldom`. `identity`,
 //! `acquaintances` and `record` keep a disk from being taken for what it is not.
 //!
 //! **Architecture invariant:** only this module names openraft, sled, bincode and tonic. It knows
@@ -20,6 +20,7 @@ mod clock;
 mod entry;
 mod error;
 mod facts;
+pub(crate) mod fuzzing;
 mod heard;
 mod hush;
 mod identity;
@@ -31,6 +32,7 @@ mod peer;
 mod read;
 mod record;
 mod replica;
+mod seldom;
 mod settings;
 #[cfg(test)]
 mod simulation;

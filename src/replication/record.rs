@@ -15,11 +15,20 @@ use serde::de::{Deserialize, DeserializeOwned};
 const MAGIC: [u8; 4] = *b"QRTE";
 /// Magic, kind, version, two bytes of zero, length of the body, CRC-32C of all the rest.
 pub(crate) const HEADER_BYTES: usize = 16;
-/// No single value is larger; a decoder refuses before it allocates more.
-const DECODE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// No single value is larger when it is encoded.
+const ENCODED_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// What an encoded byte can stand for, in the bytes that the decoder counts: it counts a number by its width, however
+/// short it is written, and the widest have 16.
+const COUNTED_BYTES_A_BYTE: usize = 16;
+/// An encoding of at most so many bytes is decoded within a bound of its own, so that the few bytes of most messages
+/// never make room for many.
+const SMALL_BYTES: usize = 64 * 1024;
 
-const CONFIG: Configuration<LittleEndian, Varint, Limit<DECODE_BYTES_MAX>> =
-    bincode::config::standard().with_limit::<DECODE_BYTES_MAX>();
+type Bounded<const BYTES_MAX: usize> = Configuration<LittleEndian, Varint, Limit<BYTES_MAX>>;
+
+/// A decoder refuses before it makes room for more than this.
+const SMALL: Bounded<{ COUNTED_BYTES_A_BYTE * SMALL_BYTES }> = bincode::config::standard().with_limit();
+const LARGE: Bounded<{ COUNTED_BYTES_A_BYTE * ENCODED_BYTES_MAX }> = bincode::config::standard().with_limit();
 
 /// What an envelope holds. A number once given is never given to anything else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,7 +168,7 @@ pub(crate) fn encode_into<T: Serialize>(value: &T, buffer: &mut Vec<u8>) -> Resu
 
 /// Writes the encoding of `value`, without an envelope.
 pub(crate) fn encode_to<T: Serialize>(value: &T, sink: &mut impl std::io::Write) -> Result<(), RecordError> {
-    bincode::serde::encode_into_std_write(value, sink, CONFIG)?;
+    bincode::serde::encode_into_std_write(value, sink, LARGE)?;
     Ok(())
 }
 
@@ -172,7 +181,7 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, RecordError> {
 
 /// Decodes exactly one value that borrows from `bytes`.
 pub(crate) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, RecordError> {
-    let (value, used) = bincode::serde::borrow_decode_from_slice(bytes, CONFIG)?;
+    let (value, used) = decode_front(bytes)?;
     if used != bytes.len() {
         return Err(RecordError::Trailing(bytes.len() - used));
     }
@@ -181,7 +190,11 @@ pub(crate) fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, Recor
 
 /// Decodes a value from the front of `bytes`; returns it and how many bytes it took.
 pub(crate) fn decode_front<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, usize), RecordError> {
-    Ok(bincode::serde::borrow_decode_from_slice(bytes, CONFIG)?)
+    match bytes.len() {
+        ..=SMALL_BYTES => Ok(bincode::serde::borrow_decode_from_slice(bytes, SMALL)?),
+        ..=ENCODED_BYTES_MAX => Ok(bincode::serde::borrow_decode_from_slice(bytes, LARGE)?),
+        actual => Err(RecordError::Length { expected: ENCODED_BYTES_MAX, actual }),
+    }
 }
 
 #[cfg(test)]
@@ -193,6 +206,26 @@ mod tests {
         let record = write(Kind::Identity, 1, &("name", 7u64)).expect("it encodes");
         let (name, number): (String, u64) = read(&record, Kind::Identity, 1).expect("it reads");
         assert_eq!((name.as_str(), number), ("name", 7));
+    }
+
+    #[test]
+    fn decodes_whatever_it_encoded_however_short_the_numbers_are() {
+        for count in [SMALL_BYTES - 10, SMALL_BYTES + 10, 12_000_000] {
+            let numbers = vec![1u64; count];
+            let encoded = encode(&numbers).expect("it encodes");
+            assert!(decode::<Vec<u64>>(&encoded).expect("it decodes") == numbers, "{count} numbers");
+        }
+    }
+
+    #[test]
+    fn a_length_that_is_only_claimed_makes_no_room() {
+        // A text of 2 MiB, of which three bytes are there.
+        let claimed = [&[252, 0, 0, 32, 0][..], b"abc"].concat();
+        let refused = decode::<String>(&claimed).expect_err("it is cut");
+        assert!(
+            matches!(refused, RecordError::Decode(bincode::error::DecodeError::LimitExceeded)),
+            "{refused:?}"
+        );
     }
 
     #[test]

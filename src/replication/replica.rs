@@ -2,20 +2,23 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+use std::time::Duration;
 
+use futures_util::Stream;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::storage::RaftLogStorage;
 use openraft::type_config::TypeConfigExt;
 use openraft::{Config, SnapshotPolicy};
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{ClientTlsConfig, Server, ServerTlsConfig};
 
 use crate::decision::reply::Reply;
@@ -40,6 +43,7 @@ use crate::replication::machine::{Applied, Machine, Progress, Shared, off_the_ru
 use crate::replication::marks::Frozen;
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::{FRAME_BYTES, Network, Peers, duration};
+use crate::replication::peer::entrance::{Entrance, Visitor};
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
@@ -157,8 +161,8 @@ impl Replica {
             None => (None, None),
         };
         let listen_error = |source| StartError::Listen { address: settings.peer_listen, source };
-        let incoming =
-            TcpIncoming::bind(settings.peer_listen).map_err(listen_error)?.with_nodelay(Some(true));
+        let incoming = TcpListener::bind(settings.peer_listen).await.map_err(listen_error)?;
+        let incoming = Entrance::new(server_tls.is_some()).incoming(incoming);
 
         let failure = Failure::new();
         let writes = WriteCount::recovered(&recovered);
@@ -306,10 +310,12 @@ impl Replica {
         &self,
         service: PeerService,
         tls: Option<ServerTlsConfig>,
-        incoming: TcpIncoming,
+        incoming: impl Stream<Item = io::Result<Visitor>> + Send + 'static,
     ) -> Result<(), StartError> {
         let mut server = Server::builder()
-            .tcp_nodelay(true)
+            .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(PEER_PROBE))
+            .http2_keepalive_timeout(Some(PEER_PROBE))
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES)
             .max_frame_size(FRAME_BYTES);
@@ -342,10 +348,11 @@ impl Replica {
         let deadline = started + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
-        let submit = |part| self.0.batcher.submit(part, Origin::Here, deadline);
-        let mut replies = submit(first).await.map_err(|refusal| self.propose_error(refusal, started))?;
+        let decided = self.0.batcher.submit(first, Origin::Here, deadline).await;
+        let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
         for part in parts {
-            let more = submit(part).await.map_err(|refusal| match self.propose_error(refusal, started) {
+            let more = self.0.batcher.submit_rest(part, deadline).await;
+            let more = more.map_err(|refusal| match self.propose_error(refusal, started) {
                 ProposeError::Fatal(error) => ProposeError::Fatal(error),
                 _ => ProposeError::OutcomeUnknown { reason: "a part of the requests was not decided" },
             })?;
@@ -358,6 +365,12 @@ impl Replica {
     #[cfg(test)]
     pub(super) fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    /// Whether more waits here to be decided than will be decided soon. Who brings new work is then better turned away
+    /// before any of it is read.
+    pub fn is_behind(&self) -> bool {
+        self.0.batcher.is_behind()
     }
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.
@@ -652,6 +665,11 @@ impl Replica {
 
 /// How many bytes a peer may send before this node has taken them.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// How many calls of a peer may be under way on one connection.
+const CALLS_PER_CONNECTION_MAX: u32 = 256;
+/// How often a connection on which a peer says nothing is probed, and how long it may then stay silent. The peer's own
+/// probes come more often; this ends what it has forgotten.
+const PEER_PROBE: Duration = Duration::from_secs(10);
 
 fn waited_ms(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX)

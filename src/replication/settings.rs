@@ -74,6 +74,8 @@ pub struct Timing {
     pub propose_max: Span,
     /// How long a linearizable read may take.
     pub read_max: Span,
+    /// When the first of those that wait has waited for so long, and many are behind it, new work is turned away.
+    pub waiting_max: Span,
     /// How long to wait before a proposal that no leader took is offered again.
     pub retry_pause: Span,
     /// Replicated time moves at least this often when there is a leader.
@@ -101,6 +103,7 @@ impl Default for Timing {
             keep_alive: Span(1_000),
             propose_max: Span(5_000),
             read_max: Span(5_000),
+            waiting_max: Span(250),
             retry_pause: Span(20),
             tick: Span(1_000),
             clock_sample: Span(1_000),
@@ -126,6 +129,8 @@ pub struct Limits {
     pub forwards_in_flight_max: usize,
     /// How many requests wait on one node before more are turned away.
     pub waiting_requests_max: usize,
+    /// How much memory those that wait may take, in bytes.
+    pub waiting_bytes_max: usize,
     /// Log entries in one message to a follower, in bytes (at least one entry is sent).
     pub append_bytes_max: usize,
     /// Log entries kept in memory for readers, in bytes.
@@ -185,6 +190,7 @@ impl Default for Limits {
             entries_in_flight_max: 1,
             forwards_in_flight_max: 2,
             waiting_requests_max: 65_536,
+            waiting_bytes_max: 64 * 1024 * 1024,
             append_bytes_max: 1024 * 1024,
             tail_bytes_max: 32 * 1024 * 1024,
             group_bytes_max: 1024 * 1024,

@@ -9,8 +9,10 @@
 //! message; and the queue has a bound.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::decision::reply::Reply;
 use crate::replication::entry::{Asks, Batch, Proposal};
@@ -56,10 +58,18 @@ pub(crate) enum Failure {
 /// Resolves with the replies, or with why there are none.
 pub(crate) type Answer = oneshot::Receiver<Result<Vec<Reply>, Refusal>>;
 
+/// How much may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Room {
+    pub(crate) requests: usize,
+    pub(crate) bytes: usize,
+}
+
 #[derive(Default)]
 pub(crate) struct Waiting {
     waiters: VecDeque<Waiter>,
     requests: usize,
+    bytes: usize,
     next_id: u64,
     closed: bool,
 }
@@ -73,6 +83,7 @@ struct Waiter {
 struct Caller {
     id: u64,
     origin: Origin,
+    since: Instant,
     /// It was offered before, and nobody knows what became of that.
     perhaps_appended: bool,
     answer: oneshot::Sender<Result<Vec<Reply>, Refusal>>,
@@ -119,26 +130,48 @@ impl Caller {
 }
 
 impl Waiting {
-    /// Puts a proposal behind those that wait. Returns its id and where its answer comes.
+    /// Puts a proposal behind those that wait, from this moment on. Returns its id and where its answer
+    /// comes. Without a room it is taken however many wait.
     pub(crate) fn enqueue(
         &mut self,
         proposal: Proposal,
         origin: Origin,
-        requests_max: usize,
+        room: Option<Room>,
+        now: Instant,
     ) -> Result<(u64, Answer), Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        if self.requests + proposal.len() > requests_max {
+        let is_full = |room: Room| {
+            self.requests + proposal.len() > room.requests || self.bytes + proposal.bytes() > room.bytes
+        };
+        if room.is_some_and(is_full) {
             return Err(Refusal::Overloaded);
         }
         let (answer, answered) = oneshot::channel();
         let id = self.next_id;
         self.next_id += 1;
-        self.requests += proposal.len();
-        let caller = Caller { id, origin, perhaps_appended: false, answer };
+        self.count(&proposal);
+        let caller = Caller { id, origin, since: now, perhaps_appended: false, answer };
         self.waiters.push_back(Waiter { proposal, caller });
         Ok((id, answered))
+    }
+
+    fn count(&mut self, proposal: &Proposal) {
+        self.requests += proposal.len();
+        self.bytes += proposal.bytes();
+    }
+
+    fn discount(&mut self, proposal: &Proposal) {
+        self.requests -= proposal.len();
+        self.bytes -= proposal.bytes();
+    }
+
+    /// Whether so much waits, and for so long, that more would only wait longer: the first for longer than
+    /// `waited_max`, and more than so many requests.
+    pub(crate) fn is_behind(&self, now: Instant, waited_max: Duration, requests: usize) -> bool {
+        let first = self.waiters.front().filter(|_| self.requests > requests);
+        first.is_some_and(|first| now.saturating_duration_since(first.caller.since) > waited_max)
     }
 
     /// Takes no more.
@@ -150,14 +183,13 @@ impl Waiting {
         self.waiters.is_empty()
     }
 
-    /// What is said to a caller whose time is over. It waits no more.
-    pub(crate) fn expire(&mut self, id: u64) -> Refusal {
-        let place = self.waiters.iter().position(|waiter| waiter.caller.id == id);
-        let Some(waiter) = place.and_then(|place| self.waiters.remove(place)) else {
-            return Refusal::Unknown("no answer in time");
-        };
-        self.requests -= waiter.proposal.len();
-        waiter.caller.truth_of(Refusal::Expired)
+    /// What is said to a caller whose time is over, if it waits here; it then waits no more. None: its
+    /// request is under way, and nobody knows yet.
+    pub(crate) fn expire(&mut self, id: u64) -> Option<Refusal> {
+        let place = self.waiters.iter().position(|waiter| waiter.caller.id == id)?;
+        let waiter = self.waiters.remove(place)?;
+        self.discount(&waiter.proposal);
+        Some(waiter.caller.truth_of(Refusal::Expired))
     }
 
     /// As many waiters from the front as fit one entry, and their replies one message, with their
@@ -171,7 +203,7 @@ impl Waiting {
                 break;
             }
             let Some(Waiter { proposal, caller }) = self.waiters.pop_front() else { break };
-            self.requests -= proposal.len();
+            self.discount(&proposal);
             if caller.answer.is_closed() {
                 continue;
             }
@@ -204,7 +236,7 @@ impl Waiting {
             }
         }
         for waiter in returned.into_iter().rev() {
-            self.requests += waiter.proposal.len();
+            self.count(&waiter.proposal);
             self.waiters.push_front(waiter);
         }
     }
@@ -218,7 +250,7 @@ impl Waiting {
             self.waiters.drain(..).partition(|waiter| waiter.caller.origin == Origin::Here);
         self.waiters = here;
         for Waiter { proposal, caller } in peers {
-            self.requests -= proposal.len();
+            self.discount(&proposal);
             caller.refuse(Refusal::NotLeader);
         }
     }
@@ -272,7 +304,7 @@ mod tests {
     use crate::decision::command::{Command, Key, Request, Stamp};
     use crate::decision::reply::Outcome;
 
-    const ROOM: usize = 100;
+    const ROOM: Room = Room { requests: 100, bytes: 100_000 };
 
     fn proposal(key: Option<&str>) -> Proposal {
         let mut proposal = Proposal::new();
@@ -282,7 +314,7 @@ mod tests {
     }
 
     fn wait_for(waiting: &mut Waiting, key: Option<&str>, origin: Origin) -> (u64, Answer) {
-        waiting.enqueue(proposal(key), origin, ROOM).expect("there is room")
+        waiting.enqueue(proposal(key), origin, Some(ROOM), Instant::now()).expect("there is room")
     }
 
     fn group(waiting: &mut Waiting) -> Group {
@@ -306,7 +338,7 @@ mod tests {
     /// Every way to hear that nothing was appended; of one request that is in the queue, under this id.
     type End = (&'static str, fn(&mut Waiting, u64) -> Option<Refusal>, Refusal);
     const ENDS: [End; 5] = [
-        ("its time is over", |waiting, id| Some(waiting.expire(id)), Refusal::Expired),
+        ("its time is over", |waiting, id| waiting.expire(id), Refusal::Expired),
         ("the leader has too much", |waiting, _| end(waiting, Refusal::Overloaded), Refusal::Overloaded),
         ("this node is no member", |waiting, _| end(waiting, Refusal::NotLeader), Refusal::NotLeader),
         ("the node stops", |waiting, _| end(waiting, Refusal::Closed), Refusal::Closed),
@@ -315,7 +347,7 @@ mod tests {
             |waiting, id| {
                 let group = group(waiting);
                 waiting.give_back(group, Failure::NotAppended);
-                Some(waiting.expire(id))
+                waiting.expire(id)
             },
             Refusal::Expired,
         ),
@@ -351,12 +383,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_under_way_at_its_deadline_is_unknown() {
+    fn what_is_under_way_at_its_deadline_is_not_known_yet() {
         let mut waiting = Waiting::default();
         let (id, _answer) = wait_for(&mut waiting, Some("k"), Origin::Here);
         let under_way = group(&mut waiting);
-        assert!(matches!(waiting.expire(id), Refusal::Unknown(_)));
-        drop(under_way);
+        assert_eq!(waiting.expire(id), None);
+        waiting.give_back(under_way, Failure::NotAppended);
+        assert_eq!(waiting.expire(id), Some(Refusal::Expired), "the attempt has told a moment later");
     }
 
     #[test]
@@ -404,12 +437,45 @@ mod tests {
         assert_eq!(keys(&taken), ["here"]);
         waiting.give_back(taken, Failure::NotAppended);
         assert_eq!(waiting.requests, 1);
-        let full = waiting.enqueue(proposal(None), Origin::Here, 1);
+        let room = Some(Room { requests: 1, ..ROOM });
+        let full = waiting.enqueue(proposal(None), Origin::Here, room, Instant::now());
         assert_eq!(full.map(|_| ()), Err(Refusal::Overloaded));
-        assert_eq!(waiting.expire(id), Refusal::Expired);
-        assert_eq!(waiting.requests, 0);
+        assert_eq!(waiting.expire(id), Some(Refusal::Expired));
+        assert_eq!((waiting.requests, waiting.bytes), (0, 0));
         waiting.close();
-        let closed = waiting.enqueue(proposal(None), Origin::Here, ROOM);
+        let closed = waiting.enqueue(proposal(None), Origin::Here, Some(ROOM), Instant::now());
         assert_eq!(closed.map(|_| ()), Err(Refusal::Closed));
+    }
+
+    #[test]
+    fn what_is_too_large_for_the_room_is_refused_and_what_has_begun_is_not() {
+        let mut waiting = Waiting::default();
+        let bytes = proposal(None).bytes();
+        let room = Some(Room { requests: 10, bytes: bytes + 1 });
+        let now = Instant::now();
+        let (_, _first) = waiting.enqueue(proposal(None), Origin::Here, room, now).expect("there is room");
+        let second = waiting.enqueue(proposal(None), Origin::Here, room, now);
+        assert_eq!(second.map(|_| ()), Err(Refusal::Overloaded), "two are more bytes than there is room for");
+        let (_, _rest) = waiting.enqueue(proposal(None), Origin::Here, None, now).expect("it has begun");
+        assert_eq!((waiting.requests, waiting.bytes), (2, 2 * bytes));
+        group(&mut waiting);
+        assert_eq!((waiting.requests, waiting.bytes), (0, 0));
+    }
+
+    #[test]
+    fn it_is_behind_when_the_first_has_waited_for_long_and_many_are_behind_it() {
+        let mut waiting = Waiting::default();
+        let begun = Instant::now();
+        let (most, longer) = (Duration::from_millis(250), begun + Duration::from_millis(251));
+        assert!(!waiting.is_behind(longer, most, 0), "nobody waits");
+        let (_, _first) = waiting.enqueue(proposal(Some("1")), Origin::Here, None, begun).expect("taken");
+        let (_, _second) = waiting.enqueue(proposal(Some("2")), Origin::Here, None, longer).expect("taken");
+        assert!(waiting.is_behind(longer, most, 1));
+        assert!(!waiting.is_behind(longer, most, 2), "the next entry takes all of them");
+        assert!(!waiting.is_behind(begun + most, most, 1));
+        let under_way = group(&mut waiting);
+        assert!(!waiting.is_behind(longer, most, 0));
+        waiting.give_back(under_way, Failure::NotAppended);
+        assert!(waiting.is_behind(longer, most, 1), "what is offered again has waited since it came");
     }
 }

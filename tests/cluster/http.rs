@@ -12,6 +12,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
+    /// The status line and the headers, in lower case.
+    pub head: String,
     pub body: Value,
 }
 
@@ -59,7 +61,10 @@ impl Connection {
         let body: Vec<u8> = self.unread.drain(..length).collect();
         Ok(Answer {
             status: status.ok_or_else(|| io::Error::other(format!("no status: {head}")))?,
-            body: serde_json::from_slice(&body)?,
+            head,
+            // What is no JSON is text.
+            body: serde_json::from_slice(&body)
+                .unwrap_or_else(|_| String::from_utf8_lossy(&body).into_owned().into()),
         })
     }
 

@@ -210,6 +210,29 @@ impl Nodes {
         self.nodes[id - 1].process = Some(process);
     }
 
+    /// The same for a node that may open no more than so many files.
+    pub fn start_node_with_files(&mut self, id: usize, files_max: u32) {
+        let folder = self.folder.path();
+        let log = std::fs::File::create(folder.join(format!("node{id}.log"))).expect("a log");
+        let process = Command::new("sh")
+            .arg("-c")
+            .arg(format!("ulimit -n {files_max} && exec \"$0\" serve --config \"$1\""))
+            .arg(env!("CARGO_BIN_EXE_quorate"))
+            .arg(folder.join(format!("node{id}.toml")))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .spawn()
+            .expect("the node starts");
+        self.nodes[id - 1].process = Some(process);
+    }
+
+    /// How many files one node has open.
+    pub fn open_files(&self, id: usize) -> usize {
+        let process = self.nodes[id - 1].process.as_ref().expect("it runs");
+        std::fs::read_dir(format!("/proc/{}/fd", process.id())).expect("its files").count()
+    }
+
     /// Ends one node at once, as a crash would.
     pub fn kill_node(&mut self, id: usize) {
         let mut process = self.nodes[id - 1].process.take().expect("it runs");

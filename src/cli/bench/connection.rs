@@ -33,6 +33,8 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Answer<'a> {
     pub status: u16,
+    /// The status line and the headers.
+    pub head: &'a [u8],
     pub body: &'a [u8],
 }
 
@@ -60,7 +62,8 @@ impl Connection {
         while self.received.len() < end {
             self.receive().await?;
         }
-        Ok(Answer { status: head.status, body: &self.received[head.length..end] })
+        let (head_bytes, body) = self.received[..end].split_at(head.length);
+        Ok(Answer { status: head.status, head: head_bytes, body })
     }
 
     async fn receive(&mut self) -> Result<(), ExchangeError> {
@@ -96,13 +99,23 @@ impl Head {
             .and_then(|rest| rest.get(..3))
             .and_then(number)
             .ok_or(ExchangeError::Head)?;
-        let length = lines.find_map(|line| {
-            let (name, value) = line.split_at_checked(b"content-length:".len())?;
-            name.eq_ignore_ascii_case(b"content-length:").then(|| number(value.trim_ascii()))
-        });
+        let length = lines.find_map(|line| value_of(line, b"content-length:")).map(number);
         let body_length = length.flatten().ok_or(ExchangeError::Head)?;
         let status = u16::try_from(status).map_err(|_| ExchangeError::Head)?;
         Ok(Some(Head { status, length: end + 4, body_length }))
+    }
+}
+
+/// The value in a line of a head, if it is that of this header; the name is given with its colon.
+fn value_of<'a>(line: &'a [u8], header: &[u8]) -> Option<&'a [u8]> {
+    let (name, value) = line.split_at_checked(header.len())?;
+    name.eq_ignore_ascii_case(header).then(|| value.trim_ascii())
+}
+
+impl Answer<'_> {
+    /// The value of a header; its name is given with its colon.
+    pub fn header(&self, header: &[u8]) -> Option<&[u8]> {
+        self.head.split(|byte| *byte == b'\n').find_map(|line| value_of(line, header))
     }
 }
 

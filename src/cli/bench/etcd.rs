@@ -64,7 +64,7 @@ impl EtcdClient {
             let bytes = request::once(&self.plan, &self.node, "POST", "/v3/kv/txn", "", &body);
             let answer = connection.exchange(&bytes).await?;
             if answer.status != 200 {
-                return Err(AskError::Status { status: answer.status, body: shown(answer.body) });
+                return Err(AskError::status(&answer));
             }
             let balance = &self.balances.0[account as usize];
             if memchr::memmem::find(answer.body, b"\"succeeded\":true").is_some() {

@@ -52,9 +52,7 @@ struct Bounds {
 
 impl Tally {
     fn new() -> Tally {
-        let latency_us = Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS)
-            .expect("the bounds are constants that the histogram takes");
-        Tally { requests: 0, admitted: 0, refused: 0, errors: 0, first_error: None, latency_us }
+        Tally { requests: 0, admitted: 0, refused: 0, errors: 0, first_error: None, latency_us: histogram() }
     }
 
     fn add(&mut self, other: Tally) {
@@ -68,16 +66,25 @@ impl Tally {
 
     fn fail(&mut self, error: &AskError) {
         self.errors += 1;
-        if self.first_error.is_none() {
-            let mut text = error.to_string();
-            let mut cause = std::error::Error::source(error);
-            while let Some(error) = cause {
-                text.push_str(&format!(": {error}"));
-                cause = error.source();
-            }
-            self.first_error = Some(text);
-        }
+        self.first_error.get_or_insert_with(|| text_of(error));
     }
+}
+
+/// Room for latencies up to a minute.
+pub(super) fn histogram() -> Histogram<u32> {
+    Histogram::new_with_bounds(1, LATENCY_US_MAX, LATENCY_DIGITS)
+        .expect("the bounds are constants that the histogram takes")
+}
+
+/// An error with all its causes.
+pub(super) fn text_of(error: &AskError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
+    }
+    text
 }
 
 pub(super) async fn run(plan: &Plan) -> Result<Outcome, BenchError> {
@@ -166,7 +173,7 @@ impl Bounds {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -174,7 +181,7 @@ mod tests {
     use super::*;
 
     /// A node on the loopback that answers every request of every connection with the same bytes.
-    async fn node(answer: &'static str) -> String {
+    pub(in super::super) async fn node(answer: &'static str) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("a bound socket").to_string();
         tokio::spawn(async move {
@@ -192,7 +199,7 @@ mod tests {
         address
     }
 
-    fn plan(node: String) -> Plan {
+    pub(in super::super) fn plan(node: String) -> Plan {
         Plan {
             nodes: vec![node],
             token: None,
@@ -208,6 +215,8 @@ mod tests {
             warmup: Duration::ZERO,
             duration: Duration::from_secs(30),
             count: Some(100),
+            rate: None,
+            in_time: Duration::from_secs(1),
         }
     }
 

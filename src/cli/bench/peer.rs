@@ -1,7 +1,6 @@
 //! Who is asked: what one request to them is, and what its answer means.
 
-use super::connection::Connection;
-use super::connection::ExchangeError;
+use super::connection::{Answer, Connection, ExchangeError};
 use super::etcd::{Balances, EtcdClient};
 use super::quorate::QuorateClient;
 use super::{BenchError, Peer, Plan};
@@ -19,7 +18,14 @@ pub(super) enum AskError {
     #[error(transparent)]
     Exchange(#[from] ExchangeError),
     #[error("status {status}: {body}")]
-    Status { status: u16, body: String },
+    Status {
+        status: u16,
+        /// Whether it says when to ask again.
+        retry_after: bool,
+        /// Whether the connection ends with it.
+        closes: bool,
+        body: String,
+    },
     #[error("an answer that makes no sense: {body}")]
     Answer { body: String },
 }
@@ -30,6 +36,18 @@ const BODY_SHOWN_BYTES_MAX: usize = 300;
 /// The beginning of an answer, for an error.
 pub(super) fn shown(body: &[u8]) -> String {
     String::from_utf8_lossy(&body[..body.len().min(BODY_SHOWN_BYTES_MAX)]).into_owned()
+}
+
+impl AskError {
+    /// What an answer says that is no decision.
+    pub fn status(answer: &Answer<'_>) -> AskError {
+        AskError::Status {
+            status: answer.status,
+            retry_after: answer.header(b"retry-after:").is_some(),
+            closes: answer.header(b"connection:").is_some_and(|value| value.eq_ignore_ascii_case(b"close")),
+            body: shown(answer.body),
+        }
+    }
 }
 
 /// One connection's side of the conversation. It outlives connections that break.

@@ -135,15 +135,14 @@ fn decided(status: usize) -> Option<Decided> {
 }
 
 fn one(answer: &Answer<'_>) -> Result<Decided, AskError> {
-    let error = || AskError::Status { status: answer.status, body: shown(answer.body) };
-    decided(usize::from(answer.status)).ok_or_else(error)
+    decided(usize::from(answer.status)).ok_or_else(|| AskError::status(answer))
 }
 
 /// Counts the decisions of a batch by their `status`, which each result has exactly once.
 fn many(answer: &Answer<'_>) -> Result<Decided, AskError> {
     const STATUS: &[u8] = b"\"status\":";
     if answer.status != 200 {
-        return Err(AskError::Status { status: answer.status, body: shown(answer.body) });
+        return Err(AskError::status(answer));
     }
     let mut all = Decided::default();
     for at in memchr::memmem::find_iter(answer.body, STATUS) {
@@ -164,7 +163,7 @@ mod tests {
     use super::*;
 
     fn answer(status: u16, body: &str) -> Answer<'_> {
-        Answer { status, body: body.as_bytes() }
+        Answer { status, head: b"", body: body.as_bytes() }
     }
 
     #[test]

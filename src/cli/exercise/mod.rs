@@ -29,6 +29,7 @@ use crate::client::{Client, ClientError, Options};
 use crate::units::Span;
 
 use caller::Caller;
+pub(in crate::cli) use check::look as look_at_history;
 use checks::{Checks, Violation};
 use history::{Beginning, History};
 use operations::World;

@@ -13,6 +13,8 @@ use crate::cli::replay::trace::{Arrival, Arrivals, Reading, Rows, TraceError, Us
 
 /// The most rows that are sorted in memory: about a quarter of a gigabyte.
 const ROWS_MAX: usize = 20_000_000;
+/// The most calls of one minute that are sorted in memory: about as much.
+const CALLS_MAX: u64 = 16_000_000;
 /// The size of every call.
 pub(super) const CALL_INPUT_TOKENS: u64 = 1_000;
 pub(super) const CALL_OUTPUT_TOKENS: u64 = 100;
@@ -64,22 +66,53 @@ pub(super) fn arrivals(
         next = end;
         Some(calls)
     });
-    Ok(Box::new(minutes.flatten().map(move |(at_ms, function)| {
+    Ok(Box::new(minutes.flat_map(Calls::of).map(move |call| {
+        let (at_ms, function) = call?;
         let account = names[function as usize].clone();
         Ok(Arrival { at_ms, account, feature: None, usage: usage.clone() })
     })))
 }
 
+/// The calls of a minute, or why they cannot be told.
+enum Calls {
+    Told(std::vec::IntoIter<(u64, u32)>),
+    TooMany(std::iter::Once<TraceError>),
+}
+
+impl Calls {
+    fn of(calls: Result<Vec<(u64, u32)>, TraceError>) -> Calls {
+        match calls {
+            Ok(calls) => Calls::Told(calls.into_iter()),
+            Err(error) => Calls::TooMany(std::iter::once(error)),
+        }
+    }
+}
+
+impl Iterator for Calls {
+    type Item = Result<(u64, u32), TraceError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Calls::Told(calls) => calls.next().map(Ok),
+            Calls::TooMany(error) => error.next().map(Err),
+        }
+    }
+}
+
 /// The calls of one minute, in the order of their time.
-fn within(counts: &[Count]) -> Vec<(u64, u32)> {
-    let mut calls: Vec<(u64, u32)> = Vec::new();
+fn within(counts: &[Count]) -> Result<Vec<(u64, u32)>, TraceError> {
+    let all: u64 = counts.iter().map(|count| u64::from(count.calls)).sum();
+    if let Some(Count { minute, .. }) = counts.first().filter(|_| all > CALLS_MAX) {
+        return Err(TraceError::TooMany { minute: *minute, max: CALLS_MAX });
+    }
+    let mut calls: Vec<(u64, u32)> = Vec::with_capacity(all as usize);
     for Count { minute, function, calls: n } in counts {
         let n = u64::from(*n);
         let begins = u64::from(*minute) * MINUTE_MS;
         calls.extend((0..n).map(|k| (begins + (2 * k + 1) * MINUTE_MS / (2 * n), *function)));
     }
     calls.sort_unstable();
-    calls
+    Ok(calls)
 }
 
 #[cfg(test)]
@@ -94,5 +127,16 @@ mod tests {
         let expected =
             [(0, "f1"), (5_000, "f0"), (20_000, "f1"), (35_000, "f0"), (40_000, "f1"), (80_000, "f0")];
         assert_eq!(calls, expected.map(|(at_ms, account)| (at_ms, account.to_owned())));
+    }
+
+    #[test]
+    fn a_minute_with_more_calls_than_fit_into_memory_is_refused() {
+        let (_file, reading) = reading(b"func,minute,count\nf0,1,4000000000\nf1,1,1\nf0,2,1\n");
+        let trace = crate::cli::replay::trace::open(&reading).expect("a trace");
+        let arrivals: Vec<_> = trace.arrivals.collect();
+        assert!(
+            arrivals[0].as_ref().is_err_and(|error| error.to_string().starts_with("minute 1 of the trace"))
+        );
+        assert!(arrivals[1].is_ok(), "the others are told");
     }
 }

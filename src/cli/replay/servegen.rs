@@ -19,6 +19,8 @@ use crate::cli::replay::trace::{Arrival, Arrivals, Reading, Rows, TraceError, Us
 /// How long a window is.
 const WINDOW_S: u64 = 600;
 const WINDOW_US: u64 = WINDOW_S * 1_000_000;
+/// The latest beginning of a window: a hundred years on.
+const START_S_MAX: u64 = 100 * 366 * 86_400;
 
 /// One client in one window.
 #[derive(Clone, Copy, Debug)]
@@ -90,7 +92,11 @@ fn read(rows: &mut Rows, scale: f64) -> Result<BTreeMap<u64, Vec<Window>>, Trace
         let gap_us = 1_000_000.0 / (rate * scale);
         if gap_us.is_finite() {
             let window = Window { client: rows.value(client)?, gap_us, law };
-            windows.entry(rows.value(start)?).or_default().push(window);
+            let start_s = rows.value(start)?;
+            if start_s > START_S_MAX {
+                return Err(rows.wrong(format!("a window cannot begin at {start_s} s")));
+            }
+            windows.entry(start_s).or_default().push(window);
         }
     }
     Ok(windows)
@@ -237,7 +243,12 @@ mod tests {
 
     #[test]
     fn refuses_laws_and_rates_that_it_does_not_know() {
-        for row in ["x,m,0,0,5,1,Pareto,1,1\n", "x,m,0,0,-5,1,Gamma,1,1\n", "x,m,0,0,5,1,Gamma,NaN,1\n"] {
+        for row in [
+            "x,m,0,18446744073709551615,5,1,Gamma,1,1\n",
+            "x,m,0,0,5,1,Pareto,1,1\n",
+            "x,m,0,0,-5,1,Gamma,1,1\n",
+            "x,m,0,0,5,1,Gamma,NaN,1\n",
+        ] {
             let (_file, reading) = reading(format!("{HEAD}{row}").as_bytes());
             assert!(crate::cli::replay::trace::open(&reading).is_err(), "{row}");
         }

@@ -6,7 +6,7 @@
 //! code and reported with the result.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -45,7 +45,14 @@ pub enum TraceError {
     ColumnMissing(&'static str),
     #[error("the trace has more than {0} rows, which is as many as can be sorted in memory")]
     TooLong(usize),
+    #[error(
+        "minute {minute} of the trace has more than {max} calls, which is as many as can be sorted in memory"
+    )]
+    TooMany { minute: u32, max: u64 },
 }
+
+/// What a compressed file begins with.
+const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
 
 /// The columns that a trace has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -162,7 +169,11 @@ pub(in crate::cli) struct Trace {
 
 /// Opens a trace. Compressed files are told by their first bytes.
 pub(in crate::cli) fn open(reading: &Reading) -> Result<Trace, TraceError> {
-    let rows = Rows::open(&reading.path)?;
+    of(Rows::open(&reading.path)?, reading)
+}
+
+/// The trace that these rows are.
+pub(in crate::cli) fn of(rows: Rows, reading: &Reading) -> Result<Trace, TraceError> {
     let format = match reading.format {
         Format::Auto => Format::detect(rows.columns())?,
         named => named,
@@ -205,10 +216,16 @@ pub(in crate::cli) struct Rows {
 
 impl Rows {
     pub fn open(path: &Path) -> Result<Rows, TraceError> {
-        const GZIP_MAGIC: [u8; 2] = [0x1f, 0x8b];
         let failed = |source| TraceError::Open { path: path.to_owned(), source };
-        let mut file = BufReader::new(File::open(path).map_err(failed)?);
-        let compressed = std::io::BufRead::fill_buf(&mut file).map_err(failed)?.starts_with(&GZIP_MAGIC);
+        Rows::read(BufReader::new(File::open(path).map_err(failed)?), failed)
+    }
+
+    /// The rows of what is read from here.
+    pub fn read(
+        mut file: impl BufRead + Send + 'static,
+        failed: impl Fn(std::io::Error) -> TraceError,
+    ) -> Result<Rows, TraceError> {
+        let compressed = file.fill_buf().map_err(failed)?.starts_with(&GZIP_MAGIC);
         let reader: Box<dyn Read + Send> = match compressed {
             true => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
             false => Box::new(file),

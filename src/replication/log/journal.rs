@@ -188,7 +188,7 @@ impl Journal {
 }
 
 /// The writes at the front of a file, up to the first thing that does not follow.
-fn run(bytes: &Bytes) -> Result<Vec<Written>, RecordError> {
+pub(crate) fn run(bytes: &Bytes) -> Result<Vec<Written>, RecordError> {
     let mut run: Vec<Written> = Vec::new();
     let mut offset = 0;
     while let Some(front) = record::front(&bytes[offset..]) {

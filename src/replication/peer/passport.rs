@@ -7,8 +7,10 @@
 //! more of itself than it has was started on an older copy of its data: it neither answers the call
 //! nor looks at the answer, and ends.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
+use tokio::time::Instant;
 use tonic::Status;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 
@@ -18,6 +20,7 @@ use crate::replication::identity::Identity;
 use crate::replication::log::disk::WriteCount;
 use crate::replication::peer::client::CallError;
 use crate::replication::peer::wire::PROTOCOL;
+use crate::replication::seldom::Seldom;
 
 const CLUSTER: &str = "quorate-cluster";
 const PROTOCOL_KEY: &str = "quorate-protocol";
@@ -38,6 +41,37 @@ pub(crate) struct Passport {
     from: MetadataValue<Ascii>,
     acquaintances: Arc<Acquaintances>,
     on_older_copy: OnOlderCopy,
+    told: Arc<[Seldom; Objection::ALL]>,
+}
+
+/// For what a call is refused: each is said on its own, and seldom, since a node that is refused asks again and again.
+#[derive(Clone, Copy, Debug)]
+enum Objection {
+    Protocol,
+    Cluster,
+    Target,
+    SameNode,
+    Silent,
+    Stranger,
+    TooMany,
+    OlderCopy,
+    Memory,
+}
+
+impl Objection {
+    const ALL: usize = 9;
+}
+
+impl From<&Doubt> for Objection {
+    fn from(doubt: &Doubt) -> Objection {
+        match doubt {
+            Doubt::Silent => Objection::Silent,
+            Doubt::Stranger(_) => Objection::Stranger,
+            Doubt::TooMany(_) => Objection::TooMany,
+            Doubt::OlderCopy(_) => Objection::OlderCopy,
+            Doubt::Memory(_) => Objection::Memory,
+        }
+    }
 }
 
 /// Why a node is not listened to.
@@ -50,6 +84,8 @@ enum Doubt {
          new id"
     )]
     Stranger(u64),
+    #[error("node {0} was never met, and more nodes are known already than a cluster ever has")]
+    TooMany(u64),
     #[error(transparent)]
     OlderCopy(OlderCopy),
     #[error("cannot remember who it is")]
@@ -75,6 +111,7 @@ impl Passport {
             from: identity.node.into(),
             acquaintances,
             on_older_copy,
+            told: Arc::default(),
         })
     }
 
@@ -116,29 +153,38 @@ impl Passport {
         }
     }
 
-    /// Who is speaking, if it may speak to this node.
-    pub(crate) fn check(&self, metadata: &MetadataMap) -> Result<u64, Status> {
-        let refuse = |reason: String| {
-            tracing::warn!(reason, "a peer was refused");
+    /// Who is speaking, if it may speak to this node. Where the call came from is for the log.
+    pub(crate) fn check(&self, metadata: &MetadataMap, address: &dyn Display) -> Result<u64, Status> {
+        let due = |objection: Objection| self.told[objection as usize].due(Instant::now());
+        let refuse = |objection: Objection, reason: String| {
+            if let Some(unsaid) = due(objection) {
+                tracing::warn!(%address, reason, unsaid, "a peer was refused");
+            }
             Err(Status::failed_precondition(reason))
         };
         if metadata.get(PROTOCOL_KEY).is_none_or(|value| value != PROTOCOL) {
-            return refuse(format!("this node speaks protocol {PROTOCOL}"));
+            return refuse(Objection::Protocol, format!("this node speaks protocol {PROTOCOL}"));
         }
         if metadata.get(CLUSTER) != Some(&self.cluster) {
-            return refuse("this node belongs to another cluster".to_owned());
+            return refuse(Objection::Cluster, "this node belongs to another cluster".to_owned());
         }
         if number(metadata, TO) != Some(self.node) {
-            return refuse(format!("this is node {}, not the one that was meant", self.node));
+            let reason = format!("this is node {}, not the one that was meant", self.node);
+            return refuse(Objection::Target, reason);
         }
         match self.judge(metadata) {
-            Ok(from) if from == self.node => refuse(format!("another process calls itself node {from}")),
+            Ok(from) if from == self.node => {
+                refuse(Objection::SameNode, format!("another process calls itself node {from}"))
+            }
             Ok(from) => Ok(from),
             Err(Doubt::Memory(error)) => {
-                tracing::error!(error = &error as &dyn std::error::Error, "cannot remember a peer");
+                if let Some(unsaid) = due(Objection::Memory) {
+                    let error = &error as &dyn std::error::Error;
+                    tracing::error!(error, unsaid, "cannot remember a peer");
+                }
                 Err(Status::internal("cannot remember who is calling"))
             }
-            Err(doubt) => refuse(doubt.to_string()),
+            Err(doubt) => refuse((&doubt).into(), doubt.to_string()),
         }
     }
 
@@ -153,6 +199,9 @@ impl Passport {
             return Ok(from);
         }
         let speaker = seen.0.get(&from).ok_or(Doubt::Silent)?;
+        if self.acquaintances.is_full_for(from) {
+            return Err(Doubt::TooMany(from));
+        }
         if !self.acquaintances.recognise(from, speaker.incarnation)? {
             return Err(Doubt::Stranger(from));
         }

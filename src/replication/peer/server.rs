@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedRwLockReadGuard, RwLock};
 use tokio::time::Instant;
 use tonic::body::Body;
+use tonic::metadata::MetadataMap;
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status, Streaming};
 use tower::Service;
@@ -33,6 +34,7 @@ use crate::replication::machine::{Checkpoint, Shared, off_the_runtime};
 use crate::replication::membership::Changes;
 use crate::replication::peer::client::duration;
 use crate::replication::peer::codec::BytesCodec;
+use crate::replication::peer::entrance::Card;
 use crate::replication::peer::passport::Passport;
 use crate::replication::peer::wire::{
     self, AppendAnswer, Appended, Change, ChangeAnswer, CheckpointHead, FactsAnswer, FactsCall,
@@ -118,21 +120,26 @@ impl Service<http::Request<Body>> for PeerService {
         Poll::Ready(Ok(()))
     }
 
+    /// The passport is looked at first, before anything of a message is read: of a stranger nothing is kept.
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let desk = self.0.clone();
+        let from = match desk.recognise(&request) {
+            Ok(from) => from,
+            Err(status) => return Box::pin(ready(Ok(status.into_http()))),
+        };
         let mut grpc = Grpc::new(BytesCodec)
             .max_decoding_message_size(Limits::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(Limits::MESSAGE_BYTES_MAX);
         Box::pin(async move {
             let response = match request.uri().path() {
                 path::APPEND => {
-                    let answer = tower::service_fn(|request| ready(desk.append(request)));
+                    let answer = tower::service_fn(|request| ready(desk.append(from, request)));
                     grpc.streaming(answer, request).await
                 }
                 path::CHECKPOINT => {
                     let answer = tower::service_fn(|request: Request<Streaming<Bytes>>| {
                         let desk = desk.clone();
-                        async move { desk.checkpoint(request).await }
+                        async move { desk.checkpoint(from, request).await }
                     });
                     grpc.client_streaming(answer, request).await
                 }
@@ -140,7 +147,7 @@ impl Service<http::Request<Body>> for PeerService {
                     let path = request.uri().path().to_owned();
                     let answer = tower::service_fn(move |request: Request<Bytes>| {
                         let (desk, path) = (desk.clone(), path.clone());
-                        async move { desk.unary(&path, request).await }
+                        async move { desk.unary(from, &path, request).await }
                     });
                     grpc.unary(answer, request).await
                 }
@@ -155,6 +162,22 @@ async fn ready<T>(value: T) -> T {
 }
 
 impl Desk {
+    /// Who is calling, if that is a peer.
+    fn recognise(&self, request: &http::Request<Body>) -> Result<u64, Status> {
+        let card = request.extensions().get::<Card>();
+        let metadata = MetadataMap::from_headers(request.headers().clone());
+        let from = match card {
+            Some(card) => self.passport.check(&metadata, &card.address()),
+            None => self.passport.check(&metadata, &"unknown"),
+        };
+        match (card, &from) {
+            (Some(card), Ok(_)) => card.is_peer(),
+            (Some(card), Err(_)) => card.is_refused(),
+            (None, _) => {}
+        }
+        from
+    }
+
     fn signed<T>(&self, answer: T) -> Response<T> {
         let mut response = Response::new(answer);
         self.passport.sign(response.metadata_mut());
@@ -168,8 +191,7 @@ impl Desk {
     }
 
     /// Log entries, each message answered when they are on this node's disk, in order.
-    fn append(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Answers>, Status> {
-        let from = self.passport.check(request.metadata())?;
+    fn append(&self, from: u64, request: Request<Streaming<Bytes>>) -> Result<Response<Answers>, Status> {
         let inside = self.door.enter()?;
         let appends = tokio_stream::StreamExt::map_while(request.into_inner(), move |message| {
             let read = message
@@ -195,8 +217,7 @@ impl Desk {
         Ok(self.signed(Box::pin(answers) as Answers))
     }
 
-    async fn unary(&self, path: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
-        let from = self.passport.check(request.metadata())?;
+    async fn unary(&self, from: u64, path: &str, request: Request<Bytes>) -> Result<Response<Bytes>, Status> {
         let body = request.into_inner();
         let _inside = match path {
             path::PROPOSE | path::WALL_CLOCK | path::FACTS => None,
@@ -282,8 +303,11 @@ impl Desk {
     }
 
     /// Receives a checkpoint, verifies it, and hands it to openraft.
-    async fn checkpoint(&self, request: Request<Streaming<Bytes>>) -> Result<Response<Bytes>, Status> {
-        let from = self.passport.check(request.metadata())?;
+    async fn checkpoint(
+        &self,
+        from: u64,
+        request: Request<Streaming<Bytes>>,
+    ) -> Result<Response<Bytes>, Status> {
         let Ok(_one_at_a_time) = self.receiving.try_lock() else {
             return Err(Status::resource_exhausted("another checkpoint is being received"));
         };
@@ -300,10 +324,11 @@ impl Desk {
         let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
         let (store, facts) = (self.checkpoints.clone(), self.facts.clone());
         let writing = TypeConfig::spawn(async move {
-            let mut incoming = CheckpointStore::receive(store);
+            let (mut incoming, announced) = (CheckpointStore::receive(store), Arc::new(manifest.clone()));
             while let Some(chunk) = received.recv().await {
+                let announced = announced.clone();
                 incoming = off_the_runtime(move || {
-                    incoming.push(&chunk)?;
+                    incoming.push_of(&announced, &chunk)?;
                     Ok(incoming)
                 })
                 .await?;

@@ -285,8 +285,17 @@ fn check(beginning: &Beginning, operations: Vec<Operation<'static>>) -> Report {
 
 fn read(path: &Path) -> Result<(Beginning, Vec<Operation<'static>>), ExerciseError> {
     let failed = |source| ExerciseError::Read { path: path.to_owned(), source };
+    read_lines(BufReader::new(File::open(path).map_err(failed)?), path)
+}
+
+/// The same of what is read from here; the path is for errors.
+fn read_lines(
+    lines: impl BufRead,
+    path: &Path,
+) -> Result<(Beginning, Vec<Operation<'static>>), ExerciseError> {
+    let failed = |source| ExerciseError::Read { path: path.to_owned(), source };
     let (mut beginning, mut operations) = (None, Vec::new());
-    for (number, line) in BufReader::new(File::open(path).map_err(failed)?).lines().enumerate() {
+    for (number, line) in lines.lines().enumerate() {
         let line = line.map_err(failed)?;
         let wrong = |source| ExerciseError::Line { path: path.to_owned(), line: number + 1, source };
         match number {
@@ -301,6 +310,12 @@ fn read(path: &Path) -> Result<(Beginning, Vec<Operation<'static>>), ExerciseErr
         Some(beginning) => Ok((beginning, operations)),
         None => Err(ExerciseError::NoBeginning { path: path.to_owned() }),
     }
+}
+
+/// Whether a history can be read and looked at, whatever it says: for fuzzing.
+pub(in crate::cli) fn look(lines: &[u8]) -> bool {
+    let history = read_lines(lines, Path::new("history"));
+    history.is_ok_and(|(beginning, operations)| !check(&beginning, operations).text().is_empty())
 }
 
 pub(super) fn run(args: &Args, global: &Global) -> Result<Done, CliError> {
