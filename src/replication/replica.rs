@@ -364,16 +364,16 @@ impl Replica {
         Ok(replies)
     }
 
-    /// Whether more waits here to be decided than will be decided soon. Who brings new work is then better turned away
-    /// before any of it is read.
-    pub fn is_behind(&self) -> bool {
-        self.0.batcher.is_behind()
-    }
-
     /// Consensus, for those who watch a simulation.
     #[cfg(test)]
     pub(super) fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    /// Whether more waits here to be decided than will be decided soon. Who brings new work is then better turned away
+    /// before any of it is read.
+    pub fn is_behind(&self) -> bool {
+        self.0.batcher.is_behind()
     }
 
     /// Linearizable read (ReadIndex, coalesced among concurrent readers), on any node, of its local state.

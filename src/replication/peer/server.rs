@@ -326,11 +326,12 @@ impl Desk {
         let (chunks, mut received) = tokio::sync::mpsc::channel::<Bytes>(4);
         let (store, facts) = (self.checkpoints.clone(), self.facts.clone());
         let writing = TypeConfig::spawn(async move {
-            let (mut incoming, mut manifest) = (CheckpointStore::receive(store), manifest);
+            let (mut incoming, announced) = (CheckpointStore::receive(store), Arc::new(manifest.clone()));
             while let Some(chunk) = received.recv().await {
-                (incoming, manifest) = off_the_runtime(move || {
-                    incoming.push_of(&manifest, &chunk)?;
-                    Ok((incoming, manifest))
+                let announced = announced.clone();
+                incoming = off_the_runtime(move || {
+                    incoming.push_of(&announced, &chunk)?;
+                    Ok(incoming)
                 })
                 .await?;
             }
