@@ -139,7 +139,8 @@ pub fn body_seeds() -> Vec<Vec<u8>> {
         (QUERIES + 1, "events=false"),
     ];
     // A batch under a key of its own is two requests, and is left out.
-    let seed = |(which, body): (usize, &str)| [&[which as u8, u8::from(which != 1)][..], body.as_bytes()].concat();
+    let seed =
+        |(which, body): (usize, &str)| [&[which as u8, u8::from(which != 1)][..], body.as_bytes()].concat();
     calls.chain(others).map(seed).collect()
 }
 
