@@ -90,7 +90,7 @@ pub(super) struct Debit {
     pub asked: u64,
     /// What that counted for.
     pub amount: u64,
-    /// By how much that is more than its own, in millionths ([`Carry::beyond`]).
+    /// By how much that is more than its own, in millionths ([`Carry::beyond`](crate::decision::factor::Carry::beyond)).
     pub beyond: i32,
     pub mark: Mark,
 }
