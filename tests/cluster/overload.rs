@@ -20,7 +20,7 @@ const MEMORY_KIB_MAX: u64 = 512 * 1024;
 
 fn batch() -> String {
     let one = r#"{"account": "acme", "feature": "work", "usage": {"requests": 1}}"#;
-    format!(r#"{{"admissions": [{}]}}"#, vec![one; BATCH].join(","))
+    format!(r#"{{"admissions": [{}]}}"#, [one; BATCH].join(","))
 }
 
 /// What became of the batches of one client.

@@ -102,6 +102,11 @@ pub(crate) fn duration(span: Span) -> Duration {
     Duration::from_millis(span.0)
 }
 
+/// Of a connection that was not ready, whatever kind it is.
+fn not_sent<E: Into<Box<dyn std::error::Error + Send + Sync>>>(node: u64) -> impl FnOnce(E) -> CallError {
+    move |source| CallError::NotSent { node, source: source.into() }
+}
+
 impl Peers {
     pub(crate) fn new(
         passport: Passport,
@@ -131,7 +136,7 @@ impl Peers {
         let node = member.id;
         let mut grpc = self.grpc(member, Lane::Calls)?;
         let exchange = async {
-            grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+            grpc.ready().await.map_err(not_sent(node))?;
             let request = self.request(node, body);
             let answer = grpc.unary(request, PathAndQuery::from_static(path), BytesCodec).await;
             answer.map_err(|status| failed(node, status))
@@ -327,7 +332,7 @@ impl Link {
                 }
             });
         let opening = async {
-            grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+            grpc.ready().await.map_err(not_sent(node))?;
             let request = self.peers.request(node, outbound);
             let answer = grpc.streaming(request, PathAndQuery::from_static(path::APPEND), BytesCodec).await;
             answer.map_err(|status| failed(node, status))
@@ -371,7 +376,7 @@ impl Link {
         });
         let messages = futures_util::stream::once(async { head }).chain(chunks);
         let mut grpc = self.peers.grpc(&self.member, self.lane)?;
-        grpc.ready().await.map_err(|source| CallError::NotSent { node, source: source.into() })?;
+        grpc.ready().await.map_err(not_sent(node))?;
         let request = self.peers.request(node, Box::pin(messages));
         let answer =
             grpc.client_streaming(request, PathAndQuery::from_static(path::CHECKPOINT), BytesCodec).await;

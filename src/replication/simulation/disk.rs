@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use super::chance::Chance;
 use super::plants::Plant;
 use super::process::{self, Process};
+use crate::replication::acquaintances::Keep;
 use crate::replication::checkpoint::{MANIFEST_VERSION, Manifest};
 use crate::replication::error::StorageError;
 use crate::replication::facts::FactStore;
@@ -140,7 +141,7 @@ impl Platter {
         self.contents().acquaintances.clone()
     }
 
-    pub(crate) fn keep_acquaintances(&self) -> Box<dyn Fn(&[u8]) -> Result<(), StorageError> + Send + Sync> {
+    pub(crate) fn keep_acquaintances(&self) -> Keep {
         let platter = self.clone();
         Box::new(move |record| {
             platter.contents().acquaintances = Some(record.to_vec());

@@ -141,12 +141,9 @@ impl Cluster {
         self.universe.trace(format_args!("{node} is told to stop"));
         let replica = running.replica.clone();
         let stopped = running.process.spawn(async move { replica.shutdown().await });
-        match tokio::time::timeout(STOPPED_MAX, stopped).await {
-            Ok(Ok(Err(error))) => {
-                self.universe
-                    .violated("nobody_fails", format!("node {node} does not stop: {}", full_text(&error)));
-            }
-            Ok(Ok(Ok(())) | Err(_)) | Err(_) => {}
+        if let Ok(Ok(Err(error))) = tokio::time::timeout(STOPPED_MAX, stopped).await {
+            self.universe
+                .violated("nobody_fails", format!("node {node} does not stop: {}", full_text(&error)));
         }
         running.process.kill().await;
         self.universe.network.hang_up(&self.universe, &running.process);
