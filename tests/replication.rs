@@ -541,7 +541,10 @@ async fn refused(settings: Settings, because: &str) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
             Err(error) => {
-                assert!(error.to_string().contains(because), "{error}");
+                let chain =
+                    std::iter::successors(Some(&error as &dyn std::error::Error), |error| error.source());
+                let told = chain.map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                assert!(told.contains(because), "{told}");
                 return;
             }
         }

@@ -18,6 +18,7 @@ use futures_util::Stream;
 use futures_util::task::AtomicWaker;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
@@ -26,6 +27,8 @@ use crate::replication::seldom::Seldom;
 /// How many strangers there may be at one time, if the system lets the node open many files; else an eighth of them. With one
 /// more, the first who came of those from the address with the most goes.
 const STRANGERS_MAX: u64 = 256;
+/// How many more may be on their way out: nobody is accepted while there are more.
+const LEAVING_MAX: usize = 32;
 /// How long a stranger may take to show a passport. Peers connect when they have something to ask, and ask at once.
 const STRANGER_PATIENCE: Duration = Duration::from_secs(5);
 /// How long to wait after the system refused to hand out a connection, as when it is out of files.
@@ -66,6 +69,8 @@ pub(crate) struct Entrance {
     tls: bool,
     strangers_max: usize,
     next_id: AtomicU64,
+    /// For connections that are not known to be those of peers, until they are or have ended.
+    room: Arc<Semaphore>,
     /// In the order in which they came.
     strangers: Mutex<VecDeque<Arc<Visit>>>,
     told: [Seldom; Wrong::ALL],
@@ -85,6 +90,8 @@ struct Visit {
     address: SocketAddr,
     standing: AtomicU8,
     pushed_out: AtomicBool,
+    /// What it takes of [`Entrance::room`], as long as it is no peer's.
+    place: Mutex<Option<OwnedSemaphorePermit>>,
     /// Who reads from the connection, to be told that it is pushed out.
     reader: AtomicWaker,
 }
@@ -115,6 +122,7 @@ impl Entrance {
             tls,
             strangers_max: strangers_max as usize,
             next_id: AtomicU64::new(0),
+            room: Arc::new(Semaphore::new(strangers_max as usize + LEAVING_MAX)),
             strangers: Mutex::default(),
             told: Default::default(),
             unaccepted: Seldom::default(),
@@ -127,9 +135,11 @@ impl Entrance {
         listener: TcpListener,
     ) -> impl Stream<Item = io::Result<Visitor>> + Send {
         futures_util::stream::unfold((self, listener), |(entrance, listener)| async move {
+            // It is never closed. Who is pushed out goes when its reader sees that, and makes room.
+            let mut place = Arc::clone(&entrance.room).acquire_owned().await.ok();
             loop {
                 match listener.accept().await {
-                    Ok((stream, address)) => match entrance.clone().receive(stream, address) {
+                    Ok((stream, address)) => match entrance.clone().receive(stream, address, &mut place) {
                         Ok(visitor) => return Some((Ok(visitor), (entrance, listener))),
                         Err(error) => tracing::debug!(%address, %error, "a connection went away at once"),
                     },
@@ -144,13 +154,19 @@ impl Entrance {
         })
     }
 
-    fn receive(self: Arc<Self>, stream: TcpStream, address: SocketAddr) -> io::Result<Visitor> {
+    fn receive(
+        self: Arc<Self>,
+        stream: TcpStream,
+        address: SocketAddr,
+        place: &mut Option<OwnedSemaphorePermit>,
+    ) -> io::Result<Visitor> {
         stream.set_nodelay(true)?;
         let visit = Arc::new(Visit {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             address,
             standing: AtomicU8::new(STRANGER),
             pushed_out: AtomicBool::new(false),
+            place: Mutex::new(place.take()),
             reader: AtomicWaker::new(),
         });
         let pushed_out = {
@@ -197,6 +213,12 @@ fn push_out(strangers: &mut VecDeque<Arc<Visit>>) -> Option<Arc<Visit>> {
     strangers.remove(place)
 }
 
+impl Visit {
+    fn make_room(&self) {
+        drop(self.place.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
 impl Card {
     pub(crate) fn address(&self) -> SocketAddr {
         self.visit.address
@@ -206,6 +228,7 @@ impl Card {
     pub(crate) fn is_peer(&self) {
         if self.visit.standing.swap(PEER, Ordering::AcqRel) != PEER {
             self.entrance.forget(self.visit.id);
+            self.visit.make_room();
         }
     }
 
@@ -262,6 +285,8 @@ impl Visitor {
 impl Drop for Visitor {
     fn drop(&mut self) {
         let Card { visit, entrance } = &self.card;
+        // The connection itself ends with this, a moment later.
+        visit.make_room();
         let standing = visit.standing.load(Ordering::Acquire);
         if standing == PEER {
             return;
@@ -342,6 +367,7 @@ mod tests {
             address: (address, 1).into(),
             standing: AtomicU8::new(STRANGER),
             pushed_out: AtomicBool::new(false),
+            place: Mutex::default(),
             reader: AtomicWaker::new(),
         })
     }
