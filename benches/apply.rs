@@ -15,7 +15,7 @@ use quorate::decision::policy::Document;
 use quorate::decision::reply::Outcome;
 use quorate::units::{Millis, Ppm, Span};
 
-const ACCOUNTS: u64 = 1_000;
+const ACCOUNTS: u64 = 10_000;
 /// Admissions in an entry, and entries in a round.
 const GROUP: u32 = 100;
 const ENTRIES: u64 = 500;
@@ -47,6 +47,7 @@ struct Subject {
     index: u64,
     admitted: u64,
     facts: Vec<u8>,
+    ahead: bool,
 }
 
 impl Subject {
@@ -57,8 +58,15 @@ impl Subject {
         let accounts = (0..ACCOUNTS).map(|number| format!("bench{number}")).collect();
         let mut state = State::new();
         state.keep_facts(true);
-        let mut subject =
-            Subject { state, accounts, at: 1_700_000_000_000, index: 0, admitted: 0, facts: Vec::new() };
+        let mut subject = Subject {
+            state,
+            accounts,
+            at: 1_700_000_000_000,
+            index: 0,
+            admitted: 0,
+            facts: Vec::new(),
+            ahead: std::env::var_os("AHEAD").is_some(),
+        };
         subject.ask(Command::PutPolicy(PutPolicy { document: &document, if_revision: None }));
         for account in subject.accounts.clone() {
             subject.ask(Command::PutAccount(PutAccount {
@@ -115,29 +123,41 @@ impl Subject {
     fn entry(&mut self) {
         self.index += 1;
         self.at += 3;
-        for position in 0..GROUP {
-            let number = self.admitted;
-            self.admitted += 1;
-            let account = &self.accounts[(number.wrapping_mul(7_919) % ACCOUNTS) as usize];
-            let key = format!("{number:032x}");
-            let mut fingerprint = [0; 16];
-            fingerprint[..8].copy_from_slice(&number.to_le_bytes());
-            let admit = Admit {
-                account,
-                feature: FEATURE,
-                usage: vec![("requests", 1)],
-                attributes: Vec::new(),
-                hold_ttl: None,
-                dry_run: false,
-                list_limits: false,
-                endpoint: None,
-                region: None,
-                class: None,
-            };
-            let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position };
-            let key = Some(Key { key: &key, fingerprint });
-            let reply = self.state.apply(stamp, &Request { key, command: Command::Admit(admit) });
-            assert!(matches!(reply.outcome, Outcome::Admitted(_)), "{reply:?}");
+        let numbers: Vec<u64> = (self.admitted..).take(GROUP as usize).collect();
+        self.admitted += u64::from(GROUP);
+        let keys: Vec<String> = numbers.iter().map(|number| format!("{number:032x}")).collect();
+        let requests: Vec<Request<'_>> = numbers
+            .iter()
+            .zip(&keys)
+            .map(|(number, key)| {
+                let mut fingerprint = [0; 16];
+                fingerprint[..8].copy_from_slice(&number.to_le_bytes());
+                let admit = Admit {
+                    account: &self.accounts[(number.wrapping_mul(7_919) % ACCOUNTS) as usize],
+                    feature: FEATURE,
+                    usage: vec![("requests", 1)],
+                    attributes: Vec::new(),
+                    hold_ttl: None,
+                    dry_run: false,
+                    list_limits: false,
+                    endpoint: None,
+                    region: None,
+                    class: None,
+                };
+                Request { key: Some(Key { key, fingerprint }), command: Command::Admit(admit) }
+            })
+            .collect();
+        let mut position = 0;
+        for group in requests.chunks(State::AHEAD) {
+            if self.ahead {
+                self.state.look_ahead(group);
+            }
+            for request in group {
+                let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position };
+                let reply = self.state.apply(stamp, request);
+                assert!(matches!(reply.outcome, Outcome::Admitted(_)), "{reply:?}");
+                position += 1;
+            }
         }
         self.facts.clear();
         let config = bincode::config::standard();

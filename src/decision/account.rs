@@ -96,6 +96,12 @@ impl Account {
         }
     }
 
+    /// Whether anything was ever counted here.
+    pub fn has_meters(&self) -> bool {
+        // By what is in the first one, which is kept elsewhere.
+        self.meters.first().is_some_and(|counted| counted.carry <= Carry::MOST)
+    }
+
     pub fn meter(&self, key: MeterKey) -> Option<&Meter> {
         self.meters.iter().find(|counted| counted.key == key).map(|counted| &counted.meter)
     }

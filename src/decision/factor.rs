@@ -17,7 +17,7 @@ pub(super) struct Factor(pub Ppm);
 
 /// The fraction of a unit, in millionths, that the amounts before counted for beyond their own, and the next one
 /// need not count for again.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct Carry(u32);
 
 impl Carry {

@@ -431,6 +431,11 @@ impl State {
         behaviour.collect()
     }
 
+    /// Whether something is remembered of an account.
+    pub(super) fn has_past(&self, place: AccountPlace) -> bool {
+        self.past(place).is_some_and(|past| !past.histories.is_empty())
+    }
+
     fn past(&self, place: AccountPlace) -> Option<&Past> {
         self.pasts.get(self.past_by_account.get(place)?)
     }

@@ -295,13 +295,31 @@ impl Batch {
 
     /// Reads its requests one after the other, and checks that there are as many as it says.
     pub(crate) fn each(&self, mut take: impl FnMut(u32, &Request<'_>)) -> Result<(), BatchError> {
-        let (_, expected, frames) = self.open()?;
+        self.each_group(1, |position, group| group.iter().for_each(|request| take(position, request)))
+    }
+
+    /// The same, some at a time, with the place of the first of them.
+    pub(crate) fn each_group(
+        &self,
+        group_len: usize,
+        mut take: impl FnMut(u32, &[Request<'_>]),
+    ) -> Result<(), BatchError> {
+        let (_, expected, mut frames) = self.open()?;
+        let mut group = Vec::with_capacity(group_len);
         let mut actual = 0;
-        for frame in frames {
-            let request: Request<'_> =
-                record::decode(frame?).map_err(|source| BatchError::Request { position: actual, source })?;
-            take(actual as u32, &request);
-            actual += 1;
+        loop {
+            for frame in frames.by_ref().take(group_len) {
+                let position = actual + group.len();
+                let request: Request<'_> =
+                    record::decode(frame?).map_err(|source| BatchError::Request { position, source })?;
+                group.push(request);
+            }
+            if group.is_empty() {
+                break;
+            }
+            take(actual as u32, &group);
+            actual += group.len();
+            group.clear();
         }
         match actual == expected {
             true => Ok(()),

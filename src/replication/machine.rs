@@ -164,11 +164,14 @@ impl Machine {
         #[cfg(test)]
         let at = simulation::mistaken_time(state, at, proposed_at);
         let mut marked = false;
-        batch.each(|position, request| {
-            marked |= request.command == Command::Mark;
-            let reply = state.apply(Stamp { at, term, index, position }, request);
-            if answered {
-                replies.push(reply);
+        batch.each_group(State::AHEAD, |first, requests| {
+            state.look_ahead(requests);
+            for (position, request) in (first..).zip(requests) {
+                marked |= request.command == Command::Mark;
+                let reply = state.apply(Stamp { at, term, index, position }, request);
+                if answered {
+                    replies.push(reply);
+                }
             }
         })?;
         let facts = facts_of(state);
