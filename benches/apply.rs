@@ -12,7 +12,7 @@ use quorate::decision::command::{
     Admit, Change, Command, Key, PutAccount, PutPolicy, Request, Signal, Signals, Stamp,
 };
 use quorate::decision::policy::Document;
-use quorate::decision::reply::Outcome;
+use quorate::decision::reply::{Outcome, Reply};
 use quorate::units::{Millis, Ppm, Span};
 
 const ACCOUNTS: u64 = 10_000;
@@ -47,7 +47,6 @@ struct Subject {
     index: u64,
     admitted: u64,
     facts: Vec<u8>,
-    ahead: bool,
 }
 
 impl Subject {
@@ -58,15 +57,8 @@ impl Subject {
         let accounts = (0..ACCOUNTS).map(|number| format!("bench{number}")).collect();
         let mut state = State::new();
         state.keep_facts(true);
-        let mut subject = Subject {
-            state,
-            accounts,
-            at: 1_700_000_000_000,
-            index: 0,
-            admitted: 0,
-            facts: Vec::new(),
-            ahead: std::env::var_os("AHEAD").is_some(),
-        };
+        let mut subject =
+            Subject { state, accounts, at: 1_700_000_000_000, index: 0, admitted: 0, facts: Vec::new() };
         subject.ask(Command::PutPolicy(PutPolicy { document: &document, if_revision: None }));
         for account in subject.accounts.clone() {
             subject.ask(Command::PutAccount(PutAccount {
@@ -80,13 +72,18 @@ impl Subject {
         subject
     }
 
-    /// One command in an entry of its own.
     fn ask(&mut self, command: Command<'_>) {
+        let reply = self.apply_alone(command);
+        assert!(!matches!(reply.outcome, Outcome::Refused(_)), "{reply:?}");
+    }
+
+    /// One command in an entry of its own.
+    fn apply_alone(&mut self, command: Command<'_>) -> Reply {
         self.index += 1;
         let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position: 0 };
         let reply = self.state.apply(stamp, &Request { key: None, command });
-        assert!(!matches!(reply.outcome, Outcome::Refused(_)), "{reply:?}");
         self.state.clear_facts();
+        reply
     }
 
     fn round(&mut self) -> Duration {
@@ -111,13 +108,9 @@ impl Subject {
             latency: None,
             ttl: Span(10_000),
         };
-        self.index += 1;
-        let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position: 0 };
         let signals = ["backend1", "backend2", "backend3"].map(signal).to_vec();
-        let command = Command::Signals(Signals { signals });
         // A policy that moves nothing by load refuses it, which is as well.
-        let _ = self.state.apply(stamp, &Request { key: None, command });
-        self.state.clear_facts();
+        self.apply_alone(Command::Signals(Signals { signals }));
     }
 
     fn entry(&mut self) {
@@ -149,9 +142,7 @@ impl Subject {
             .collect();
         let mut position = 0;
         for group in requests.chunks(State::AHEAD) {
-            if self.ahead {
-                self.state.look_ahead(group);
-            }
+            self.state.look_ahead(group);
             for request in group {
                 let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position };
                 let reply = self.state.apply(stamp, request);

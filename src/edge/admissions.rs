@@ -29,6 +29,8 @@ pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
             "the key of a single admission goes in the header Idempotency-Key",
         ));
     }
+    // Many bodies may have arrived at once, when the first was still taken.
+    asked.shared().check_backlog()?;
     let reply = asked.decide(body.command(true)).await?;
     Ok(replies::answer(&reply, None))
 }
@@ -48,6 +50,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
         return Ok(replies::batch(&[], false).await);
     }
     check_keys(&asked, proposal.keys() + usize::from(key.is_some()))?;
+    asked.shared().check_backlog()?;
     let mut known = false;
     if let Some(key) = &key {
         let fingerprint = proposal.fingerprint();

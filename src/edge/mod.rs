@@ -56,7 +56,9 @@ pub use tls::{Tls, TlsError};
 use crate::edge::access::Access;
 use crate::edge::dedupe::DedupeHeader;
 use crate::edge::fact_reads::FactReads;
-use crate::edge::metrics::Metrics;
+use crate::edge::kind::Kind;
+use crate::edge::metrics::{Metrics, count};
+use crate::edge::problem::Problem;
 use crate::replication::Replica;
 
 /// What the edge is told.
@@ -90,6 +92,15 @@ impl Shared {
             fact_reads: FactReads::new(&settings.limits),
             draining: AtomicBool::new(false),
         })
+    }
+
+    /// Turns new work away where more waits to be decided than will be decided soon.
+    fn check_backlog(&self) -> Result<(), Problem> {
+        if !self.replica.is_behind() {
+            return Ok(());
+        }
+        count(&self.metrics.turned_away);
+        Err(Problem::new(Kind::Overloaded, "more waits to be decided than will be decided soon"))
     }
 
     fn is_draining(&self) -> bool {

@@ -16,7 +16,6 @@ use crate::edge::answer::Answer;
 use crate::edge::calls::Call;
 use crate::edge::kind::Kind;
 use crate::edge::limits::{Limits, duration};
-use crate::edge::metrics::count;
 use crate::edge::problem::Problem;
 use crate::edge::request::Asked;
 use crate::edge::{
@@ -82,14 +81,11 @@ async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Ans
     let (parts, body) = request.into_parts();
     check_headers(&shared.limits, &parts.headers, &parts.uri)?;
     shared.access.check(call.needs(), &parts.headers)?;
-    let turned_away = call.is_new_work() && shared.replica.is_behind();
+    let turned_away = if call.is_new_work() { shared.check_backlog().err() } else { None };
     let timeout = duration(shared.limits.request_timeout);
     let mut arrived = false;
     let answered = tokio::time::timeout(timeout, async {
-        if turned_away {
-            count(&shared.metrics.turned_away);
-            let detail = "more waits to be decided than will be decided soon";
-            let problem = Problem::new(Kind::Overloaded, detail);
+        if let Some(problem) = turned_away {
             return Err(body::discard(problem, &parts.headers, body, shared.limits.body_bytes_max).await);
         }
         let body = body::collect(&parts.headers, body, shared.limits.body_bytes_max).await?;

@@ -1,7 +1,7 @@
 //! From requests that wait to log entries: everything that waits goes together.
 //!
 //! There are no timers. While one entry is on its way the next one fills, so that a lone request is
-//! alone in its entry and a crowd shares one. On the leader the requests are proposed; on any other
+//! alone in its entry and a crowd shares one; what fills an entry goes beside others. On the leader the requests are proposed; on any other
 //! node they are forwarded, all in one call, and join what waits on the leader.
 //!
 //! Who is offered again after an attempt that failed, and who hears what, is `waiting`. Here is when a
@@ -31,6 +31,10 @@ use crate::replication::time::TimeKeeper;
 use crate::replication::types::{Callback, Raft, TypeConfig};
 use crate::replication::waiting::{Failure, Gathered, Group, Origin, Refusal, Room, Waiting};
 use crate::units::Millis;
+
+/// Entries under way that are enough where they have room for more requests, and groups on their way to the leader.
+const ENTRIES_AT_EASE: usize = 1;
+const FORWARDS_AT_EASE: usize = 2;
 
 pub(crate) struct Batcher {
     node: u64,
@@ -224,25 +228,33 @@ impl Batcher {
             self.queue().paused_until = None;
             match leader {
                 Some(leader) if leader == self.node => {
-                    if self.entries_in_flight.load(Ordering::Acquire) >= self.limits.entries_in_flight_max
-                        || self.queue().waiting.is_empty()
+                    let under_way = self.entries_in_flight.load(Ordering::Acquire);
+                    if !self.may_go(under_way, ENTRIES_AT_EASE, self.limits.entries_in_flight_max)
+                        || !self.propose().await
                     {
-                        return;
-                    }
-                    if !self.propose().await {
                         return;
                     }
                 }
                 Some(leader) => {
-                    if self.forwards_in_flight.load(Ordering::Acquire) >= self.limits.forwards_in_flight_max {
-                        return;
-                    }
-                    if !self.forward(leader) {
+                    let under_way = self.forwards_in_flight.load(Ordering::Acquire);
+                    if !self.may_go(under_way, FORWARDS_AT_EASE, self.limits.forwards_in_flight_max)
+                        || !self.forward(leader)
+                    {
                         return;
                     }
                 }
                 None => return,
             }
+        }
+    }
+
+    /// Whether another group goes beside so many under way. Beyond a few, only one that could not grow: to wait would make
+    /// no fewer groups of what waits, and who is kept from a processor for a moment would keep all of them waiting.
+    fn may_go(&self, under_way: usize, at_ease: usize, most: usize) -> bool {
+        let queue = self.queue();
+        match under_way < at_ease.min(most) {
+            true => !queue.waiting.is_empty(),
+            false => under_way < most && queue.waiting.fills_an_entry(&self.limits),
         }
     }
 

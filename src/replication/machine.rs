@@ -263,6 +263,8 @@ impl RaftStateMachine<TypeConfig> for Machine {
                     (Replies::default(), None)
                 }
             };
+            #[cfg(test)]
+            simulation::applied(&entry);
             progress.next_index = log_id.index() + 1;
             if let Some(responder) = responder {
                 responder.send(replies);

@@ -124,9 +124,11 @@ pub struct Limits {
     pub entry_bytes_max: usize,
     /// How many requests one log entry carries; at most [`Limits::ENTRY_REQUESTS_MAX`].
     pub entry_requests_max: usize,
-    /// How many entries the leader proposes before the first of them is applied.
+    /// How many entries the leader proposes before the first of them is applied: one, and as many as this where what
+    /// waits fills them.
     pub entries_in_flight_max: usize,
-    /// How many groups of requests are on their way to the leader at once.
+    /// How many groups of requests are on their way to the leader at once: two, and as many as this where what waits
+    /// fills them.
     pub forwards_in_flight_max: usize,
     /// How many requests wait on one node before more are turned away.
     pub waiting_requests_max: usize,
@@ -188,8 +190,8 @@ impl Default for Limits {
         Limits {
             entry_bytes_max: Limits::ENTRY_BYTES_MAX,
             entry_requests_max: Limits::ENTRY_REQUESTS_MAX,
-            entries_in_flight_max: 1,
-            forwards_in_flight_max: 2,
+            entries_in_flight_max: 4,
+            forwards_in_flight_max: 4,
             waiting_requests_max: 65_536,
             waiting_bytes_max: 64 * 1024 * 1024,
             append_bytes_max: 1024 * 1024,

@@ -171,6 +171,11 @@ impl Waiting {
         (self.requests, self.waiters.front().map(|first| first.caller.since))
     }
 
+    /// Whether as much waits as goes together.
+    pub(crate) fn fills_an_entry(&self, limits: &Limits) -> bool {
+        self.requests >= limits.entry_requests_max || self.bytes >= limits.entry_bytes_max
+    }
+
     /// Takes no more.
     pub(crate) fn close(&mut self) {
         self.closed = true;
@@ -232,9 +237,11 @@ impl Waiting {
                 }),
             }
         }
-        for waiter in returned.into_iter().rev() {
+        for waiter in returned {
             self.count(&waiter.proposal);
-            self.waiters.push_front(waiter);
+            // In the order in which they came, whichever group is given back first.
+            let place = self.waiters.partition_point(|other| other.caller.id < waiter.caller.id);
+            self.waiters.insert(place, waiter);
         }
     }
 
@@ -318,6 +325,38 @@ mod tests {
 
     fn group(waiting: &mut Waiting) -> Group {
         waiting.gather(&Limits::default()).expect("somebody waits").seal(Millis(0))
+    }
+
+    #[test]
+    fn groups_that_are_given_back_one_after_the_other_keep_their_order() {
+        let mut waiting = Waiting::default();
+        let _answers: Vec<_> =
+            ["a", "b", "c", "d"].map(|key| wait_for(&mut waiting, Some(key), Origin::Here)).into();
+        let limits = Limits { entry_requests_max: 1, ..Limits::default() };
+        let groups = [(); 3].map(|()| waiting.gather(&limits).expect("somebody waits").seal(Millis(0)));
+        for group in groups {
+            waiting.give_back(group, Failure::NotAppended);
+        }
+        assert_eq!(keys(&group(&mut waiting)), ["a", "b", "c", "d"]);
+    }
+
+    #[test]
+    fn what_waits_fills_an_entry_by_requests_or_by_bytes() {
+        let mut waiting = Waiting::default();
+        let (two, bytes) = (2, 2 * proposal(None).bytes());
+        let by_requests = Limits { entry_requests_max: two, ..Limits::default() };
+        let by_bytes = Limits { entry_bytes_max: bytes, ..Limits::default() };
+        let mut answers = Vec::new();
+        for waits in 0..=two {
+            for limits in [&by_requests, &by_bytes] {
+                assert_eq!(waiting.fills_an_entry(limits), waits == two, "{waits} wait");
+            }
+            assert!(!waiting.fills_an_entry(&Limits::default()));
+            answers.push(wait_for(&mut waiting, None, Origin::Here));
+        }
+        // The third one stays.
+        let _group = waiting.gather(&by_requests).expect("somebody waits");
+        assert!(!waiting.fills_an_entry(&by_requests));
     }
 
     fn keys(group: &Group) -> Vec<String> {

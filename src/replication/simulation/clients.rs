@@ -193,23 +193,48 @@ struct Client {
 }
 
 pub(super) async fn run(cluster: Arc<Cluster>, client: u64, until: Instant) {
-    let chance = cluster.universe.fork();
-    let mut client = Client { cluster, chance, client, next: 1, holds: Vec::new() };
-    while Instant::now() < until && client.cluster.universe.violation().is_none() {
+    let mut client = Client::new(cluster, client);
+    while client.goes_on(until) {
         let pause = client.chance.ms(0, 60);
         sleep(pause).await;
         client.ask().await;
     }
 }
 
+/// Reads from one node alone, again and again, whatever befalls it.
+pub(super) async fn watch(cluster: Arc<Cluster>, client: u64, node: u64, until: Instant) {
+    let mut client = Client::new(cluster, client);
+    while client.goes_on(until) {
+        let pause = client.chance.ms(50, 300);
+        sleep(pause).await;
+        let operation = client.begin();
+        client.read(operation, node).await;
+    }
+}
+
 impl Client {
-    async fn ask(&mut self) {
+    fn new(cluster: Arc<Cluster>, client: u64) -> Client {
+        let chance = cluster.universe.fork();
+        Client { cluster, chance, client, next: 1, holds: Vec::new() }
+    }
+
+    fn goes_on(&self, until: Instant) -> bool {
+        Instant::now() < until && self.cluster.universe.violation().is_none()
+    }
+
+    fn begin(&mut self) -> u64 {
         let operation = self.client * 1_000_000 + self.next;
         self.next += 1;
         locked(&self.cluster.tally).operations += 1;
         self.cluster.universe.see(&Event::Asked { operation });
+        operation
+    }
+
+    async fn ask(&mut self) {
+        let operation = self.begin();
         if self.chance.percent(25) {
-            return self.read(operation).await;
+            let node = self.node();
+            return self.read(operation, node).await;
         }
         let account = self.chance.pick(&Shown::ACCOUNTS).copied().unwrap_or("solo");
         match self.chance.below(100) {
@@ -324,8 +349,7 @@ impl Client {
         Vec::new()
     }
 
-    async fn read(&mut self, operation: u64) {
-        let node = self.node();
+    async fn read(&mut self, operation: u64, node: u64) {
         let read = on(&self.cluster, &mut self.chance, node, |replica| async move {
             match replica.read_as_of(Shown::of).await {
                 Ok(read) => Attempt::Answered(read),

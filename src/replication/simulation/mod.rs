@@ -34,6 +34,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use openraft::entry::RaftEntry;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -45,6 +46,7 @@ use self::network::Network;
 use self::plants::Plant;
 pub(crate) use self::process::{current, planted};
 use crate::decision::State;
+use crate::replication::types::Entry;
 use crate::units::Millis;
 
 /// What wall clocks show when a simulation begins: a moment in 2026.
@@ -212,6 +214,15 @@ pub(crate) fn mistaken_time(state: &mut State, at: Millis, proposed_at: Millis) 
         return proposed_at;
     }
     at
+}
+
+/// Shows an entry that the node of this task has just applied. What its log has at a place that a checkpoint covers, it may
+/// never have applied.
+pub(crate) fn applied(entry: &Entry) {
+    if let Some(process) = current() {
+        process.universe.trace(format_args!("{} applies {}", process.node, entry.log_id()));
+        process.universe.see(&Event::Applied { node: process.node, entry });
+    }
 }
 
 /// Runs one seed from beginning to end.

@@ -94,6 +94,11 @@ fn finds_a_manifest_that_is_durable_before_its_chunks() {
 }
 
 #[test]
+fn finds_a_time_that_goes_back() {
+    is_found(Plant::TimeGoesBack, 12);
+}
+
+#[test]
 fn finds_entries_that_a_start_applies_again() {
     is_found(Plant::AppliedTwice, 12);
 }

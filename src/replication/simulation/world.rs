@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use openraft::ServerState;
 use openraft::async_runtime::watch::WatchReceiver;
-use openraft::entry::RaftEntry;
 use openraft::type_config::TypeConfigExt;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -39,6 +38,8 @@ use crate::units::Span;
 const SETTLED_MAX: Duration = Duration::from_secs(20);
 /// How long a node may take to stop.
 const STOPPED_MAX: Duration = Duration::from_secs(2);
+/// What those are numbered from who read from one node alone.
+const WATCHERS: u64 = 100;
 /// After how long those who are connected to a node that stands still give up.
 const STANDSTILL_MAX: Duration = Duration::from_secs(2);
 
@@ -188,6 +189,8 @@ fn settings(node: u64, nodes: &[u64]) -> Settings {
             checkpoint_log_entries: 25,
             log_entries_kept: 6,
             append_bytes_max: 2_048,
+            // One request fills an entry of some, so that many entries are under way.
+            entry_requests_max: if node.is_multiple_of(2) { Limits::ENTRY_REQUESTS_MAX } else { 1 },
             ..Limits::default()
         },
     }
@@ -235,35 +238,23 @@ async fn open(process: Arc<Process>, disk: Platter, nodes: Vec<u64>) -> Result<R
     };
     let (replica, service) = Replica::assemble(parts, Noticed { log, queued }).await?;
     process.universe.network.listen(&process, service);
-    process.spawn(watch_applied(process.clone(), shared.clone(), log_reader.clone(), next_index));
+    process.spawn(watch_state(process.clone(), shared.clone()));
     process.spawn(watch_leading(process.clone(), replica.clone(), log_reader, disk));
     process.spawn(watch_failure(process.clone(), replica.clone()));
     replica.found(&recovered).await?;
     Ok(Running { process, replica, shared, facts })
 }
 
-/// Shows what a node applies, and now and then the state that it has then.
-async fn watch_applied(process: Arc<Process>, shared: Shared, log: LogReader, first_index: u64) {
-    let universe = &process.universe;
+/// Shows the state of a node now and then, when it has applied something.
+async fn watch_state(process: Arc<Process>, shared: Shared) {
     let mut chance = process.chance();
     let mut progress = shared.progress();
-    let mut next_index = first_index;
-    loop {
-        let end = progress.borrow_and_update().next_index;
-        match log.read(next_index..end, usize::MAX) {
-            Ok(entries) => {
-                for entry in &entries {
-                    universe.trace(format_args!("{} applies {}", process.node, entry.log_id()));
-                    universe.see(&Event::Applied { node: process.node, entry });
-                }
-            }
-            Err(error) => universe.violated("nobody_fails", full_text(&error)),
-        }
-        // After a start in any case: it has applied again what the checkpoint did not have.
-        if next_index == first_index || chance.percent(15) {
+    for times in 0.. {
+        progress.borrow_and_update();
+        // At a start in any case, and when it has applied again what the checkpoint did not have.
+        if times < 2 || chance.percent(15) {
             stand(&process, &shared);
         }
-        next_index = end;
         if progress.changed().await.is_err() {
             return;
         }
@@ -466,6 +457,8 @@ impl Fate {
             }
             84..94 => {
                 self.cluster.note("clock");
+                // That of a leader matters most.
+                let node = self.cluster.leader().filter(|_| self.chance.percent(70)).unwrap_or(node);
                 let bound = *self.chance.pick(&[500, 10_000, 3_600_000, 100_000_000]).unwrap_or(&500);
                 let clock = WallClock {
                     off_ms: self.chance.between(0, 2 * bound) as i64 - bound as i64,
@@ -563,9 +556,15 @@ pub(super) async fn run(seed: u64, plant: Option<Plant>, is_shown: bool) -> Outc
         universe.violated("progress", "the cluster never began to decide".to_owned());
     }
     let ends_at = Instant::now() + fate.chance.ms(4_000, 9_000);
-    let clients: Vec<_> = (1..=fate.chance.between(2, 4))
+    let mut clients: Vec<_> = (1..=fate.chance.between(2, 4))
         .map(|client| TypeConfig::spawn(clients::run(cluster.clone(), client, ends_at)))
         .collect();
+    clients.extend(
+        cluster
+            .nodes()
+            .into_iter()
+            .map(|node| TypeConfig::spawn(clients::watch(cluster.clone(), WATCHERS + node, node, ends_at))),
+    );
     while Instant::now() < ends_at && universe.violation().is_none() {
         let pause = fate.chance.ms(20, 800);
         fate.wait_until((Instant::now() + pause).min(ends_at)).await;
