@@ -237,7 +237,7 @@ impl Metrics {
             text,
             "quorate_http_turned_away_total",
             "counter",
-            "Requests that were turned away unread, since too much waited to be decided.",
+            "Requests that were turned away, since too much waited to be decided.",
             read(&self.turned_away),
         )?;
 

@@ -74,7 +74,7 @@ pub struct Timing {
     pub propose_max: Span,
     /// How long a linearizable read may take.
     pub read_max: Span,
-    /// How long requests may wait here before new work is turned away, where more of them wait than were answered in as
+    /// Once requests have waited here for longer, new work is turned away where more of it waits than was answered in as
     /// long a time.
     pub waiting_max: Span,
     /// How long to wait before a proposal that no leader took is offered again.

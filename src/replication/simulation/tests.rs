@@ -119,6 +119,8 @@ fn simulate() {
     let plant = plant.map(|name| Plant::named(&name).expect("the name of a mistake"));
     let (mut all, mut failed) = (Outcome::default(), 0);
     let begun = Instant::now();
+    // What the test runner says of this test ends without a new line.
+    println!();
     for seed in first..first + seeds {
         let outcome = run(seed, plant, is_shown);
         if let Some(told) = told(seed, plant, &outcome) {
