@@ -1,10 +1,10 @@
 //! Whether more waits on a node than it will soon decide: then new work is better turned away at once.
 //!
-//! How many requests may wait is no fixed number: what one cluster decides in a moment takes another seconds. So it is told by
-//! time. A node *has fallen behind* when those that wait have waited for long. From then on as many may wait as were answered
-//! lately in as long a time, until what goes has hardly waited, or only for the group before it. So a burst is taken, since it is soon gone; what stands is
-//! not, and what waits then neither runs dry nor grows; and those that wait for long since the disk stood still, but are
-//! few, wait on: that is better than to come again.
+//! How many requests may wait is no fixed number: what one cluster decides in a moment takes another seconds. So it is
+//! told by time. A node *has fallen behind* when those that wait have waited for long. From then on as many may wait as
+//! were answered lately in as long a time, until what goes has hardly waited, or only for the group before it. So a burst
+//! is taken, since it is soon gone; what stands is not, and what waits then neither runs dry nor grows; and those that
+//! wait for long since the disk stood still, but are few, wait on: that is better than to come again.
 //!
 //! Pure: times are handed in.
 

@@ -1,8 +1,9 @@
 //! From requests that wait to log entries: everything that waits goes together.
 //!
 //! There are no timers. While one entry is on its way the next one fills, so that a lone request is
-//! alone in its entry and a crowd shares one; what fills an entry goes beside others. On the leader the requests are proposed; on any other
-//! node they are forwarded, all in one call, and join what waits on the leader.
+//! alone in its entry and a crowd shares one; what fills an entry goes beside others. On the leader the
+//! requests are proposed; on any other node they are forwarded, all in one call, and join what waits on
+//! the leader.
 //!
 //! Who is offered again after an attempt that failed, and who hears what, is `waiting`. Here is when a
 //! group goes, where to, and how an attempt ended. What must hold: what may have been appended is never
