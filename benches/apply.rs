@@ -142,7 +142,7 @@ impl Subject {
             .collect();
         let mut position = 0;
         for group in requests.chunks(State::AHEAD) {
-            self.state.look_ahead(group);
+            self.state.look_ahead(group.iter());
             for request in group {
                 let stamp = Stamp { at: Millis(self.at), term: 1, index: self.index, position };
                 let reply = self.state.apply(stamp, request);

@@ -50,7 +50,10 @@ impl State {
         let verdict = self.verdict(&policy, &levels, feature_at, &priced, class, admit.list_limits);
         if !admit.dry_run {
             let refusal = verdict.as_ref().err();
-            self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
+            // What asks for nothing says nothing of who asks.
+            if priced.quantities.iter().any(|quantity| *quantity > 0) {
+                self.remember_request(&levels, &feature.name, refusal.map(|denied| &*denied.refusal));
+            }
             self.note_unmet(verdict.as_ref().map_or_else(|denied| &denied.unmet, |verdict| &verdict.unmet));
         }
         let verdict = verdict?;

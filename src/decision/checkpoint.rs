@@ -14,7 +14,7 @@ use crate::decision::audit::keys::together;
 use crate::decision::audit::{ShownAccount, ShownGrant, ShownHold, ShownState};
 use crate::decision::fairness::{Sharers, SharersKey, Sharing};
 use crate::decision::hold::Hold;
-use crate::decision::keys::{KeptAnswer, Keys, KeysView};
+use crate::decision::keys::{KeptAnswer, KeptRefusal, Keys, KeysView};
 use crate::decision::ledger::fingerprint_of_key;
 use crate::decision::load::{FeatureLoad, Load};
 use crate::decision::pages::{Pages, Slab};
@@ -60,6 +60,12 @@ enum Kind {
     Load(Arc<str>, Box<FeatureLoad>),
     Sharers(SharersKey, Arc<Sharers>),
     Past(Box<Past>),
+    /// Where attempts under keys were refused, oldest first: some of them. Before them, those up to the entry
+    /// `forgotten` are forgotten.
+    Refusals {
+        forgotten: u64,
+        refusals: Vec<KeptRefusal>,
+    },
 }
 
 /// Accounts whose trail is in one record.
@@ -69,8 +75,9 @@ const KEYS_ROOM_MAX: u64 = 16_000_000;
 /// What an account and an answer take in a checkpoint, at least: about half of the smallest.
 const ACCOUNT_BYTES_MIN: u64 = 8;
 const ANSWER_BYTES_MIN: u64 = 16;
-/// Answers in one record.
+/// Answers in one record, and refusals.
 const ANSWERS_LEN_MAX: usize = 16;
+const REFUSALS_LEN_MAX: usize = 64;
 /// How much the accounts of one record weigh, unless one alone weighs more.
 const RECORD_WEIGHT_MAX: usize = 512;
 
@@ -149,11 +156,12 @@ impl View {
         let head = std::iter::once(Kind::Head(Box::new(self.head.clone())));
         let accounts = self.accounts.pages().flat_map(parts).map(Kind::Accounts);
         let holds = holds.into_iter().map(|hold| Kind::Hold(Box::new(hold.clone())));
-        let mut answers = self.keys.iter().peekable();
-        let answers = std::iter::from_fn(move || {
-            answers.peek()?;
-            Some(Kind::Answers(answers.by_ref().take(ANSWERS_LEN_MAX).cloned().collect()))
-        });
+        let answers = some_at_a_time(self.keys.answers(), ANSWERS_LEN_MAX).map(Kind::Answers);
+        let forgotten = self.keys.forgotten();
+        let refusals = some_at_a_time(self.keys.refusals(), REFUSALS_LEN_MAX);
+        // Also where there are none any more.
+        let refusals = (forgotten > 0).then(Vec::new).into_iter().chain(refusals);
+        let refusals = refusals.map(move |refusals| Kind::Refusals { forgotten, refusals });
         let recent = recent.into_iter().map(|resolved| Kind::Resolved(Box::new(resolved.clone())));
         let pieces = self.trail.len().div_ceil(TRAIL_LEN_MAX);
         let trail = (0..pieces).map(|piece| Kind::Trail(self.trail_from(piece * TRAIL_LEN_MAX)));
@@ -164,7 +172,7 @@ impl View {
         let pasts = pasts.into_iter().filter_map(|past| past.left_at(self.head.now));
         let pasts = pasts.map(|past| Kind::Past(Box::new(past)));
         let first = head.chain(accounts).chain(holds).chain(answers).chain(recent);
-        first.chain(trail).chain(loads).chain(sharing).chain(pasts).map(Record)
+        first.chain(trail).chain(loads).chain(sharing).chain(pasts).chain(refusals).map(Record)
     }
 
     /// What is counted over the whole state, for an audit.
@@ -177,7 +185,7 @@ impl View {
             accounts: self.head.accounts - 1,
             holds: self.head.holds,
             keys: self.head.answers,
-            keys_together: together(self.keys.iter().map(|answer| fingerprint_of_key(&answer.key))),
+            keys_together: together(self.keys.answers().map(|answer| fingerprint_of_key(&answer.key))),
             load: self.head.load_version,
         }
     }
@@ -223,6 +231,18 @@ impl View {
     }
 }
 
+/// Copies, so many of them together.
+fn some_at_a_time<'a, T: Clone + 'a>(
+    things: impl Iterator<Item = &'a T>,
+    len_max: usize,
+) -> impl Iterator<Item = Vec<T>> {
+    let mut things = things.cloned().peekable();
+    std::iter::from_fn(move || {
+        things.peek()?;
+        Some(things.by_ref().take(len_max).collect())
+    })
+}
+
 /// A page of accounts as it is; one that is large in parts, so that no record is.
 fn parts(page: &Arc<Vec<Account>>) -> Vec<Arc<Vec<Account>>> {
     if page.iter().map(Account::weight).sum::<usize>() <= RECORD_WEIGHT_MAX {
@@ -245,9 +265,9 @@ fn parts(page: &Arc<Vec<Account>>) -> Vec<Arc<Vec<Account>>> {
 
 impl Record {
     /// Whether it says nothing of what anybody has, but only where the latest facts of accounts are, who asked
-    /// for what, and how accounts behaved: all that a refusal changes.
+    /// for what and was refused, and how accounts behaved: all that a refusal changes.
     pub fn is_of_asking(&self) -> bool {
-        matches!(self.0, Kind::Trail(_) | Kind::Sharers(..) | Kind::Past(_))
+        matches!(self.0, Kind::Trail(_) | Kind::Sharers(..) | Kind::Past(_) | Kind::Refusals { .. })
     }
 }
 
@@ -389,6 +409,10 @@ impl UnderWay {
             Kind::Trail(trail) => trail.into_iter().for_each(|index| {
                 self.state.trail.push(index);
             }),
+            Kind::Refusals { forgotten, refusals } => {
+                self.state.keys.forget(forgotten);
+                refusals.into_iter().for_each(|refusal| self.state.keys.insert_refusal(refusal));
+            }
         }
         Ok(())
     }

@@ -30,6 +30,14 @@ pub struct Request<'a> {
     pub command: Command<'a>,
 }
 
+/// One of perhaps several attempts at a request, all under its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt<'a> {
+    /// What was known of the log where it was taken: every entry up to this one.
+    pub taken: u64,
+    pub request: Request<'a>,
+}
+
 /// An idempotency key: the same key with the same fingerprint gives the first answer again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Key<'a> {

@@ -334,14 +334,13 @@ impl WindowAnchor {
     /// What of the use in the window from `start` to `end` counts at `at`, and until when. When windows
     /// have become longer, a window that is over may lie within the one that holds `at`.
     fn carried(self, start: Millis, end: Millis, used: u64, at: Millis) -> (u64, Millis) {
-        if at < end {
-            return (used, end);
+        let (first, next) = self.window(at.max(end));
+        let lies_within = start >= first && used > 0 && !matches!(self, WindowAnchor::FirstUse(_));
+        match (lies_within, at < end) {
+            (true, _) => (used, next),
+            (false, true) => (used, end),
+            (false, false) => (0, at),
         }
-        if used == 0 || matches!(self, WindowAnchor::FirstUse(_)) {
-            return (0, at);
-        }
-        let (first, next) = self.window(at);
-        if start >= first { (used, next) } else { (0, at) }
     }
 }
 
@@ -493,6 +492,21 @@ mod tests {
         assert_eq!(BUCKET.read(Some(&meter), Millis(passes_at.0 - 1)).room, 2);
         assert_eq!(BUCKET.read(Some(&meter), passes_at).room, 3);
         assert_eq!(BUCKET.passes_at(Some(&meter), at, 11), None);
+    }
+
+    #[test]
+    fn a_window_that_was_short_and_lies_within_a_longer_one_counts_until_that_ends() {
+        let of = |window| Rule::FixedWindow { quota: 9, anchor: WindowAnchor::Epoch(Span(window)) };
+        let (mut meter, at) = (of(1).empty_meter(), Millis(1_801_526_450_100));
+        of(1).take(&mut meter, at, 24);
+        let longer = of(999);
+        let ends_at = longer.resets_at(Some(&meter), at).expect("it ends");
+        assert_eq!(ends_at.0 % 999, 0);
+        for at in [at, Millis(at.0 + 1), Millis(ends_at.0 - 1)] {
+            assert_eq!(longer.passes_at(Some(&meter), at, 9), Some(ends_at), "{at:?}");
+            assert_eq!(longer.read(Some(&meter), at).used, 24);
+        }
+        assert_eq!(longer.read(Some(&meter), ends_at), Reading { used: 0, room: 9 });
     }
 
     #[test]

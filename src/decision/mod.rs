@@ -69,7 +69,7 @@ mod weight;
 /// The version of the rules by which a log is decided. Raise it with any change that makes
 /// [`State::apply`] answer differently, or leave another state, for the same log: each entry says which
 /// rules it was decided by, and a node ends rather than decide it again by others.
-pub const RULES: u16 = 5;
+pub const RULES: u16 = 6;
 
 pub use load::LoadMove;
 pub use trust::{Fault, HistoryRead, Trust, TrustRule};

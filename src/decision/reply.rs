@@ -274,6 +274,8 @@ pub enum Reason {
     TopUpInvalid,
     /// Not something that a backend can report: 422.
     SignalInvalid,
+    /// Another attempt under the key was refused after this one was taken. Asking again helps: 503.
+    Overtaken,
 }
 
 /// Which layer of the waterfall refused.

@@ -7,7 +7,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 
 use crate::decision::account::{Account, AccountPlace};
-use crate::decision::command::{Command, Request, Stamp};
+use crate::decision::command::{Attempt, Command, Request, Stamp};
 use crate::decision::fairness::Sharing;
 use crate::decision::hold::Hold;
 use crate::decision::keys::Keys;
@@ -129,18 +129,28 @@ impl State {
         }
     }
 
+    /// Carries out a command that was taken where all before it was known.
+    pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Reply {
+        self.carry_out(stamp, stamp.index, request)
+    }
+
+    /// The same of an attempt that was perhaps long on its way.
+    pub fn apply_attempt(&mut self, stamp: Stamp, attempt: &Attempt<'_>) -> Reply {
+        self.carry_out(stamp, attempt.taken, &attempt.request)
+    }
+
     /// Carries out one command: the only way to change the state.
     ///
     /// Never fails: what is wrong with a request is a refusal, the same on every node, and a refused
-    /// command changes nothing but the time and, because a refusal is a fact too, the account's trail.
-    /// Effects are as durable as the log that `request` came from.
-    pub fn apply(&mut self, stamp: Stamp, request: &Request<'_>) -> Reply {
+    /// command changes nothing but the time, where its key was refused and, because a refusal is a fact too, the
+    /// account's trail. Effects are as durable as the log that `request` came from.
+    fn carry_out(&mut self, stamp: Stamp, taken: u64, request: &Request<'_>) -> Reply {
         self.recorder.begin(stamp);
         self.entry_bound.begin(stamp.index);
         self.move_time(stamp.at);
         let stamp = Stamp { at: self.now, ..stamp };
         let key = request.key.filter(|_| !request.command.is_dry_run());
-        if let Some(answer) = key.and_then(|key| self.keys.answer(key)) {
+        if let Some(answer) = key.and_then(|key| self.keys.answer(key, taken)) {
             return answer.unwrap_or_else(|refusal| self.reply(stamp, refusal.into()));
         }
         self.bring_up_to_date(&request.command);
@@ -162,16 +172,16 @@ impl State {
         };
         self.raise_top_ups();
         let reply = Reply { replayed, ..self.reply(stamp, outcome) };
-        match key {
-            // A refusal is not kept: it changed nothing, and the same request may pass later.
-            Some(key) if !matches!(reply.outcome, Outcome::Refused(_)) => {
-                let settings = &self.policy.document.settings;
-                let expires_at = self.now.saturating_add(settings.idempotency_ttl);
-                self.keys.keep(key, &reply, expires_at, settings.idempotency_keys_max);
-                self.note_key(key.key);
-            }
-            _ => {}
+        let Some(key) = key else { return reply };
+        if matches!(reply.outcome, Outcome::Refused(_)) {
+            // It changed nothing, and the same request may pass later: only not one that was taken before.
+            self.keys.refuse(key.key, stamp.index, self.now);
+            return reply;
         }
+        let settings = &self.policy.document.settings;
+        let expires_at = self.now.saturating_add(settings.idempotency_ttl);
+        self.keys.keep(key, &reply, expires_at, settings.idempotency_keys_max);
+        self.note_key(key.key);
         reply
     }
 
@@ -186,7 +196,7 @@ impl State {
 
     /// Touches what deciding these requests will read of their accounts. What is far away in memory so comes for all of them at
     /// once, and not for one after the other. Decides nothing.
-    pub fn look_ahead(&self, requests: &[Request<'_>]) {
+    pub fn look_ahead<'r>(&self, requests: impl Iterator<Item = &'r Request<'r>>) {
         // Each pass reads what the one before has found.
         let mut accounts: SmallVec<[AccountPlace; State::AHEAD]> = SmallVec::new();
         for request in requests {

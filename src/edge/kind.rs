@@ -124,6 +124,7 @@ impl Kind {
                 (429, "spending_cap_reached", "The spending cap is reached")
             }
             Kind::HeadersTooLarge => (431, "headers_too_large", "The request line and headers are too large"),
+            Refused(Reason::Overtaken) => (503, "overtaken", "Another attempt under the key was refused"),
             Kind::Overloaded => (503, "overloaded", "Too many requests are waiting"),
             Kind::NoQuorum => (503, "no_quorum", "There is no quorum to decide"),
             Kind::OutcomeUnknown => (503, "outcome_unknown", "The outcome is not known"),
@@ -155,6 +156,7 @@ mod tests {
             Reason::TopUpResolved,
             Reason::TopUpInvalid,
             Reason::SignalInvalid,
+            Reason::Overtaken,
         ] {
             let name = serde_json::to_value(reason).expect("a name");
             assert_eq!(name, Kind::Refused(reason).words().reason);

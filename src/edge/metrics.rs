@@ -29,7 +29,7 @@ const DURATION_BUCKETS_US: [u64; 10] =
     [500, 1_000, 2_000, 5_000, 10_000, 25_000, 100_000, 500_000, 2_000_000, 10_000_000];
 
 /// Every reason, in the order of the enum.
-const REASONS: [Reason; 35] = [
+const REASONS: [Reason; 36] = [
     Reason::LimitReached,
     Reason::SlotsTaken,
     Reason::CapacityReached,
@@ -65,6 +65,7 @@ const REASONS: [Reason; 35] = [
     Reason::TopUpResolved,
     Reason::TopUpInvalid,
     Reason::SignalInvalid,
+    Reason::Overtaken,
 ];
 
 #[derive(Default)]
@@ -134,6 +135,7 @@ pub(crate) struct Connections {
 
 /// What the state of this node says.
 pub(crate) struct Gauges {
+    pub(crate) requests_waiting: usize,
     pub(crate) top_ups_pending: u64,
     pub(crate) load_version: u64,
     /// The features that load moves.
@@ -308,6 +310,8 @@ impl Metrics {
             fact_reads.refused(),
         )?;
 
+        let help = "Requests that wait on this node to be decided.";
+        single(text, "quorate_requests_waiting", "gauge", help, gauges.requests_waiting as u64)?;
         single(text, "quorate_raft_term", "gauge", "The term of this node.", cluster.term)?;
         let is_leader = u64::from(cluster.leader == Some(cluster.node));
         single(text, "quorate_raft_is_leader", "gauge", "Whether this node leads.", is_leader)?;
@@ -429,13 +433,15 @@ mod tests {
             pressure: None,
             sources: 0,
         };
-        let gauges = Gauges { top_ups_pending: 2, load_version: 4, features: vec![feature] };
+        let gauges =
+            Gauges { requests_waiting: 9, top_ups_pending: 2, load_version: 4, features: vec![feature] };
         let text = metrics.text(&cluster, &facts, &gauges, &FactReads::new(&Limits::default()));
         for line in [
             "quorate_http_request_duration_seconds_bucket{le=\"0.0005\"} 2",
             "quorate_http_request_duration_seconds_bucket{le=\"0.001\"} 3",
             "quorate_http_request_duration_seconds_bucket{le=\"+Inf\"} 4",
             "quorate_http_request_duration_seconds_sum 20.001002",
+            "quorate_requests_waiting 9",
             "quorate_facts_bytes 7",
             "quorate_facts_missing_entries 3",
             "quorate_topups_pending 2",

@@ -49,7 +49,8 @@ pub(crate) async fn metrics(asked: Asked) -> Result<Answer, Problem> {
     let gauges = replica.read_local(|state| {
         let (load_version, mut features) = state.features();
         features.retain(|feature| feature.follows_load);
-        Gauges { top_ups_pending: state.counts().top_ups_pending, load_version, features }
+        let top_ups_pending = state.counts().top_ups_pending;
+        Gauges { requests_waiting: replica.waiting(), top_ups_pending, load_version, features }
     });
     let fact_reads = &asked.shared().fact_reads;
     let text = asked.metrics().text(&replica.cluster(), &replica.facts_status(), &gauges, fact_reads);

@@ -36,7 +36,8 @@ fn insert_replayed(headers: &mut HeaderMap, replayed: bool) {
 }
 
 fn insert_refusal(headers: &mut HeaderMap, now: Millis, refusal: &Refusal) {
-    if Kind::Refused(refusal.reason).words().status == 429 || refusal.would_pass_at.is_some() {
+    let waiting_helps = matches!(Kind::Refused(refusal.reason).words().status, 429 | 503);
+    if waiting_helps || refusal.would_pass_at.is_some() {
         insert_retry_after(headers, now, refusal.would_pass_at);
     }
     insert_rate_limits(headers, now, &refusal.limits);

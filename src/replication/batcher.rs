@@ -9,7 +9,7 @@
 //! group goes, where to, and how an attempt ended. What must hold: what may have been appended is never
 //! taken for not appended.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ pub(crate) struct Batcher {
     wake: Notify,
     entries_in_flight: AtomicUsize,
     forwards_in_flight: AtomicUsize,
+    /// The newest entry of which a reply has come: others may have been told of it before this node has applied it.
+    answered: AtomicU64,
     idle: Notify,
     told_refused: Seldom,
     told_failed: Seldom,
@@ -105,6 +107,7 @@ impl Batcher {
             wake: Notify::new(),
             entries_in_flight: AtomicUsize::new(0),
             forwards_in_flight: AtomicUsize::new(0),
+            answered: AtomicU64::new(0),
             idle: Notify::new(),
             told_refused: Seldom::default(),
             told_failed: Seldom::default(),
@@ -154,6 +157,11 @@ impl Batcher {
             }
         }
         Err(Refusal::Unknown("no answer in time"))
+    }
+
+    /// The newest entry of which a reply has come to this node.
+    pub(crate) fn answered(&self) -> u64 {
+        self.answered.load(Ordering::Acquire)
     }
 
     /// Whether new work should be turned away, since more waits here than will soon be decided.
@@ -290,6 +298,8 @@ impl Batcher {
     }
 
     fn answer(&self, group: Group, replies: Vec<Reply>) {
+        let newest = replies.iter().map(|reply| reply.stamp.index).max().unwrap_or(0);
+        self.answered.fetch_max(newest, Ordering::AcqRel);
         self.queue().backlog.answered(replies.len(), Instant::now());
         group.answer(replies);
     }

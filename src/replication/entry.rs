@@ -1,9 +1,10 @@
 //! One log entry is one batch: a time, and requests that were encoded once where they arrived.
 //!
 //! A batch is a single run of bytes: version, the rules it is decided by, proposed time, number of requests,
-//! then each request behind its length. The node that receives a request encodes it; a forwarder and the leader only
-//! put such runs one behind the other; disk, peers and apply take the bytes as they are, and apply
-//! decodes requests that borrow from them. Nothing here knows what a request means.
+//! then each request behind its length and what was known of the log where it was taken. The node that receives a
+//! request encodes it; a forwarder and the leader only put such runs one behind the other; disk, peers and apply
+//! take the bytes as they are, and apply decodes requests that borrow from them. Nothing here knows what a
+//! request means.
 
 use std::fmt;
 use std::ops::AddAssign;
@@ -13,16 +14,17 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::decision::RULES;
-use crate::decision::command::{Command, Request};
+use crate::decision::command::{Attempt, Command, Request};
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
 use crate::units::Millis;
 
 /// The layout of a batch. A reader that meets a higher one must stop the node.
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 /// Version (1), rules (2), proposed time (8), number of requests (4).
 const HEADER_BYTES: usize = 15;
-/// The length in front of each request.
+/// In front of each request: its length, and the newest entry that was known where it was taken.
+const FRAME_HEAD_BYTES: usize = 12;
 const LENGTH_BYTES: usize = 4;
 
 /// Requests encoded for the log, in order. Cheap to merge with others.
@@ -108,11 +110,11 @@ impl Proposal {
     /// larger than [`Limits::REQUEST_BYTES_MAX`].
     pub fn push(&mut self, request: &Request<'_>) -> Result<(), TooLarge> {
         let start = self.buffer.len();
-        self.buffer.resize(start + LENGTH_BYTES, 0);
+        self.buffer.resize(start + FRAME_HEAD_BYTES, 0);
         // A request is plain data, and writing to memory cannot fail; if a field ever could not be
         // encoded, the request would not fit a log entry either.
         let encoded = record::encode_into(request, &mut self.buffer);
-        let bytes = self.buffer.len() - start - LENGTH_BYTES;
+        let bytes = self.buffer.len() - start - FRAME_HEAD_BYTES;
         if encoded.is_err() || bytes > Limits::REQUEST_BYTES_MAX {
             self.buffer.truncate(start);
             return Err(TooLarge { bytes, bytes_max: Limits::REQUEST_BYTES_MAX });
@@ -120,6 +122,18 @@ impl Proposal {
         self.buffer[start..start + LENGTH_BYTES].copy_from_slice(&(bytes as u32).to_le_bytes());
         self.asks += Asks::of(request);
         Ok(())
+    }
+
+    /// Notes that all of it was taken where every entry up to `index` was known.
+    pub(crate) fn taken(&mut self, index: u64) {
+        let mut rest = &mut self.buffer[HEADER_BYTES..];
+        while let Some((head, behind)) = rest.split_first_chunk_mut::<FRAME_HEAD_BYTES>() {
+            let (length, taken) = head.split_at_mut(LENGTH_BYTES);
+            taken.copy_from_slice(&index.to_le_bytes());
+            // Our own frames: `push` and `from_frames` made or checked them.
+            let length = length.try_into().map_or(0, u32::from_le_bytes) as usize;
+            rest = behind.split_at_mut_checked(length).map_or(&mut [], |(_, rest)| rest);
+        }
     }
 
     /// How many requests it has.
@@ -146,16 +160,22 @@ impl Proposal {
             && self.asks.and(other.asks).fits(limits.entry_requests_max)
     }
 
-    /// 16-byte fingerprint of all its requests with their keys, for the key of a whole batch.
+    /// 16-byte fingerprint of all its requests with their keys, for the key of a whole batch. Not of when they were taken.
     pub fn fingerprint(&self) -> [u8; 16] {
-        truncated(Sha256::new_with_prefix(self.frames()))
+        let mut hash = Sha256::new();
+        // Our own frames: `push` and `from_frames` made or checked them.
+        for frame in Frames(self.frames()).map_while(Result::ok) {
+            hash.update((frame.request.len() as u32).to_le_bytes());
+            hash.update(frame.request);
+        }
+        truncated(hash)
     }
 
     /// Hands over the request at a place, from 0; none where it has fewer.
     pub fn with<T>(&self, place: usize, take: impl FnOnce(&Request<'_>) -> T) -> Option<T> {
         // Our own frames: `push` and `from_frames` made or checked them.
         let frame = Frames(self.frames()).nth(place)?.ok()?;
-        record::decode::<Request<'_>>(frame).ok().map(|request| take(&request))
+        record::decode::<Request<'_>>(frame.request).ok().map(|request| take(&request))
     }
 
     /// How many requests have an idempotency key.
@@ -182,7 +202,7 @@ impl Proposal {
         buffer.extend_from_slice(frames);
         let mut proposal = Proposal { buffer, asks: Asks::default() };
         for frame in Frames(frames) {
-            let request: Request<'_> = record::decode(frame?)
+            let request: Request<'_> = record::decode(frame?.request)
                 .map_err(|source| BatchError::Request { position: proposal.len(), source })?;
             proposal.asks += Asks::of(&request);
         }
@@ -214,8 +234,8 @@ impl Proposal {
             let (mut used, mut asks) = (0, Asks::default());
             // Our own frames: `push` and `from_frames` made or checked them.
             for frame in Frames(rest).map_while(Result::ok) {
-                let next = used + LENGTH_BYTES + frame.len();
-                let with_next = asks.and(Asks::of_frame(frame));
+                let next = used + FRAME_HEAD_BYTES + frame.request.len();
+                let with_next = asks.and(Asks::of_frame(&frame));
                 let full = HEADER_BYTES + next > bytes_max || !with_next.fits(limits.entry_requests_max);
                 if full && asks.requests > 0 {
                     break;
@@ -294,15 +314,15 @@ impl Batch {
     }
 
     /// Reads its requests one after the other, and checks that there are as many as it says.
-    pub(crate) fn each(&self, mut take: impl FnMut(u32, &Request<'_>)) -> Result<(), BatchError> {
-        self.each_group(1, |position, group| group.iter().for_each(|request| take(position, request)))
+    pub(crate) fn each(&self, mut take: impl FnMut(u32, &Attempt<'_>)) -> Result<(), BatchError> {
+        self.each_group(1, |position, group| group.iter().for_each(|attempt| take(position, attempt)))
     }
 
     /// The same, some at a time, with the place of the first of them.
     pub(crate) fn each_group(
         &self,
         group_len: usize,
-        mut take: impl FnMut(u32, &[Request<'_>]),
+        mut take: impl FnMut(u32, &[Attempt<'_>]),
     ) -> Result<(), BatchError> {
         let (_, expected, mut frames) = self.open()?;
         let mut group = Vec::with_capacity(group_len);
@@ -310,9 +330,10 @@ impl Batch {
         loop {
             for frame in frames.by_ref().take(group_len) {
                 let position = actual + group.len();
-                let request: Request<'_> =
-                    record::decode(frame?).map_err(|source| BatchError::Request { position, source })?;
-                group.push(request);
+                let Frame { taken, request } = frame?;
+                let request =
+                    record::decode(request).map_err(|source| BatchError::Request { position, source })?;
+                group.push(Attempt { taken, request });
             }
             if group.is_empty() {
                 break;
@@ -350,9 +371,9 @@ impl Asks {
     }
 
     /// Of an encoded request; the most that one can ask for, if it cannot be read.
-    fn of_frame(frame: &[u8]) -> Asks {
+    fn of_frame(frame: &Frame<'_>) -> Asks {
         let most = Asks { requests: 1, keys: 0, reply_bytes_max: Command::REPLY_BYTES_MAX };
-        record::decode::<Request<'_>>(frame).map_or(most, |request| Asks::of(&request))
+        record::decode::<Request<'_>>(frame.request).map_or(most, |request| Asks::of(&request))
     }
 
     fn and(self, other: Asks) -> Asks {
@@ -383,16 +404,24 @@ impl AddAssign for Asks {
 /// The encoded requests of a batch, in order.
 pub(crate) struct Frames<'a>(&'a [u8]);
 
+/// An encoded request, and what was known where it was taken.
+pub(crate) struct Frame<'a> {
+    taken: u64,
+    request: &'a [u8],
+}
+
 impl<'a> Iterator for Frames<'a> {
-    type Item = Result<&'a [u8], BatchError>;
+    type Item = Result<Frame<'a>, BatchError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.0.is_empty() {
             return None;
         }
         let cut = |rest: &'a [u8]| {
-            let (length, rest) = rest.split_first_chunk::<LENGTH_BYTES>()?;
-            rest.split_at_checked(u32::from_le_bytes(*length) as usize)
+            let (length, rest) = rest.split_first_chunk()?;
+            let (taken, rest) = rest.split_first_chunk()?;
+            let (request, rest) = rest.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+            Some((Frame { taken: u64::from_le_bytes(*taken), request }, rest))
         };
         match cut(self.0) {
             Some((frame, rest)) => {
@@ -456,9 +485,9 @@ mod tests {
     fn accounts(batch: &Batch) -> Vec<String> {
         let mut names = Vec::new();
         batch
-            .each(|position, request| {
+            .each(|position, attempt| {
                 assert_eq!(position as usize, names.len());
-                match &request.command {
+                match &attempt.request.command {
                     Command::Admit(admit) => names.push(admit.account.to_owned()),
                     other => panic!("unexpected {other:?}"),
                 }
@@ -513,10 +542,8 @@ mod tests {
         for length in 1..frames.len() {
             assert!(Proposal::from_frames(&frames[..length]).is_err(), "cut to {length}");
         }
-        assert!(matches!(
-            Proposal::from_frames(&[2, 0, 0, 0, 0, 250]),
-            Err(BatchError::Request { position: 0, .. })
-        ));
+        let unreadable = [&[2, 0, 0, 0][..], &[0; 8], &[0, 250]].concat();
+        assert!(matches!(Proposal::from_frames(&unreadable), Err(BatchError::Request { position: 0, .. })));
     }
 
     #[test]
@@ -529,6 +556,23 @@ mod tests {
         assert!(!proposal.asks().is_keyed());
         assert_eq!(proposal.keys(), 1);
         assert_eq!(Proposal::from_frames(proposal.frames()).expect("whole").keys(), 1);
+    }
+
+    #[test]
+    fn each_request_keeps_what_was_known_where_it_was_taken() {
+        let mut proposal = Proposal::new();
+        proposal.push(&admit("a")).expect("it fits");
+        proposal.push(&admit("b")).expect("it fits");
+        let fingerprint = proposal.fingerprint();
+        proposal.taken(7);
+        let mut other = Proposal::new();
+        other.push(&admit("c")).expect("it fits");
+        other.taken(u64::MAX);
+        assert_eq!(proposal.fingerprint(), fingerprint, "asked again later, it is the same");
+        proposal.merge(&Proposal::from_frames(other.frames()).expect("whole"));
+        let mut taken = Vec::new();
+        proposal.seal(Millis(0)).each(|_, attempt| taken.push(attempt.taken)).expect("the batch reads");
+        assert_eq!(taken, [7, 7, u64::MAX]);
     }
 
     #[test]

@@ -102,12 +102,13 @@ fn decide(batch: &Batch) {
     let mut state = state();
     let first = state.now();
     let mut index = 1_000;
-    _ = batch.each(|position, request| {
+    _ = batch.each(|position, attempt| {
         index += u64::from(position == 0);
         let stamp = Stamp { at: first, term: 1, index, position };
-        let reply = state.apply(stamp, request);
+        let reply = state.apply_attempt(stamp, attempt);
         let bytes = record::encode(&reply).expect("a reply can be written").len();
-        assert!(bytes <= request.command.reply_bytes_max(), "{bytes} bytes for {:?}", request.command);
+        let command = &attempt.request.command;
+        assert!(bytes <= command.reply_bytes_max(), "{bytes} bytes for {command:?}");
     });
 }
 

@@ -164,11 +164,11 @@ impl Machine {
         #[cfg(test)]
         let at = simulation::mistaken_time(state, at, proposed_at);
         let mut marked = false;
-        batch.each_group(State::AHEAD, |first, requests| {
-            state.look_ahead(requests);
-            for (position, request) in (first..).zip(requests) {
-                marked |= request.command == Command::Mark;
-                let reply = state.apply(Stamp { at, term, index, position }, request);
+        batch.each_group(State::AHEAD, |first, attempts| {
+            state.look_ahead(attempts.iter().map(|attempt| &attempt.request));
+            for (position, attempt) in (first..).zip(attempts) {
+                marked |= attempt.request.command == Command::Mark;
+                let reply = state.apply_attempt(Stamp { at, term, index, position }, attempt);
                 if answered {
                     replies.push(reply);
                 }

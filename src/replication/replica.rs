@@ -5,7 +5,7 @@ use std::fs;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -49,6 +49,8 @@ use crate::replication::peer::server::{Desk, Door, PeerService};
 use crate::replication::peer::wire::Change;
 use crate::replication::read::{AsOf, Reads};
 use crate::replication::settings::{Limits, Member, Settings, Timing};
+#[cfg(test)]
+use crate::replication::simulation;
 use crate::replication::small_file::sync_directory;
 use crate::replication::time::TimeKeeper;
 use crate::replication::tls;
@@ -77,6 +79,8 @@ struct Inner {
     facts: Arc<FactStore>,
     failure: Failure,
     stopping: AtomicBool,
+    /// Requests that callers here wait for.
+    waiting: AtomicUsize,
     tasks: Mutex<Vec<AbortHandle>>,
     /// Where the calls of peers come in that consensus answers.
     door: Arc<Door>,
@@ -84,6 +88,22 @@ struct Inner {
     listener: Mutex<Option<(watch::Sender<()>, JoinHandle<()>)>>,
     log_writer: Mutex<Option<thread::JoinHandle<()>>>,
     log_reader: Mutex<Option<LogReader>>,
+}
+
+/// Counts some for as long as it lives.
+struct Counted<'a>(&'a AtomicUsize, usize);
+
+impl<'a> Counted<'a> {
+    fn new(count: &'a AtomicUsize, by: usize) -> Counted<'a> {
+        count.fetch_add(by, Ordering::Relaxed);
+        Counted(count, by)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(self.1, Ordering::Relaxed);
+    }
 }
 
 /// The first reason why this node cannot go on.
@@ -292,6 +312,7 @@ impl Replica {
             facts,
             failure,
             stopping: AtomicBool::new(false),
+            waiting: AtomicUsize::new(0),
             tasks: Mutex::default(),
             door,
             listener: Mutex::default(),
@@ -346,8 +367,14 @@ impl Replica {
     /// here or on the leader. On the leader it joins what is waiting; elsewhere it is forwarded,
     /// together with everything else that waits. What does not fit one log entry goes into several,
     /// one after the other: an error then says nothing of the first ones.
-    pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+    pub async fn propose(&self, mut proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
         let started = Instant::now();
+        // What this node has told of is known here, though it may have applied less.
+        let known = self.0.batcher.answered().max(self.next_index().saturating_sub(1));
+        #[cfg(test)]
+        let known = simulation::mistaken_taken(known);
+        proposal.taken(known);
+        let _waiting = Counted::new(&self.0.waiting, proposal.len());
         let deadline = started + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
@@ -368,6 +395,11 @@ impl Replica {
     #[cfg(test)]
     pub(super) fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    /// How many requests were taken here and wait to be decided: in the queue, in the log, or on their way to the leader.
+    pub fn waiting(&self) -> usize {
+        self.0.waiting.load(Ordering::Relaxed)
     }
 
     /// Whether more waits here to be decided than will be decided soon. Who brings new work is then better turned away

@@ -127,8 +127,8 @@ impl StoppedNode {
             let at = clock::advance(self.state.now(), proposed_at);
             let state = &mut self.state;
             batch
-                .each(|position, request| {
-                    state.apply(Stamp { at, term, index, position }, request);
+                .each(|position, attempt| {
+                    state.apply_attempt(Stamp { at, term, index, position }, attempt);
                 })
                 .map_err(fail)?;
             let facts = self.state.take_facts();

@@ -363,7 +363,7 @@ mod tests {
         let mut keys = Vec::new();
         group
             .batch
-            .each(|_, request| keys.push(request.key.map_or("-", |key| key.key).to_owned()))
+            .each(|_, attempt| keys.push(attempt.request.key.map_or("-", |key| key.key).to_owned()))
             .expect("it can be read");
         keys
     }

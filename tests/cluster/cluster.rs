@@ -71,6 +71,9 @@ impl Cluster {
         let client = self.client(&[1, 2, 3]);
         let update = AccountUpdate { plan: Some(Some(plan)), ..AccountUpdate::default() };
         self.wait(client.put_account(None, account, &update)).expect("an account");
+        if credits == 0 {
+            return;
+        }
         let grant = GrantRequest {
             id: "first",
             source: GrantSource::Purchase,

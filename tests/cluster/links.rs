@@ -128,3 +128,38 @@ fn two_nodes_that_see_each_other_only_through_the_third_disturb_nobody() {
     cluster.wait_until_ready(blind);
     assert_eq!(cluster.agreed_account(&[1, 2, 3], "acme").credits.spent.to_string(), "20");
 }
+
+/// An attempt that waits on a node that is cut off, while its caller asks elsewhere under the same key and is refused: when
+/// the link is open again, what was told stands.
+#[test]
+fn an_attempt_that_waited_is_not_admitted_behind_the_back_of_who_was_refused_meanwhile() {
+    let seed = Seed::new();
+    let cluster = Cluster::start_linked("");
+    cluster.open_account("acme", "wallet", 0);
+    let leader = cluster.leader(&[1, 2, 3]);
+    let (cut_off, other) = (others(leader)[0], others(leader)[1]);
+    let key = format!("{}-late", seed.name());
+
+    cluster.nodes.link(&format!("{cut_off} * lost, * {cut_off} lost"));
+    let late = std::thread::scope(|scope| {
+        let late = scope.spawn(|| cluster.ask(cut_off, "POST", "/v1/admissions", Some(&key), BODY));
+        cluster.nodes.wait_until("the attempt waits there", |_| {
+            let metrics = cluster.ask(cut_off, "GET", "/metrics", None, "").body;
+            metrics.as_str().is_some_and(|text| text.contains("\nquorate_requests_waiting 1\n"))
+        });
+        let refused = cluster.ask(other, "POST", "/v1/admissions", Some(&key), BODY);
+        assert_eq!((refused.status, refused.problem()), (402, "credits-short"), "{refused:?}");
+        let grant = r#"{"id": "bought", "source": "purchase", "credits": "10"}"#;
+        let granted = cluster.ask(other, "POST", "/v1/accounts/acme/grants", None, grant);
+        assert_eq!(granted.status, 201, "{granted:?}");
+        cluster.nodes.link("* * open");
+        late.join().expect("an answer")
+    });
+    assert_eq!((late.status, late.problem()), (503, "overtaken"), "{late:?}");
+    assert!(late.head.contains("\nretry-after: "), "{late:?}");
+    assert_eq!(cluster.agreed_account(&[1, 2, 3], "acme").credits.spent.to_string(), "0");
+
+    let again = cluster.ask(cut_off, "POST", "/v1/admissions", Some(&key), BODY);
+    assert_eq!((again.status, again.head.contains("idempotency-replayed")), (200, false), "{again:?}");
+    assert_eq!(cluster.agreed_account(&[1, 2, 3], "acme").credits.spent.to_string(), "1");
+}

@@ -76,7 +76,7 @@ struct Passport {
 impl Passport {
     /// One that would be taken.
     fn good(from: u64, to: u64) -> Passport {
-        Passport { protocol: Some("2"), cluster: "test", from, to, seen: Some(vec![[from, 1, 0]]) }
+        Passport { protocol: Some("3"), cluster: "test", from, to, seen: Some(vec![[from, 1, 0]]) }
     }
 }
 
@@ -125,9 +125,9 @@ fn who_is_no_peer_is_refused_for_its_reason_which_the_log_says_seldom() {
     let good = || Passport::good(UNKNOWN_NODE, to);
     let follower = leader % 3 + 1;
     let cases = [
-        (Passport { protocol: Some("1"), ..good() }, "this node speaks protocol 2"),
-        (Passport { protocol: Some("3"), ..good() }, "this node speaks protocol 2"),
-        (Passport { protocol: None, ..good() }, "this node speaks protocol 2"),
+        (Passport { protocol: Some("2"), ..good() }, "this node speaks protocol 3"),
+        (Passport { protocol: Some("4"), ..good() }, "this node speaks protocol 3"),
+        (Passport { protocol: None, ..good() }, "this node speaks protocol 3"),
         (Passport { cluster: "other", ..good() }, "this node belongs to another cluster"),
         (Passport { to: follower as u64, ..good() }, "not the one that was meant"),
         (Passport { from: to, ..good() }, "another process calls itself node"),

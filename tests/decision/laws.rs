@@ -14,11 +14,13 @@
 //!    nothing is said, since it may move it meanwhile;
 //! 8. the facts that it leaves are what a restored state leaves, nothing for a dry run or a replay, and for a
 //!    refused admission one usage with why it was refused and what was looked at;
-//! 9. an audit of all facts so far finds nothing, and gives the accounts, grants and holds that the state
-//!    shows.
+//! 9. an attempt under its key that was taken before it was refused is overtaken and changes nothing, in a restored state,
+//!    too;
+//! 10. an audit of all facts so far finds nothing, and gives the accounts, grants and holds that the state
+//!     shows.
 
 use quorate::decision::audit::{Audit, Finding};
-use quorate::decision::command::{Admit, Command, Request, Stamp};
+use quorate::decision::command::{Admit, Attempt, Command, Request, Stamp};
 use quorate::decision::facts::{Fact, UsageOutcome, with_moments};
 use quorate::decision::policy::{Document, FeatureDocument};
 use quorate::decision::reply::{Admitted, Layer, Outcome, Payment, Reason, Refusal, Reply};
@@ -107,11 +109,45 @@ impl Lawful {
             same("a key replayed changes nothing", &records(&self.state), &after)?;
             same("a key replayed leaves no facts", &self.state.take_facts(), &Vec::new())?;
         }
+        if request.key.is_some() && refused && !dry_run {
+            self.overtakes(&after, stamp, request, &reply)?;
+        }
         adds_up(&reply.outcome)?;
         if let (Outcome::Refused(refusal), Command::Admit(admit)) = (&reply.outcome, &request.command) {
             self.passes_when_it_says(&before, stamp, refusal, admit)?;
         }
         Ok(reply)
+    }
+
+    /// Looks at what becomes of attempts that were under way when one was refused.
+    fn overtakes(
+        &self,
+        after: &[Record],
+        stamp: Stamp,
+        request: &Request<'_>,
+        reply: &Reply,
+    ) -> Result<(), String> {
+        let reason_of = |reply: &Reply| match &reply.outcome {
+            Outcome::Refused(refusal) => Some(refusal.reason),
+            _ => None,
+        };
+        // That the key stands for something else is no end of it.
+        let expected = reason_of(reply)
+            .map(|reason| if reason == Reason::KeyMismatch { reason } else { Reason::Overtaken });
+        let next = Stamp { index: stamp.index + 1, ..stamp };
+        for before in [1, stamp.index] {
+            let mut late = restore(after.to_vec())?;
+            late.keep_facts(true);
+            let attempt = Attempt { taken: stamp.index - before, request: request.clone() };
+            let told = late.apply_attempt(next, &attempt);
+            same("who was taken before a refusal is overtaken", &reason_of(&told), &expected)?;
+            same("what is overtaken changes nothing", &records(&late), &after.to_vec())?;
+            same("what is overtaken leaves no facts", &late.take_facts(), &Vec::new())?;
+        }
+        let attempt = Attempt { taken: stamp.index, request: request.clone() };
+        let told = restore(after.to_vec())?.apply_attempt(next, &attempt);
+        let law = "who was taken behind a refusal is decided";
+        same(law, &(reason_of(&told) == Some(Reason::Overtaken)), &false)
     }
 
     /// Audits the facts of one more command, and compares every account.

@@ -30,7 +30,7 @@ struct Crowd {
 impl Crowd {
     fn new(feature: serde_json::Value, plans: serde_json::Value) -> Crowd {
         let mut code = json!({
-            "units": ["tokens"],
+            "units": ["tokens", "images"],
             "capacity": [{"name": "all", "unit": "tokens", "quota": QUOTA, "algorithm": "sliding_window", "window": "1s"}],
         });
         let parts = feature.as_object().expect("parts of a feature").clone();
@@ -66,10 +66,14 @@ impl Crowd {
     }
 
     fn decide(&mut self, account: &str, tokens: u64) -> Outcome {
+        self.decide_of(account, "tokens", tokens)
+    }
+
+    fn decide_of(&mut self, account: &str, unit: &str, quantity: u64) -> Outcome {
         let admit = Admit {
             account,
             feature: "code",
-            usage: vec![("tokens", tokens)],
+            usage: vec![(unit, quantity)],
             attributes: Vec::new(),
             hold_ttl: None,
             dry_run: false,
@@ -273,8 +277,10 @@ fn holding_and_releasing_again_and_again_wins_no_room_in_a_guard_above_its_quota
     let plans = json!({ "pro": { "trust": { "bonus": "0.2" }, "limits": [minute] } });
     let mut crowd = Crowd::new(json!({}), plans);
     crowd.put_account("clever", "pro");
-    // All of the bonus, for requests of nothing.
-    (0..150).for_each(|_| assert!(crowd.admit("clever", 0)));
+    // All of the bonus, for what the guard does not count.
+    for _ in 0..150 {
+        assert!(matches!(crowd.decide_of("clever", "images", 1), Outcome::Admitted(_)));
+    }
     let mut kept = 0;
     for round in 0..600 {
         let admit = Admit {

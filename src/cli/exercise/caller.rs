@@ -181,7 +181,7 @@ impl Caller {
             let status = answer.as_ref().ok().map(|answer| answer.status);
             attempts.push(history::Attempt { node, sent_us, answered_us: exercise.history.now_us(), status });
             match answer {
-                Ok(answer) if answer.status != 503 => break answer,
+                Ok(answer) if answer.status != 503 && !is_overtaken_in_part(&answer) => break answer,
                 Ok(answer) => self.tally.unavailable(&reason_of(&answer)),
                 Err(error) => {
                     tracing::debug!(node, error = %error, "no answer");
@@ -627,6 +627,13 @@ fn remember<T>(of: &mut Vec<T>, new: T) {
         of.remove(0);
     }
     of.push(new);
+}
+
+/// Whether it is the answer to a batch of which some were overtaken by another attempt: they are to be asked again.
+fn is_overtaken_in_part(answer: &Attempted) -> bool {
+    let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+    let results = value["results"].as_array();
+    results.is_some_and(|results| results.iter().any(|result| result["reason"] == "overtaken"))
 }
 
 /// Why a node was not available, as it says.

@@ -590,7 +590,7 @@ impl Audit {
                 self.remember(levels, &usage.feature, at, |history, rule| history.abandon(rule, held, at));
             }
             (Some(_), _) => {}
-            (None, _) => self.remember_request(levels, &usage.feature, at, refused.as_ref()),
+            (None, _) => self.remember_request(levels, usage, refused.as_ref()),
         }
     }
 
@@ -598,18 +598,17 @@ impl Audit {
     pub(super) fn remember_closed(&mut self, usage: &Usage, refused: &Refused) {
         if matches!(refused.by, Layer::Account { .. }) && refused.cost.is_some() {
             let levels = self.levels_down(usage.account);
-            self.remember_request(&levels, &usage.feature, self.now(), Some(refused));
+            self.remember_request(&levels, usage, Some(refused));
         }
     }
 
-    fn remember_request(
-        &mut self,
-        levels: &[u32],
-        feature: &Arc<str>,
-        at: Millis,
-        refused: Option<&Refused>,
-    ) {
-        self.remember(levels, feature, at, |history, rule| {
+    /// What asks for nothing says nothing.
+    fn remember_request(&mut self, levels: &[u32], usage: &Usage, refused: Option<&Refused>) {
+        if usage.units.is_empty() {
+            return;
+        }
+        let at = self.now();
+        self.remember(levels, &usage.feature, at, |history, rule| {
             history.ask(rule, at);
             if let Some(refused) = refused {
                 let would_pass_at = refused.would_pass_in.map(|wait| at.saturating_add(wait));

@@ -19,7 +19,7 @@ use crate::replication::settings::Member;
 use crate::replication::types::{Ballot, Position, TypeConfig};
 
 /// Nodes of different protocols refuse each other.
-pub(crate) const PROTOCOL: &str = "2";
+pub(crate) const PROTOCOL: &str = "3";
 
 /// The calls, by their path.
 pub(crate) mod path {

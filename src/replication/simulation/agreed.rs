@@ -120,8 +120,9 @@ impl Agreed {
             let (proposed_at, ..) = batch.open().expect("an entry of this build");
             let at = clock::advance(self.state.now(), proposed_at);
             let (state, decided) = (&mut self.state, &mut self.decided);
-            let read = batch.each(|position, request| {
-                let reply = state.apply(Stamp { at, term, index, position }, request);
+            let read = batch.each(|position, attempt| {
+                let request = &attempt.request;
+                let reply = state.apply_attempt(Stamp { at, term, index, position }, attempt);
                 let key = request.key.map(|key| key.key.to_owned());
                 let name = name_of(request);
                 decided.insert((index, position), Decided { key, name, reply });

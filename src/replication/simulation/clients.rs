@@ -14,7 +14,7 @@ use super::world::Cluster;
 use crate::decision::command::{
     Admit, Change, Command, Key, PutAccount, PutGrant, PutPolicy, Release, Request, Settle, Source,
 };
-use crate::decision::reply::{AdmissionId, Outcome, Reply};
+use crate::decision::reply::{AdmissionId, Outcome, Reason, Reply};
 use crate::replication::entry::{Proposal, fingerprint};
 use crate::replication::error::{ProposeError, ReadError};
 use crate::replication::replica::Replica;
@@ -52,8 +52,8 @@ then = "credits"
 [[plans.paid.limits]]
 name = "pace"
 unit = "requests"
-quota = 30
-burst = 15
+quota = 45
+burst = 1
 algorithm = "token_bucket"
 window = "3s"
 "#;
@@ -71,6 +71,7 @@ async fn on<T, F>(
     cluster: &Cluster,
     chance: &mut Chance,
     node: u64,
+    patience: Duration,
     what: impl FnOnce(Replica) -> F,
 ) -> Option<Attempt<T>>
 where
@@ -84,7 +85,7 @@ where
     }
     let task = running.process.spawn(what(running.replica.clone()));
     let abort = task.abort_handle();
-    let ended = timeout(PATIENCE, task).await;
+    let ended = timeout(patience, task).await;
     abort.abort();
     sleep(chance.ms(0, 2)).await;
     Some(match ended {
@@ -98,9 +99,10 @@ async fn propose(
     cluster: &Cluster,
     chance: &mut Chance,
     node: u64,
+    patience: Duration,
     proposal: Proposal,
 ) -> Attempt<Vec<Reply>> {
-    let attempt = on(cluster, chance, node, |replica| async move {
+    let attempt = on(cluster, chance, node, patience, |replica| async move {
         match replica.propose(proposal).await {
             Ok(replies) => Attempt::Answered(replies),
             Err(ProposeError::OutcomeUnknown { .. } | ProposeError::Fatal(_)) => Attempt::Unknown,
@@ -148,7 +150,9 @@ pub(super) async fn prepare(cluster: &Arc<Cluster>) -> bool {
                 return false;
             }
             let node = chance.pick(&cluster.nodes()).copied().unwrap_or(1);
-            if let Attempt::Answered(replies) = propose(cluster, &mut chance, node, command.clone()).await {
+            if let Attempt::Answered(replies) =
+                propose(cluster, &mut chance, node, PATIENCE, command.clone()).await
+            {
                 let refused = replies.iter().any(|reply| matches!(reply.outcome, Outcome::Refused(_)));
                 assert!(!refused, "what a simulation begins with is not refused: {replies:?}");
                 break;
@@ -175,7 +179,7 @@ pub(super) async fn knock(cluster: &Arc<Cluster>) {
             reason: None,
         });
         let proposal = proposal(Some(&id), grant);
-        if !matches!(propose(cluster, &mut chance, node, proposal).await, Attempt::Answered(_)) {
+        if !matches!(propose(cluster, &mut chance, node, PATIENCE, proposal).await, Attempt::Answered(_)) {
             cluster
                 .universe
                 .violated("progress", format!("node {node} decides nothing, and nothing hinders it"));
@@ -280,13 +284,18 @@ impl Client {
     async fn under_key(&mut self, operation: u64, proposal: Proposal) -> Vec<Reply> {
         for _ in 0..ATTEMPTS_MAX {
             let node = self.node();
-            if let Attempt::Answered(replies) =
-                propose(&self.cluster, &mut self.chance, node, proposal.clone()).await
+            // Who soon gives up and at once asks elsewhere has several attempts on their way.
+            let is_patient = self.chance.percent(60);
+            let patience = if is_patient { PATIENCE } else { self.chance.ms(1, 20) };
+            let proposal = proposal.clone();
+            let attempt = propose(&self.cluster, &mut self.chance, node, patience, proposal).await;
+            if let Attempt::Answered(replies) = attempt
+                && !replies.iter().any(is_overtaken)
             {
                 self.answered(operation, &replies);
                 return replies;
             }
-            let pause = self.chance.ms(5, 200);
+            let pause = if is_patient { self.chance.ms(5, 200) } else { Duration::ZERO };
             sleep(pause).await;
         }
         self.unknown(operation);
@@ -332,7 +341,7 @@ impl Client {
             let name = format!("op-{operation}-attempt-{attempt}");
             let proposal = proposal(None, Command::Admit(admission(account, seconds, hold_ttl, &name)));
             let node = self.node();
-            match propose(&self.cluster, &mut self.chance, node, proposal).await {
+            match propose(&self.cluster, &mut self.chance, node, PATIENCE, proposal).await {
                 Attempt::Answered(replies) => {
                     self.answered(operation, &replies);
                     return replies;
@@ -350,7 +359,7 @@ impl Client {
     }
 
     async fn read(&mut self, operation: u64, node: u64) {
-        let read = on(&self.cluster, &mut self.chance, node, |replica| async move {
+        let read = on(&self.cluster, &mut self.chance, node, PATIENCE, |replica| async move {
             match replica.read_as_of(Shown::of).await {
                 Ok(read) => Attempt::Answered(read),
                 Err(ReadError::Unavailable { .. } | ReadError::ShuttingDown | ReadError::Fatal(_)) => {
@@ -383,6 +392,11 @@ impl Client {
         let nodes = self.cluster.nodes();
         self.chance.pick(&nodes).copied().unwrap_or(1)
     }
+}
+
+/// Whether it says that the outcome is another attempt's.
+fn is_overtaken(reply: &Reply) -> bool {
+    matches!(&reply.outcome, Outcome::Refused(refusal) if refusal.reason == Reason::Overtaken)
 }
 
 fn admission<'a>(account: &'a str, seconds: u64, hold_ttl: Option<Span>, name: &'a str) -> Admit<'a> {

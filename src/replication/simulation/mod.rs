@@ -216,6 +216,11 @@ pub(crate) fn mistaken_time(state: &mut State, at: Millis, proposed_at: Millis) 
     at
 }
 
+/// What was known of the log where a request is taken, with the mistake that is planted in it, if one is.
+pub(crate) fn mistaken_taken(known: u64) -> u64 {
+    if planted(Plant::TakenLate) { u64::MAX } else { known }
+}
+
 /// Shows an entry that the node of this task has just applied. What its log has at a place that a checkpoint covers, it may
 /// never have applied.
 pub(crate) fn applied(entry: &Entry) {

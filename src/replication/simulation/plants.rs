@@ -17,10 +17,12 @@ pub(crate) enum Plant {
     AppliedTwice,
     /// A leader answers reads without asking whether it still is one.
     StaleRead,
+    /// An attempt that was long on its way counts as taken when it is decided.
+    TakenLate,
 }
 
 impl Plant {
-    pub(crate) const ALL: [Plant; 7] = [
+    pub(crate) const ALL: [Plant; 8] = [
         Plant::AcknowledgedBeforeFlush,
         Plant::VoteForgotten,
         Plant::PurgedBeforeCheckpoint,
@@ -28,6 +30,7 @@ impl Plant {
         Plant::TimeGoesBack,
         Plant::AppliedTwice,
         Plant::StaleRead,
+        Plant::TakenLate,
     ];
 
     /// By the name that it has here.

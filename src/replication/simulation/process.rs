@@ -143,12 +143,18 @@ impl Process {
         let done = catch_unwind(AssertUnwindSafe(what));
         CURRENT.set(before);
         done.unwrap_or_else(|panic| {
-            self.universe
-                .violated("nobody_fails", format!("node {} panicked: {}", self.node, panic_text(&*panic)));
+            let text = panic_text(&*panic);
+            if !text.contains(HARMLESS_PANIC) {
+                self.universe.violated("nobody_fails", format!("node {} panicked: {text}", self.node));
+            }
             resume_unwind(panic)
         })
     }
 }
+
+/// An assertion of openraft that only builds with debug assertions make (docs/decisions/0001): a task that sends entries for a
+/// leader that was, and whose log was just cut, ends with it instead of a moment later.
+const HARMLESS_PANIC: &str = "read_log_entries received reversed range";
 
 /// A task of a process.
 struct Owned<F> {

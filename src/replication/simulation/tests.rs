@@ -109,6 +109,11 @@ fn finds_a_leader_that_answers_reads_without_asking() {
 }
 
 #[test]
+fn finds_an_attempt_that_is_admitted_behind_the_back_of_who_was_refused() {
+    is_found(Plant::TakenLate, 20);
+}
+
+#[test]
 #[ignore = "scripts/simulate runs it"]
 fn simulate() {
     let asked = std::env::var("QUORATE_SIMULATE").expect("scripts/simulate says how many seeds");

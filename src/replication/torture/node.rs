@@ -21,7 +21,7 @@ use tonic::metadata::MetadataMap;
 use super::model::{Line, Model, Shape};
 use crate::decision::State;
 use crate::decision::command::{
-    AccountState, Change, Command, Key, PutAccount, PutGrant, Request, Source, Stamp,
+    AccountState, Attempt, Change, Command, Key, PutAccount, PutGrant, Request, Source, Stamp,
 };
 use crate::replication::acquaintances::{Acquaintances, Sighting, Sightings};
 use crate::replication::checkpoint::CheckpointStore;
@@ -178,8 +178,8 @@ impl Reference {
             let EntryPayload::Normal(batch) = entry(term, index).payload else { continue };
             let (proposed_at, _, _) = batch.open().expect("it is one of ours");
             let at = clock::advance(self.state.now(), proposed_at);
-            let decide = |position, request: &Request<'_>| {
-                self.state.apply(Stamp { at, term, index, position }, request);
+            let decide = |position, attempt: &Attempt<'_>| {
+                self.state.apply_attempt(Stamp { at, term, index, position }, attempt);
             };
             batch.each(decide).expect("it is one of ours");
             if !self.state.facts().is_empty() {
