@@ -1,9 +1,13 @@
 //! `quorate bench` against a node of the real binary: what it sends is what a node takes.
 
-use std::net::TcpListener;
+#[path = "nodes/ports.rs"]
+mod ports;
+
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use ports::free_ports;
 
 /// How long a node may take until it answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -24,11 +28,6 @@ impl Drop for Node {
         _ = self.process.kill();
         _ = self.process.wait();
     }
-}
-
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("a bound socket").port()
 }
 
 fn quorate() -> Command {
@@ -59,7 +58,8 @@ client_address = "127.0.0.1:{client_port}"
 impl Node {
     fn start() -> Node {
         let dir = tempfile::tempdir().expect("a temporary directory");
-        let (client_port, peer_port) = (free_port(), free_port());
+        let ports = free_ports(2);
+        let (client_port, peer_port) = (ports[0], ports[1]);
         let file = dir.path().join("node.toml");
         std::fs::write(&file, config(&dir.path().join("data"), client_port, peer_port)).expect("a config");
         let process = quorate()
@@ -161,7 +161,7 @@ fn accounts_that_are_not_there_are_errors_and_fail_the_run() {
 
 #[test]
 fn a_node_that_is_not_there_fails_the_run() {
-    let url = format!("http://127.0.0.1:{}", free_port());
+    let url = format!("http://127.0.0.1:{}", free_ports(1)[0]);
     let output = quorate().args(["--node", &url, "bench"]).output().expect("the binary runs");
     assert_eq!(output.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&output.stderr).contains("cannot ask 127.0.0.1:"));

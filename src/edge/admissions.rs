@@ -63,7 +63,10 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
         known = kept.replayed;
     }
     let count = proposal.len();
-    let replies = asked.replica().propose(proposal).await?;
+    let replies = match key {
+        Some(_) => asked.replica().propose_rest(proposal).await?,
+        None => asked.replica().propose(proposal).await?,
+    };
     if replies.len() != count {
         return Err(Problem::outcome_unknown("the cluster gave another number of answers"));
     }

@@ -367,7 +367,17 @@ impl Replica {
     /// here or on the leader. On the leader it joins what is waiting; elsewhere it is forwarded,
     /// together with everything else that waits. What does not fit one log entry goes into several,
     /// one after the other: an error then says nothing of the first ones.
-    pub async fn propose(&self, mut proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+    pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+        self.decide(proposal, false).await
+    }
+
+    /// The same for what has begun with another proposal, such as one that keeps the key of the whole: it is taken however
+    /// much waits.
+    pub async fn propose_rest(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+        self.decide(proposal, true).await
+    }
+
+    async fn decide(&self, mut proposal: Proposal, has_begun: bool) -> Result<Vec<Reply>, ProposeError> {
         let started = Instant::now();
         // What this node has told of is known here, though it may have applied less.
         let known = self.0.batcher.answered().max(self.next_index().saturating_sub(1));
@@ -378,7 +388,10 @@ impl Replica {
         let deadline = started + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
-        let decided = self.0.batcher.submit(first, Origin::Here, deadline).await;
+        let decided = match has_begun {
+            true => self.0.batcher.submit_rest(first, deadline).await,
+            false => self.0.batcher.submit(first, Origin::Here, deadline).await,
+        };
         let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
         for part in parts {
             let more = self.0.batcher.submit_rest(part, deadline).await;

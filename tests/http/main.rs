@@ -9,6 +9,8 @@ mod hostile;
 mod lifecycle;
 mod node;
 mod once;
+#[path = "../nodes/ports.rs"]
+mod ports;
 mod signals;
 mod tls;
 mod topups;

@@ -1,6 +1,6 @@
 //! A node of a cluster of one, in this process, from a configuration to its orderly end.
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
 use crate::connection::Connection;
+use crate::ports::free_ports;
 
 /// How long a node may take to be ready, or to end.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,11 +44,6 @@ limits = [
 ]
 "#;
 
-fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its number").port()
-}
-
 impl Node {
     /// Starts a node with `more` behind its usual configuration.
     pub async fn start(more: &str) -> Node {
@@ -57,7 +53,8 @@ impl Node {
     /// Starts a node with `client` within its section `[client]` too.
     pub async fn start_with(more: &str, client: &str) -> Node {
         let disk = tempfile::tempdir().expect("a directory");
-        let (client_port, peer_port) = (free_port(), free_port());
+        let ports = free_ports(2);
+        let (client_port, peer_port) = (ports[0], ports[1]);
         let text = format!(
             r#"
 cluster_id = "test"

@@ -280,6 +280,23 @@ async fn a_batch_that_would_push_out_its_own_keys_is_refused() {
     node.stop().await;
 }
 
+/// A batch whose key is kept has begun: to refuse the rest of it, however much waits, would leave its key with nothing.
+#[tokio::test]
+async fn a_batch_under_a_key_is_decided_though_it_finds_no_room() {
+    let node = Node::start("[replication]\nwaiting_requests_max = 2\n").await.ready().await;
+    let mut client = node.connect().await;
+    let client = &mut client;
+    client.put_policy(POLICY).await.expect(200);
+    client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
+    let call = ("POST", "/v1/admissions/batch");
+    client.post(call.1, &batch(&["acme"; 3])).await.problem(503, "overloaded");
+    let first = ask(client, call, ("idempotency-key", "three"), &batch(&["acme"; 3])).await;
+    assert_eq!(admissions(&first).len(), 3);
+    let again = ask(client, call, ("idempotency-key", "three"), &batch(&["acme"; 3])).await;
+    assert_eq!(admissions(&again), admissions(&first));
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn a_header_that_the_policy_names_is_a_key_for_each_entry_of_a_batch() {
     let node = Node::furnished().await;

@@ -1,21 +1,20 @@
 //! Nodes for tests: the real program on ports of loopback that were free, with data in a folder of
 //! their own. What a test starts, it ends.
 
+mod ports;
+
 use std::io::{BufRead, BufReader, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
+
+use ports::free_ports;
 
 /// How long anything that a test waits for may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How much of each node's log a failed test shows.
 const LOG_LINES_SHOWN_MAX: usize = 40;
-/// Where ports for tests begin and end: below those that the system gives to outgoing connections,
-/// so that a node which is down for a while finds its port free again.
-const PORTS: std::ops::Range<u16> = 10_000..32_000;
-
 /// A cluster of the real program.
 pub struct Nodes {
     folder: tempfile::TempDir,
@@ -36,25 +35,6 @@ struct Node {
     client_port: u16,
     peer_port: u16,
     process: Option<Child>,
-}
-
-/// Ports that nobody uses now. They are held together until all are known, so that they differ; no
-/// two tests of a process get the same, and processes begin at places of their own.
-fn free_ports(count: usize) -> Vec<u16> {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    let places = usize::from(PORTS.end - PORTS.start);
-    let first = std::process::id() as usize * 97;
-    let mut held: Vec<TcpListener> = Vec::new();
-    for _ in 0..places {
-        if held.len() == count {
-            break;
-        }
-        let place = (first + NEXT.fetch_add(1, Ordering::Relaxed)) % places;
-        let port = PORTS.start + u16::try_from(place).expect("within the range");
-        held.extend(TcpListener::bind(("127.0.0.1", port)));
-    }
-    assert_eq!(held.len(), count, "there are not enough free ports");
-    held.iter().map(|listener| listener.local_addr().expect("an address").port()).collect()
 }
 
 pub fn copy_folder(from: &Path, to: &Path) {
