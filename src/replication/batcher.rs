@@ -114,16 +114,18 @@ impl Batcher {
         })
     }
 
-    /// Decides a proposal that fits one entry, or says why not. Answers by `deadline`, or a retry's pause
-    /// later when an attempt is still under way then: what it tells is better than that nobody knows.
+    /// Decides a proposal that fits one entry, or says why not, in its turn: with a peer it has waited since some moment before
+    /// now. Answers by `deadline`, or a retry's pause later when an attempt is still under way then: what it
+    /// tells is better than that nobody knows.
     pub(crate) async fn submit(
         &self,
         proposal: Proposal,
         origin: Origin,
+        since: Instant,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
         let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
-        self.submit_where(proposal, origin, Some(Room { requests, bytes }), deadline).await
+        self.submit_where(proposal, origin, Some(Room { requests, bytes }), since, deadline).await
     }
 
     /// The same for the rest of what is decided in part: it is taken however much waits, since to refuse it would
@@ -133,7 +135,7 @@ impl Batcher {
         proposal: Proposal,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        self.submit_where(proposal, Origin::Here, None, deadline).await
+        self.submit_where(proposal, Origin::Here, None, Instant::now(), deadline).await
     }
 
     async fn submit_where(
@@ -141,9 +143,10 @@ impl Batcher {
         proposal: Proposal,
         origin: Origin,
         room: Option<Room>,
+        since: Instant,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, Instant::now())?;
+        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, since)?;
         self.wake.notify_one();
         for deadline in [deadline, deadline + duration(self.timing.retry_pause)] {
             match tokio::time::timeout_at(deadline, &mut answer).await {
@@ -319,8 +322,9 @@ impl Batcher {
     /// Sends one group to the leader. False when there is none.
     fn forward(self: &Arc<Self>, leader: u64) -> bool {
         let Some(gathered) = self.gather() else { return false };
-        // The leader gives it a time.
-        let group = gathered.seal(Millis::default());
+        let waited = gathered.since().map_or(Duration::ZERO, |since| since.elapsed());
+        // The leader gives it a time. On the way there, how long it has waited stands in that place.
+        let group = gathered.seal(Millis(waited.as_millis() as u64));
         let under_way = UnderWay::begin(self, |batcher| &batcher.forwards_in_flight);
         let batcher = self.clone();
         TypeConfig::spawn(async move {
@@ -338,7 +342,7 @@ impl Batcher {
             return self.give_back(group, Failure::NotAppended);
         };
         let waited = duration(self.timing.propose_max);
-        let call = self.peers.call(&member, path::PROPOSE, group.batch.frames_bytes(), waited);
+        let call = self.peers.call(&member, path::PROPOSE, group.batch.to_bytes(), waited);
         // A leader that hangs answers nothing, and its connection breaks late. With keys, nothing is
         // lost by asking the next one as soon as there is one.
         let keyed = group.keyed();

@@ -17,7 +17,7 @@ use crate::decision::RULES;
 use crate::decision::command::{Attempt, Command, Request};
 use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
-use crate::units::Millis;
+use crate::units::{Millis, Span};
 
 /// The layout of a batch. A reader that meets a higher one must stop the node.
 const VERSION: u8 = 3;
@@ -183,7 +183,7 @@ impl Proposal {
         self.asks.keys
     }
 
-    /// The requests as they travel to the leader.
+    /// The requests, each behind its head.
     pub(crate) fn frames(&self) -> &[u8] {
         &self.buffer[HEADER_BYTES..]
     }
@@ -211,6 +211,18 @@ impl Proposal {
         {
             true => Ok(proposal),
             false => Err(BatchError::TooMuch { requests: proposal.len() }),
+        }
+    }
+
+    /// The same of what a peer sent on its way to the leader: a batch with, in the place of its time, for how long the
+    /// first of its requests has waited.
+    pub(crate) fn from_forwarded(batch: &Bytes) -> Result<(Span, Self), BatchError> {
+        let batch = Batch::from_bytes(batch.clone());
+        let (waited, expected, _) = batch.open()?;
+        let proposal = Proposal::from_frames(batch.frames_slice())?;
+        match proposal.len() == expected {
+            true => Ok((Span(waited.0), proposal)),
+            false => Err(BatchError::Count { expected, actual: proposal.len() }),
         }
     }
 
@@ -268,9 +280,9 @@ impl Batch {
         &self.0
     }
 
-    /// The requests as they travel to the leader, sharing this batch's memory.
-    pub(crate) fn frames_bytes(&self) -> Bytes {
-        self.0.slice(HEADER_BYTES.min(self.0.len())..)
+    /// The whole of it, sharing its memory.
+    pub(crate) fn to_bytes(&self) -> Bytes {
+        self.0.clone()
     }
 
     pub(crate) fn frames_slice(&self) -> &[u8] {
@@ -544,6 +556,22 @@ mod tests {
         }
         let unreadable = [&[2, 0, 0, 0][..], &[0; 8], &[0, 250]].concat();
         assert!(matches!(Proposal::from_frames(&unreadable), Err(BatchError::Request { position: 0, .. })));
+    }
+
+    #[test]
+    fn takes_a_forwarded_batch_with_how_long_it_has_waited_and_no_other() {
+        let mut proposal = Proposal::new();
+        proposal.push(&admit("a")).expect("it fits");
+        let batch = proposal.clone().seal(Millis(250));
+        let (waited, forwarded) = Proposal::from_forwarded(&batch.to_bytes()).expect("whole");
+        assert_eq!((waited, forwarded.frames()), (Span(250), proposal.frames()));
+        let other_rules = batch.with_rules(RULES + 1).to_bytes();
+        assert!(matches!(Proposal::from_forwarded(&other_rules), Err(BatchError::Rules { .. })));
+        let mut miscounted = batch.as_bytes().to_vec();
+        miscounted[11] += 1;
+        let miscounted = Proposal::from_forwarded(&miscounted.into());
+        assert!(matches!(miscounted, Err(BatchError::Count { expected: 2, actual: 1 })));
+        assert!(matches!(Proposal::from_forwarded(&Bytes::new()), Err(BatchError::Cut)));
     }
 
     #[test]

@@ -390,7 +390,7 @@ impl Replica {
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
         let decided = match has_begun {
             true => self.0.batcher.submit_rest(first, deadline).await,
-            false => self.0.batcher.submit(first, Origin::Here, deadline).await,
+            false => self.0.batcher.submit(first, Origin::Here, started, deadline).await,
         };
         let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
         for part in parts {

@@ -137,7 +137,9 @@ impl TimeKeeper {
             let mut proposal = Proposal::new();
             let ticked = proposal.push(&Request { key: None, command: Command::Tick });
             let deadline = Instant::now() + duration(self.timing.propose_max);
-            if ticked.is_err() || batcher.submit(proposal, Origin::Here, deadline).await.is_err() {
+            if ticked.is_err()
+                || batcher.submit(proposal, Origin::Here, Instant::now(), deadline).await.is_err()
+            {
                 return;
             }
             let (applied, voters) = (self.shared.now(), self.voters());

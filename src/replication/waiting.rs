@@ -4,9 +4,9 @@
 //! this says who is offered again and what each one hears.
 //!
 //! What must hold: a request without a key is never offered again once it may have been appended; what
-//! may have been appended is never said not to have been, whatever becomes of it later; those that are
-//! offered again keep their order; what goes together fits one entry, and all replies to it one
-//! message; and the queue has a bound.
+//! may have been appended is never said not to have been, whatever becomes of it later; who has waited longest,
+//! on this node or on the one that sent it, goes first, also when it is offered again; what goes together fits
+//! one entry, and all replies to it one message; and the queue has a bound.
 
 use std::collections::VecDeque;
 
@@ -66,6 +66,7 @@ pub(crate) struct Room {
 
 #[derive(Default)]
 pub(crate) struct Waiting {
+    /// In the order in which they came, to whichever node.
     waiters: VecDeque<Waiter>,
     requests: usize,
     bytes: usize,
@@ -82,6 +83,7 @@ struct Waiter {
 struct Caller {
     id: u64,
     origin: Origin,
+    /// When it came to the node that took it.
     since: Instant,
     /// It was offered before, and nobody knows what became of that.
     perhaps_appended: bool,
@@ -109,6 +111,11 @@ struct Part {
 }
 
 impl Caller {
+    /// Its place among all that wait.
+    fn turn(&self) -> (Instant, u64) {
+        (self.since, self.id)
+    }
+
     /// All refusals pass here, so that none can forget an earlier attempt.
     fn refuse(self, refusal: Refusal) {
         let refusal = self.truth_of(refusal);
@@ -129,14 +136,14 @@ impl Caller {
 }
 
 impl Waiting {
-    /// Puts a proposal behind those that wait, from this moment on. Returns its id and where its answer
-    /// comes. Without a room it is taken however many wait.
+    /// Puts a proposal behind those that have waited for longer than since this moment. Returns its id and where its
+    /// answer comes. Without a room it is taken however many wait.
     pub(crate) fn enqueue(
         &mut self,
         proposal: Proposal,
         origin: Origin,
         room: Option<Room>,
-        now: Instant,
+        since: Instant,
     ) -> Result<(u64, Answer), Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
@@ -151,9 +158,20 @@ impl Waiting {
         let id = self.next_id;
         self.next_id += 1;
         self.count(&proposal);
-        let caller = Caller { id, origin, since: now, perhaps_appended: false, answer };
-        self.waiters.push_back(Waiter { proposal, caller });
+        let caller = Caller { id, origin, since, perhaps_appended: false, answer };
+        self.insert(Waiter { proposal, caller });
         Ok((id, answered))
+    }
+
+    fn insert(&mut self, waiter: Waiter) {
+        let turn = waiter.caller.turn();
+        match self.waiters.back().is_none_or(|last| last.caller.turn() < turn) {
+            true => self.waiters.push_back(waiter),
+            false => {
+                let place = self.waiters.partition_point(|other| other.caller.turn() < turn);
+                self.waiters.insert(place, waiter);
+            }
+        }
     }
 
     fn count(&mut self, proposal: &Proposal) {
@@ -166,9 +184,11 @@ impl Waiting {
         self.bytes -= proposal.bytes();
     }
 
-    /// How many requests wait, and since when the first of them has.
+    /// How many requests wait, and since when the first has that came to this node. How long others waited elsewhere says
+    /// nothing of this one.
     pub(crate) fn standing(&self) -> (usize, Option<Instant>) {
-        (self.requests, self.waiters.front().map(|first| first.caller.since))
+        let first = self.waiters.iter().find(|waiter| waiter.caller.origin == Origin::Here);
+        (self.requests, first.map(|first| first.caller.since))
     }
 
     /// Whether as much waits as goes together.
@@ -239,9 +259,7 @@ impl Waiting {
         }
         for waiter in returned {
             self.count(&waiter.proposal);
-            // In the order in which they came, whichever group is given back first.
-            let place = self.waiters.partition_point(|other| other.caller.id < waiter.caller.id);
-            self.waiters.insert(place, waiter);
+            self.insert(waiter);
         }
     }
 
@@ -276,6 +294,11 @@ impl Part {
 }
 
 impl Gathered {
+    /// Since when the first of it has waited.
+    pub(crate) fn since(&self) -> Option<Instant> {
+        self.parts.first().map(|first| first.caller.since)
+    }
+
     pub(crate) fn seal(self, at: Millis) -> Group {
         Group { batch: self.proposal.seal(at), parts: self.parts }
     }
@@ -357,6 +380,29 @@ mod tests {
         // The third one stays.
         let _group = waiting.gather(&by_requests).expect("somebody waits");
         assert!(!waiting.fills_an_entry(&by_requests));
+    }
+
+    #[test]
+    fn who_has_waited_longest_goes_first_wherever_that_was() {
+        let mut waiting = Waiting::default();
+        let now = Instant::now();
+        let ago = |ms| now.checked_sub(Duration::from_millis(ms)).expect("a moment");
+        let mut answers = Vec::new();
+        for (key, origin, waited_ms) in [
+            ("here, 30", Origin::Here, 30),
+            ("there, 50", Origin::Peer, 50),
+            ("here, 20", Origin::Here, 20),
+            ("there, 25", Origin::Peer, 25),
+            ("there, 20", Origin::Peer, 20),
+        ] {
+            answers.push(waiting.enqueue(proposal(Some(key)), origin, Some(ROOM), ago(waited_ms)));
+        }
+        assert_eq!(waiting.standing(), (5, Some(ago(30))), "what others sent waited with them");
+        let gathered = waiting.gather(&Limits::default()).expect("they wait");
+        assert_eq!(gathered.since(), Some(ago(50)));
+        let group = gathered.seal(Millis(1));
+        let expected = ["there, 50", "here, 30", "there, 25", "here, 20", "there, 20"];
+        assert_eq!(keys(&group), expected);
     }
 
     fn keys(group: &Group) -> Vec<String> {

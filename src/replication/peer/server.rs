@@ -280,12 +280,14 @@ impl Desk {
 
     /// Requests that another node gathered: they join what waits here.
     async fn propose(&self, body: &Bytes) -> ProposeAnswer {
-        let proposal = match Proposal::from_frames(body) {
-            Ok(proposal) => proposal,
+        let (waited, proposal) = match Proposal::from_forwarded(body) {
+            Ok(forwarded) => forwarded,
             Err(error) => return ProposeAnswer::Unreadable(full_text(&error)),
         };
-        let deadline = Instant::now() + duration(self.timing.propose_max);
-        match self.batcher.submit(proposal, Origin::Peer, deadline).await {
+        let (now, longest) = (Instant::now(), self.timing.propose_max);
+        // Nobody waits for longer, whatever a peer says.
+        let since = now.checked_sub(duration(waited.min(longest))).unwrap_or(now);
+        match self.batcher.submit(proposal, Origin::Peer, since, now + duration(longest)).await {
             Ok(replies) => ProposeAnswer::Replies(replies),
             Err(Refusal::NotLeader | Refusal::Expired | Refusal::Closed) => ProposeAnswer::NotLeader,
             Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,

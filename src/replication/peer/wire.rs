@@ -32,7 +32,7 @@ pub(crate) mod path {
     pub(crate) const TRANSFER: &str = "/quorate.Peer/Transfer";
     /// A [`super::CheckpointHead`], then chunks.
     pub(crate) const CHECKPOINT: &str = "/quorate.Peer/Checkpoint";
-    /// Encoded requests for the leader, answered with [`super::ProposeAnswer`].
+    /// A batch for the leader, with how long it has waited in the place of its time, answered with [`super::ProposeAnswer`].
     pub(crate) const PROPOSE: &str = "/quorate.Peer/Propose";
     /// Nothing, answered with [`super::ReadAnswer`].
     pub(crate) const READ_INDEX: &str = "/quorate.Peer/ReadIndex";
