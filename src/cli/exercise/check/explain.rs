@@ -14,6 +14,8 @@ use super::{Finding, History, Kind, What};
 const TRIED_MAX: usize = 256;
 /// How many events are decided again for that, in all.
 const DECIDED_MAX: usize = 2_000_000;
+/// How many refused attempts are tried as done all the same.
+const REFUSED_TRIED_MAX: usize = 64;
 /// Longer answers are cut in what is told.
 const SHOWN_BYTES_MAX: usize = 2_048;
 
@@ -38,6 +40,9 @@ pub(super) fn explain(
 }
 
 fn kind_of(history: &History, otherwise: &Otherwise, wrong: &Wrong, wrong_total: usize) -> (Kind, String) {
+    if let Some(why) = done_late(history, otherwise, wrong) {
+        return (Kind::RefusedAndDone, why);
+    }
     let tried = TRIED_MAX.min(DECIDED_MAX / (2 * wrong.event.max(1))).min(wrong.event);
     let events = || (wrong.event - tried..wrong.event).rev();
     let older = shown_before(history, otherwise, wrong, wrong.event - tried);
@@ -71,6 +76,39 @@ fn kind_of(history: &History, otherwise: &Otherwise, wrong: &Wrong, wrong_total:
         return (Kind::OverAdmission, "it had to be refused".to_owned());
     }
     (Kind::WrongAnswer, "nothing that was tried explains it".to_owned())
+}
+
+/// Whether the answer is right if something was done behind the back of who had been refused: what that may be, one at a
+/// time and all together.
+fn done_late(history: &History, otherwise: &Otherwise, wrong: &Wrong) -> Option<String> {
+    let refused = (0..wrong.event).rev().filter(|event| may_be_done_late(history, *event));
+    let refused: Vec<usize> = refused.take(REFUSED_TRIED_MAX).collect();
+    let places = TRIED_MAX.min(DECIDED_MAX / (wrong.event.max(1) * (refused.len() + 1)));
+    for before in (0..=wrong.event).rev().take(places) {
+        let earlier: Vec<usize> = refused.iter().copied().filter(|refused| *refused < before).collect();
+        let one_at_a_time = earlier.iter().map(std::slice::from_ref);
+        for late in one_at_a_time.chain((earlier.len() > 1).then_some(&earlier[..])) {
+            let done_late = late.iter().map(|refused| (*refused, before)).collect();
+            let trial = Otherwise { done_late, ..otherwise.clone() };
+            if gives_what_was_seen(history, &trial, wrong) {
+                let (first, others) = (history.named(late[0]), late.len() - 1);
+                let others = if others > 0 { format!(" and {others} others") } else { String::new() };
+                return Some(format!("it is as if this{others} had been done after it was refused: {first}"));
+            }
+        }
+    }
+    None
+}
+
+/// Whether an event refused an attempt under a key, and another attempt under that had no answer.
+fn may_be_done_late(history: &History, event: usize) -> bool {
+    let What::Decision { first, .. } = &history.events[event].what else { return false };
+    let known = &history.known[first.operation];
+    let answer = known.operation.answer.as_ref();
+    let is_refused =
+        answer.and_then(|answer| answer.decided.get(first.entry)).is_some_and(|seen| seen.refused);
+    let has_key = known.requests().is_some_and(|requests| requests.key(first.entry).is_some());
+    is_refused && has_key && known.operation.attempts.len() > 1
 }
 
 /// Whether the operation is answered as it was seen, if things had been so.

@@ -68,6 +68,8 @@ enum Kind {
     LostWrite,
     /// What was asked once was done twice.
     DoubleDebit,
+    /// An attempt that was never answered was done after another one under its key had been refused.
+    RefusedAndDone,
     /// Something was admitted that had to be refused.
     OverAdmission,
     /// A read shows an older state than it says.

@@ -20,6 +20,8 @@ pub(super) struct Otherwise {
     pub without: Option<usize>,
     /// An event that happened twice.
     pub twice: Option<usize>,
+    /// Events that refused, each with one before which what they refused was done.
+    pub done_late: Vec<(usize, usize)>,
     /// By operation, the event before which it was done, where its outcome is unknown.
     pub done: BTreeMap<usize, usize>,
 }
@@ -38,13 +40,21 @@ pub(super) fn decide(
     let mut state = Hindsight::new();
     let mut last = Stamp::default();
     for (number, event) in history.events.iter().enumerate().take(until + 1) {
+        // Where exactly it was, nobody was told.
+        let unheard = |entry| {
+            let position = last.position.saturating_add(1 + entry as u32);
+            Stamp { at: event.at, position, ..last }
+        };
         for operation in done.get(&number).into_iter().flatten() {
             let Some(requests) = history.known[*operation].requests() else { continue };
             for entry in 0..requests.len() {
-                // Where exactly it was, nobody was told.
-                let position = last.position.saturating_add(1 + entry as u32);
-                state.decide(Stamp { at: event.at, position, ..last }, requests, entry);
+                state.decide(unheard(entry), requests, entry);
             }
+        }
+        for (refused, _) in otherwise.done_late.iter().filter(|(_, before)| *before == number) {
+            let What::Decision { first, .. } = &history.events[*refused].what else { continue };
+            let Some(requests) = history.known[first.operation].requests() else { continue };
+            state.decide(unheard(first.entry), requests, first.entry);
         }
         let reply = match &event.what {
             What::Decision { .. } if otherwise.without == Some(number) => None,

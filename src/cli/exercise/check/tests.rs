@@ -399,6 +399,41 @@ fn a_double_debit_is_named() {
     assert!(text.contains("\"tokens\":40"), "{text}");
 }
 
+/// As when a node was cut off: an attempt stood still on its way, the caller asked elsewhere and was refused, and then
+/// credits came in and the first attempt arrived.
+#[test]
+fn what_is_done_behind_the_back_of_who_was_refused_is_named() {
+    for late in 1..=3 {
+        let mut made = Made::with_credits(WALLET, "10");
+        let refused: Vec<usize> = (0..late).map(|_| made.admit(40)).collect();
+        for line in &refused {
+            let (begun_us, ended_us) =
+                (made.lines[*line].attempts[0].sent_us, made.lines[*line].attempts[0].answered_us);
+            let unanswered =
+                Attempt { node: 1, sent_us: begun_us, answered_us: begun_us + 100, status: None };
+            let answered =
+                Attempt { node: 0, sent_us: begun_us + 100, answered_us: ended_us, status: Some(402) };
+            made.lines[*line].attempts = vec![unanswered, answered].into();
+        }
+        made.grant("1000");
+        for line in refused {
+            let Operation { method, path, key, body, .. } = made.lines[line].clone();
+            made.ask(&Fate::Unheard(1), &method, &path, key.as_deref(), &body);
+            // The caller has an answer, and does not know of it.
+            made.lines.pop();
+            made.bodies.pop();
+        }
+        made.admit(10);
+        made.look();
+        let (kind, text) = found(&made);
+        assert_eq!(kind, Kind::RefusedAndDone, "{text}");
+        assert!(
+            text.contains("\"tokens\":40") && text.contains("had been done after it was refused"),
+            "{text}"
+        );
+    }
+}
+
 #[test]
 fn an_over_admission_is_named() {
     let limited = |quota: u32| {
