@@ -160,3 +160,14 @@ fn licence_expressions_are_read_as_spdx_says() {
         assert!(!is_satisfied(bad, &allowed), "{bad}");
     }
 }
+
+/// What is fuzzed is built apart, with a lock file of its own, which nothing else would miss.
+#[test]
+fn the_lock_file_of_what_is_fuzzed_is_whole() {
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--locked", "--format-version", "1", "--manifest-path", "fuzz/Cargo.toml"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .expect("cargo runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}

@@ -84,6 +84,11 @@ pub fn log_record(data: &[u8]) -> bool {
 
 /// Requests as they travel, and what is decided of them.
 pub fn requests(data: &[u8]) -> bool {
+    let forwarded = Proposal::from_forwarded(&Bytes::copy_from_slice(data));
+    if let Ok((_, proposal)) = forwarded {
+        decide(&proposal.seal(Millis(1_900_000_000_000)));
+        return true;
+    }
     let Ok(proposal) = Proposal::from_frames(data) else { return false };
     assert_eq!(proposal.frames(), data);
     for place in 0..proposal.len() {
@@ -370,7 +375,8 @@ pub fn requests_seeds() -> Vec<Vec<u8>> {
         proposal.push(&Request { key: None, command }).expect("it fits");
         proposal.frames().to_vec()
     });
-    each.chain([proposal().frames().to_vec()]).collect()
+    let forwarded = proposal().seal(Millis(250)).as_bytes().to_vec();
+    each.chain([proposal().frames().to_vec(), forwarded]).collect()
 }
 
 fn chosen(which: u8, bytes: impl Into<Vec<u8>>) -> Vec<u8> {
