@@ -82,8 +82,12 @@ impl Command<'_> {
             Command::ConfirmTopUp(_) | Command::FailTopUp(_) | Command::TopUpDelivered(_) => {
                 larger(TOP_UP, REFUSED)
             }
-            Command::PutPolicy(_) | Command::Extend(_) | Command::Signals(_) => REFUSED,
-            Command::Tick | Command::Mark => AROUND,
+            // A tick, too, may be refused for its key.
+            Command::PutPolicy(_)
+            | Command::Extend(_)
+            | Command::Signals(_)
+            | Command::Tick
+            | Command::Mark => REFUSED,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Display;
 use axum::http::StatusCode;
 
 use crate::decision::State;
-use crate::decision::command::{Command, Extend, Key, Release, Request};
+use crate::decision::command::{Command, Extend, Release};
 use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
@@ -47,24 +47,18 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     };
     let proposal = body::read_with(asked.json()?, || BatchSeed { admissions_max, keys })?;
     if proposal.is_empty() {
-        return Ok(replies::batch(&[], false).await);
+        return Ok(replies::batch(&[]).await);
     }
     check_keys(&asked, proposal.keys() + usize::from(key.is_some()))?;
     asked.shared().check_backlog()?;
-    let mut known = false;
-    if let Some(key) = &key {
-        let fingerprint = proposal.fingerprint();
-        let kept = asked
-            .propose_one(Request { key: Some(Key { key, fingerprint }), command: Command::Tick })
-            .await?;
-        if matches!(kept.outcome, Outcome::Refused(_)) {
-            return Ok(replies::answer(&kept, None));
-        }
-        known = kept.replayed;
-    }
     let count = proposal.len();
-    let replies = match key {
-        Some(_) => asked.replica().propose_rest(proposal).await?,
+    let replies = match &key {
+        Some(key) => match asked.propose_under(key, proposal).await? {
+            (kept, _) if matches!(kept.outcome, Outcome::Refused(_)) => {
+                return Ok(replies::answer(&kept, None));
+            }
+            (_, replies) => replies,
+        },
         None => asked.replica().propose(proposal).await?,
     };
     if replies.len() != count {
@@ -73,7 +67,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     for reply in &replies {
         asked.metrics().decided(reply);
     }
-    Ok(replies::batch(&replies, known).await)
+    Ok(replies::batch(&replies).await)
 }
 
 /// Refuses a batch that would push out its own keys: repeated, its first entries would have effect again.

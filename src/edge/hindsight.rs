@@ -137,9 +137,10 @@ impl Asked<'_> {
                 // Where that is the fault, the call says so before anything is proposed.
                 if body.has_key() { Ok(None) } else { one(body.command(true)) }
             }
-            (Call::AdmitBatch, ..) if self.key.is_none() => {
+            // That the key of a batch is kept changes nothing else. It is another place in the log, of which nobody is told.
+            (Call::AdmitBatch, ..) => {
                 let admissions_max = Limits::default().batch_admissions_max;
-                let keys = EntryKeys::None;
+                let keys = self.key.map_or(EntryKeys::None, EntryKeys::OfBatch);
                 let proposal = body::read_with(json, || BatchSeed { admissions_max, keys })?;
                 Ok(Some(Meaning::Decide(Requests { proposal, admission: None, is_batch: true })))
             }

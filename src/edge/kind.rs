@@ -124,7 +124,9 @@ impl Kind {
                 (429, "spending_cap_reached", "The spending cap is reached")
             }
             Kind::HeadersTooLarge => (431, "headers_too_large", "The request line and headers are too large"),
-            Refused(Reason::Overtaken) => (503, "overtaken", "Another attempt under the key was refused"),
+            Refused(Reason::Overtaken) => {
+                (503, "overtaken", "Another attempt under the key has overtaken this one")
+            }
             Kind::Overloaded => (503, "overloaded", "Too many requests are waiting"),
             Kind::NoQuorum => (503, "no_quorum", "There is no quorum to decide"),
             Kind::OutcomeUnknown => (503, "outcome_unknown", "The outcome is not known"),

@@ -94,9 +94,8 @@ pub(crate) fn answer(reply: &Reply, admission: Option<AdmissionId>) -> Answer {
 /// How many entries of a batch are written before others get a turn: a large batch holds nobody up.
 const ENTRIES_AT_ONCE: usize = 32;
 
-/// The answer to a batch: each entry as a single answer would be, with its status inside. `known` says that the
-/// batch was known by its key.
-pub(crate) async fn batch(replies: &[Reply], known: bool) -> Answer {
+/// The answer to a batch: each entry as a single answer would be, with its status inside.
+pub(crate) async fn batch(replies: &[Reply]) -> Answer {
     let mut body = begin_batch(replies.len());
     for (place, reply) in replies.iter().enumerate() {
         if place % ENTRIES_AT_ONCE == ENTRIES_AT_ONCE - 1 {
@@ -104,14 +103,14 @@ pub(crate) async fn batch(replies: &[Reply], known: bool) -> Answer {
         }
         write_entry(&mut body, place, reply);
     }
-    end_batch(body, replies, known)
+    end_batch(body, replies)
 }
 
 /// The same, all at once.
 pub(crate) fn whole_batch(replies: &[Reply]) -> Answer {
     let mut body = begin_batch(replies.len());
     replies.iter().enumerate().for_each(|(place, reply)| write_entry(&mut body, place, reply));
-    end_batch(body, replies, false)
+    end_batch(body, replies)
 }
 
 fn begin_batch(entries: usize) -> Vec<u8> {
@@ -134,14 +133,13 @@ fn write_entry(body: &mut Vec<u8>, place: usize, reply: &Reply) {
     }
 }
 
-/// It is replayed where the batch or some of its entries were known by their keys, and nothing was done anew.
-fn end_batch(mut body: Vec<u8>, replies: &[Reply], known: bool) -> Answer {
+/// It is replayed where some of its entries were known by their keys, and nothing was done anew.
+fn end_batch(mut body: Vec<u8>, replies: &[Reply]) -> Answer {
     body.extend_from_slice(b"]}");
     // What is refused is decided anew, as ever, and changes nothing.
     let is_nothing_new = |reply: &Reply| reply.replayed || matches!(reply.outcome, Outcome::Refused(_));
-    // An entry may be known by its own key, where the batch has none or another.
-    let known = known || replies.iter().any(|reply| reply.replayed);
+    let is_known = replies.iter().any(|reply| reply.replayed);
     let mut answer = Answer::with_type(StatusCode::OK, HeaderValue::from_static("application/json"), body);
-    insert_replayed(&mut answer.headers, known && replies.iter().all(is_nothing_new));
+    insert_replayed(&mut answer.headers, is_known && replies.iter().all(is_nothing_new));
     answer
 }

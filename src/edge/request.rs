@@ -137,13 +137,21 @@ impl Asked {
 
     /// Has one request decided, as it is.
     pub(crate) async fn propose_one(&self, request: Request<'_>) -> Result<Reply, Problem> {
-        let mut replies = {
-            let mut proposal = Proposal::with_capacity(1);
-            proposal.push(&request).map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
-            self.replica().propose(proposal).await?
-        };
+        let mut replies = self.replica().propose(proposal_of(&request)?).await?;
         let reply = replies.pop().filter(|_| replies.is_empty());
         reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
+    }
+
+    /// Has requests decided under a key that stands for all of them. The reply to the key says why, where it was refused and none
+    /// of them was decided.
+    pub(crate) async fn propose_under(
+        &self,
+        key: &str,
+        proposal: Proposal,
+    ) -> Result<(Reply, Vec<Reply>), Problem> {
+        let key = Key { key, fingerprint: proposal.fingerprint() };
+        let key = proposal_of(&Request { key: Some(key), command: Command::Tick })?;
+        Ok(self.replica().propose_under(key, proposal).await?)
     }
 
     /// Waits for its turn to read facts: kept as long as it reads.
@@ -160,4 +168,10 @@ impl Asked {
     pub(crate) fn require_operator(&self) -> Result<(), Problem> {
         self.shared.access.check(Needs::Role(Role::Operate), self.headers())
     }
+}
+
+fn proposal_of(request: &Request<'_>) -> Result<Proposal, Problem> {
+    let mut proposal = Proposal::with_capacity(1);
+    proposal.push(request).map_err(|error| Problem::new(Kind::BodyTooLarge, error.to_string()))?;
+    Ok(proposal)
 }

@@ -62,9 +62,9 @@ impl Backlog {
         self.has_fallen_behind = false;
     }
 
-    /// A group goes, of which the first has waited since then.
-    pub(crate) fn gone(&mut self, first_since: Instant, now: Instant) {
-        self.waited = self.waited_since(first_since, now);
+    /// A group goes; of those that came to this node, with it or still there, the first has waited since then.
+    pub(crate) fn gone(&mut self, first_since: Option<Instant>, now: Instant) {
+        self.waited = first_since.map_or(Duration::ZERO, |since| self.waited_since(since, now));
         self.gone_at = Some(now);
         self.judge(self.waited);
     }
@@ -155,9 +155,9 @@ mod tests {
         assert!(backlog.is_behind(60_000, Some(begun), later));
         assert!(!backlog.is_behind(REQUESTS_MIN - 1, Some(begun), later), "they are few");
         // All of it goes at once, but it had waited for long, and so will what comes now.
-        backlog.gone(begun, later);
+        backlog.gone(Some(begun), later);
         assert!(backlog.is_behind(60_000, None, later));
-        backlog.gone(later, later + MS);
+        backlog.gone(Some(later), later + MS);
         assert!(!backlog.is_behind(60_000, Some(later), later + MS));
     }
 
@@ -197,7 +197,7 @@ mod tests {
                 continue;
             }
             let first = *queue.front().expect("there is always something to do");
-            backlog.gone(first, now);
+            backlog.gone(Some(first), now);
             backlog.answered(queue.drain(..CARRIED.min(queue.len())).count(), now);
             // The burst at the beginning is taken: it waits for longer than others.
             assert!(moment < 200 || now - first <= 2 * MOST + MS, "{:?} after {moment}", now - first);
@@ -217,7 +217,7 @@ mod tests {
                 backlog.answered(requests, now);
             }
             if let (None, Some(first)) = (under_way, queue.front().copied()) {
-                backlog.gone(first, now);
+                backlog.gone(Some(first), now);
                 under_way = Some((queue.len(), now + Duration::from_millis(took(queue.len()))));
                 queue.clear();
                 if millisecond > 1_000 {
@@ -254,10 +254,23 @@ mod tests {
     }
 
     #[test]
+    fn groups_of_other_nodes_alone_keep_nobody_here_waiting() {
+        let begun = Instant::now();
+        let mut backlog = led(begun);
+        backlog.gone(Some(begun), begun + 2 * MOST);
+        assert!(backlog.is_behind(60_000, None, begun + 2 * MOST));
+        backlog.gone(None, begun + 2 * MOST);
+        assert!(!backlog.is_behind(60_000, None, begun + 2 * MOST));
+        // How long a group takes is told from when it went, whoever sent it.
+        backlog.answered(1_000, begun + 2 * MOST + MS);
+        assert_eq!(backlog.took, MS);
+    }
+
+    #[test]
     fn who_has_rested_takes_a_burst() {
         let begun = Instant::now();
         let mut backlog = led(begun);
-        backlog.gone(begun, begun + 2 * MOST);
+        backlog.gone(Some(begun), begun + 2 * MOST);
         assert!(backlog.is_behind(60_000, Some(begun), begun + 2 * MOST));
         let later = begun + 9 * MOST;
         assert!(!backlog.is_behind(0, None, later));
@@ -272,7 +285,7 @@ mod tests {
         assert!(!backlog.is_behind(60_000, Some(begun), later), "there is no leader");
         backlog.led(true, later);
         assert!(!backlog.is_behind(60_000, Some(begun), later + MOST));
-        backlog.gone(begun, later + MOST);
+        backlog.gone(Some(begun), later + MOST);
         assert!(!backlog.is_behind(60_000, None, later + MOST));
         assert!(backlog.is_behind(60_000, Some(begun), later + MOST + MS));
         backlog.led(false, later + MOST);

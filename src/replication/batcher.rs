@@ -114,31 +114,17 @@ impl Batcher {
         })
     }
 
+    /// How much may wait here.
+    pub(crate) fn room(&self) -> Room {
+        let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
+        Room { requests, bytes }
+    }
+
     /// Decides a proposal that fits one entry, or says why not, in its turn: with a peer it has waited since some moment before
-    /// now. Answers by `deadline`, or a retry's pause later when an attempt is still under way then: what it
+    /// now. Without a room it is taken however much waits, such as the rest of what is decided in part. Answers by
+    /// `deadline`, or a retry's pause later when an attempt is still under way then: what it
     /// tells is better than that nobody knows.
     pub(crate) async fn submit(
-        &self,
-        proposal: Proposal,
-        origin: Origin,
-        since: Instant,
-        deadline: Instant,
-    ) -> Result<Vec<Reply>, Refusal> {
-        let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
-        self.submit_where(proposal, origin, Some(Room { requests, bytes }), since, deadline).await
-    }
-
-    /// The same for the rest of what is decided in part: it is taken however much waits, since to refuse it would
-    /// leave the outcome of the whole open.
-    pub(crate) async fn submit_rest(
-        &self,
-        proposal: Proposal,
-        deadline: Instant,
-    ) -> Result<Vec<Reply>, Refusal> {
-        self.submit_where(proposal, Origin::Here, None, Instant::now(), deadline).await
-    }
-
-    async fn submit_where(
         &self,
         proposal: Proposal,
         origin: Origin,
@@ -294,9 +280,7 @@ impl Batcher {
         let mut queue = self.queue();
         let (_, first_since) = queue.waiting.standing();
         let gathered = queue.waiting.gather(&self.limits)?;
-        if let Some(since) = first_since {
-            queue.backlog.gone(since, Instant::now());
-        }
+        queue.backlog.gone(first_since, Instant::now());
         Some(gathered)
     }
 

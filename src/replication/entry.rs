@@ -19,7 +19,7 @@ use crate::replication::record::{self, RecordError};
 use crate::replication::settings::Limits;
 use crate::units::{Millis, Span};
 
-/// The layout of a batch. A reader that meets a higher one must stop the node.
+/// The layout of a batch. A reader that meets another one must stop the node.
 const VERSION: u8 = 3;
 /// Version (1), rules (2), proposed time (8), number of requests (4).
 const HEADER_BYTES: usize = 15;
@@ -60,16 +60,16 @@ pub struct TooLarge {
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Batch(Bytes);
 
+/// What helps where another build has made the log.
+const BUILD_BEFORE: &str = "start the build it was made with again, keep traffic away, stop all nodes at once so that \
+                            each writes a checkpoint of all it has, and then start this build";
+
 /// Why bytes are not a batch of requests.
 #[derive(Debug, thiserror::Error)]
 pub enum BatchError {
-    #[error("the batch has version {actual}, and this build knows up to {VERSION}")]
+    #[error("the batch has version {actual}, and this build reads version {VERSION}: {BUILD_BEFORE}")]
     Version { actual: u8 },
-    #[error(
-        "it was decided by rules {actual}, and this build has rules {RULES}: start the build it was made with again, \
-         keep traffic away, stop all nodes at once so that each writes a checkpoint of all it has, and then start \
-         this build"
-    )]
+    #[error("it was decided by rules {actual}, and this build has rules {RULES}: {BUILD_BEFORE}")]
     Rules { actual: u16 },
     #[error("the batch ends in the middle of something")]
     Cut,

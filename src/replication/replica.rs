@@ -21,7 +21,7 @@ use tokio::task::{AbortHandle, JoinHandle};
 use tokio::time::Instant;
 use tonic::transport::{ClientTlsConfig, Server, ServerTlsConfig};
 
-use crate::decision::reply::Reply;
+use crate::decision::reply::{Outcome, Reply};
 use crate::decision::{RULES, State};
 use crate::replication::acquaintances::{self, Acquaintances};
 use crate::replication::batcher::Batcher;
@@ -57,7 +57,7 @@ use crate::replication::tls;
 use crate::replication::types::{Position, Raft, StoredMembership, TypeConfig};
 use crate::replication::upgrade;
 use crate::replication::view::{self, ClusterView, Outlook};
-use crate::replication::waiting::{Origin, Refusal};
+use crate::replication::waiting::{Origin, Refusal, Room};
 
 #[cfg(test)]
 mod tests;
@@ -368,33 +368,59 @@ impl Replica {
     /// together with everything else that waits. What does not fit one log entry goes into several,
     /// one after the other: an error then says nothing of the first ones.
     pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
-        self.decide(proposal, false).await
+        self.decide(self.known(), proposal, Some(self.0.batcher.room())).await
     }
 
-    /// The same for what has begun with another proposal, such as one that keeps the key of the whole: it is taken however
-    /// much waits.
-    pub async fn propose_rest(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
-        self.decide(proposal, true).await
+    /// The same for what happens under a key of its own: first `key`, one request that keeps it, and unless that is refused
+    /// the others. They are all taken now, however long the first of them takes; and there must be room
+    /// for all, since to turn the rest away later would leave the outcome of the whole open.
+    pub async fn propose_under(
+        &self,
+        key: Proposal,
+        proposal: Proposal,
+    ) -> Result<(Reply, Vec<Reply>), ProposeError> {
+        let known = self.known();
+        let room = self.0.batcher.room().beside(&proposal);
+        let kept = self.decide(known, key, Some(room)).await?.pop();
+        let Some(kept) = kept else {
+            return Err(ProposeError::OutcomeUnknown { reason: "the cluster gave no answer to a key" });
+        };
+        if matches!(kept.outcome, Outcome::Refused(_)) {
+            return Ok((kept, Vec::new()));
+        }
+        #[cfg(test)]
+        let known = simulation::mistaken_retaken(known, || self.known());
+        let replies = self.decide(known, proposal, None).await?;
+        Ok((kept, replies))
     }
 
-    async fn decide(&self, mut proposal: Proposal, has_begun: bool) -> Result<Vec<Reply>, ProposeError> {
-        let started = Instant::now();
-        // What this node has told of is known here, though it may have applied less.
+    /// The newest entry that is known here: applied, or told of by the leader, whichever is later.
+    fn known(&self) -> u64 {
         let known = self.0.batcher.answered().max(self.next_index().saturating_sub(1));
         #[cfg(test)]
         let known = simulation::mistaken_taken(known);
+        known
+    }
+
+    /// Has requests decided that were taken when everything up to the entry `known` was. Without a room they are
+    /// taken however many wait.
+    async fn decide(
+        &self,
+        known: u64,
+        mut proposal: Proposal,
+        room: Option<Room>,
+    ) -> Result<Vec<Reply>, ProposeError> {
+        let started = Instant::now();
         proposal.taken(known);
         let _waiting = Counted::new(&self.0.waiting, proposal.len());
         let deadline = started + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
-        let decided = match has_begun {
-            true => self.0.batcher.submit_rest(first, deadline).await,
-            false => self.0.batcher.submit(first, Origin::Here, started, deadline).await,
-        };
+        let submit = |part, room, since| self.0.batcher.submit(part, Origin::Here, room, since, deadline);
+        let decided = submit(first, room, started).await;
         let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
         for part in parts {
-            let more = self.0.batcher.submit_rest(part, deadline).await;
+            let more = submit(part, None, Instant::now()).await;
             let more = more.map_err(|refusal| match self.propose_error(refusal, started) {
                 ProposeError::Fatal(error) => ProposeError::Fatal(error),
                 _ => ProposeError::OutcomeUnknown { reason: "a part of the requests was not decided" },

@@ -136,10 +136,9 @@ impl TimeKeeper {
         for _ in 0..CATCH_UP_TICKS_MAX {
             let mut proposal = Proposal::new();
             let ticked = proposal.push(&Request { key: None, command: Command::Tick });
-            let deadline = Instant::now() + duration(self.timing.propose_max);
-            if ticked.is_err()
-                || batcher.submit(proposal, Origin::Here, Instant::now(), deadline).await.is_err()
-            {
+            let (now, room) = (Instant::now(), Some(batcher.room()));
+            let deadline = now + duration(self.timing.propose_max);
+            if ticked.is_err() || batcher.submit(proposal, Origin::Here, room, now, deadline).await.is_err() {
                 return;
             }
             let (applied, voters) = (self.shared.now(), self.voters());

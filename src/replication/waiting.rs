@@ -64,6 +64,16 @@ pub(crate) struct Room {
     pub(crate) bytes: usize,
 }
 
+impl Room {
+    /// What is left beside something that will come.
+    pub(crate) fn beside(self, coming: &Proposal) -> Room {
+        Room {
+            requests: self.requests.saturating_sub(coming.len()),
+            bytes: self.bytes.saturating_sub(coming.bytes()),
+        }
+    }
+}
+
 #[derive(Default)]
 pub(crate) struct Waiting {
     /// In the order in which they came, to whichever node.

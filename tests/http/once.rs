@@ -245,12 +245,18 @@ async fn a_batch_happens_once_under_its_key() {
         assert_eq!((again.status, again.header("idempotency-replayed")), (200, Some("true")), "{headers:?}");
         assert_eq!(admissions(&again), admissions(&first));
     }
-    // A batch of which all was refused, under no key, is decided anew.
+    // A batch of which all was refused is decided anew, as an admission alone is: under a key too.
     let refused = keyed(&batch(&["nobody"]));
     for _ in 0..2 {
         let answer = client.post("/v1/admissions/batch", &refused).await;
         assert_eq!((answer.status, answer.header("idempotency-replayed")), (200, None));
+        let answer = ask(client, call, ("idempotency-key", "batch-5"), &refused).await;
+        assert_eq!((answer.status, answer.header("idempotency-replayed")), (200, None));
     }
+    // Of two attempts at one thing at once, nobody could say which counts.
+    let twice = keyed(&batch(&["acme", "acme"])).replace("own-1", "own-0");
+    let problem = client.post("/v1/admissions/batch", &twice).await.problem(422, "invalid");
+    assert_eq!(problem["field"], "admissions[1]", "{problem}");
     node.stop().await;
 }
 
@@ -280,19 +286,23 @@ async fn a_batch_that_would_push_out_its_own_keys_is_refused() {
     node.stop().await;
 }
 
-/// A batch whose key is kept has begun: to refuse the rest of it, however much waits, would leave its key with nothing.
+/// To refuse the rest of a batch whose key is kept would leave its key with nothing.
 #[tokio::test]
-async fn a_batch_under_a_key_is_decided_though_it_finds_no_room() {
-    let node = Node::start("[replication]\nwaiting_requests_max = 2\n").await.ready().await;
+async fn a_batch_that_finds_no_room_is_refused_before_its_key_is_kept() {
+    let node = Node::start("[replication]\nwaiting_requests_max = 3\n").await.ready().await;
     let mut client = node.connect().await;
     let client = &mut client;
     client.put_policy(POLICY).await.expect(200);
     client.json("PUT", "/v1/accounts/acme", r#"{"plan":"plus"}"#).await.expect(200);
     let call = ("POST", "/v1/admissions/batch");
-    client.post(call.1, &batch(&["acme"; 3])).await.problem(503, "overloaded");
-    let first = ask(client, call, ("idempotency-key", "three"), &batch(&["acme"; 3])).await;
-    assert_eq!(admissions(&first).len(), 3);
-    let again = ask(client, call, ("idempotency-key", "three"), &batch(&["acme"; 3])).await;
+    let key = ("idempotency-key", "batch");
+    client.post(call.1, &batch(&["acme"; 4])).await.problem(503, "overloaded");
+    // With its key, three are one too many.
+    client.post(call.1, &batch(&["acme"; 3])).await.expect(200);
+    ask(client, call, key, &batch(&["acme"; 3])).await.problem(503, "overloaded");
+    let first = ask(client, call, key, &batch(&["acme"; 2])).await;
+    assert_eq!((admissions(&first).len(), first.header("idempotency-replayed")), (2, None));
+    let again = ask(client, call, key, &batch(&["acme"; 2])).await;
     assert_eq!(admissions(&again), admissions(&first));
     node.stop().await;
 }

@@ -10,7 +10,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::cli::chance::Chance;
-use crate::client::{Attempt, Attempted};
+use crate::client::Attempt;
 
 use super::checks::{Place, Violation, adds_up, books, page, place_of, top_ups, violated};
 use super::history;
@@ -173,7 +173,7 @@ impl Caller {
         };
         let begun = Instant::now();
         let (mut attempts, mut pause) = (Vec::new(), PAUSE_MIN);
-        let attempted = loop {
+        let (attempted, value) = loop {
             let node = self.node % exercise.client.nodes();
             self.node += 1;
             let sent_us = exercise.history.now_us();
@@ -181,8 +181,13 @@ impl Caller {
             let status = answer.as_ref().ok().map(|answer| answer.status);
             attempts.push(history::Attempt { node, sent_us, answered_us: exercise.history.now_us(), status });
             match answer {
-                Ok(answer) if answer.status != 503 && !is_overtaken_in_part(&answer) => break answer,
-                Ok(answer) => self.tally.unavailable(&reason_of(&answer)),
+                Ok(answer) => {
+                    let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+                    if answer.status != 503 && !is_overtaken_in_part(&value) {
+                        break (answer, value);
+                    }
+                    self.tally.unavailable(value["reason"].as_str().unwrap_or("unavailable"));
+                }
                 Err(error) => {
                     tracing::debug!(node, error = %error, "no answer");
                     self.tally.unavailable("no_answer");
@@ -200,7 +205,7 @@ impl Caller {
         let mut known = Known {
             status: attempted.status,
             replayed: attempted.replayed,
-            value: serde_json::from_slice(&attempted.body).unwrap_or_default(),
+            value,
             body: attempted.body,
             floor,
             decided: Vec::new(),
@@ -350,7 +355,7 @@ impl Caller {
             Kind::DryRun if value.get("admission").is_some() => violated!("a dry run has admitted"),
             Kind::Hold if value.get("hold").is_none() => violated!("a hold has no end"),
             Kind::Report if value.get("verdict").is_none() => violated!("a report is told nothing"),
-            Kind::Batch => {
+            Kind::Batch | Kind::KeyedBatch => {
                 let asked: Value = serde_json::from_str(&operation.body).unwrap_or_default();
                 let count = |of: &Value, name: &str| of[name].as_array().map_or(0, Vec::len);
                 if count(&asked, "admissions") != count(value, "results") {
@@ -372,8 +377,7 @@ impl Caller {
     // --- what a client does ---------------------------------------------------------------------
 
     async fn perform(&mut self, operation: Operation, step: u64, name: &str) -> Result<(), Ended> {
-        let is_batch = operation.kind == Kind::Batch;
-        let key = (operation.changes() && !is_batch).then_some(name);
+        let key = operation.key(name);
         let request = self.exercise.next_number();
         let known = self.known(&operation, step, key, request, false).await?;
         let outcome = match (known.is_success(), known.reason()) {
@@ -490,11 +494,10 @@ impl Caller {
 
     async fn ask_again(&mut self, done: &Done, step: u64) -> Result<(), Ended> {
         let operation = &done.operation;
-        let is_batch = operation.kind == Kind::Batch;
-        let key = (!is_batch).then_some(done.key.as_str());
-        if is_batch {
+        if operation.is_batch() {
             return self.ask_batch_again(done, step).await;
         }
+        let key = operation.key(&done.key);
         let known = self.known(operation, step, key, done.request, true).await?;
         self.tally.count(Kind::Repeat, "replayed");
         if !known.replayed || !known.is_success() || known.body != done.first.body {
@@ -506,60 +509,51 @@ impl Caller {
         Ok(())
     }
 
-    /// Those of a batch that were admitted are admitted as they were; the others are decided anew.
+    /// Those of a batch that were admitted are admitted as they were; what was refused is decided anew where the whole
+    /// is asked under its key, and else left out.
     async fn ask_batch_again(&mut self, done: &Done, step: u64) -> Result<(), Ended> {
         let asked: Value = serde_json::from_str(&done.operation.body).unwrap_or_default();
-        let results = done.first.value["results"].as_array().cloned().unwrap_or_default();
-        let admitted: Vec<(Value, Value)> = asked["admissions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .zip(results)
-            .filter(|(_, result)| result["status"] == 200)
-            .map(|(asked, result)| (asked.clone(), result))
-            .collect();
-        if admitted.is_empty() {
+        let listed = |of: &Value, name: &str| of[name].as_array().cloned().unwrap_or_default();
+        let first = listed(&done.first.value, "results");
+        let is_admitted = |result: &Value| result["status"] == 200;
+        if !first.iter().any(is_admitted) {
             return Ok(());
         }
-        let body: Vec<&Value> = admitted.iter().map(|(asked, _)| asked).collect();
-        let operation = Operation {
-            body: serde_json::json!({ "admissions": body }).to_string(),
-            ..done.operation.clone()
-        };
+        let is_whole = done.operation.kind == Kind::KeyedBatch;
+        let (admissions, first): (Vec<Value>, Vec<Value>) = listed(&asked, "admissions")
+            .into_iter()
+            .zip(first)
+            .filter(|(_, result)| is_whole || is_admitted(result))
+            .unzip();
+        let body = serde_json::json!({ "admissions": admissions }).to_string();
+        let operation = Operation { kind: Kind::Repeat, body, ..done.operation.clone() };
+        let key = done.operation.key(&done.key);
         let floor = self.exercise.checks.latest();
-        let attempt = self.known_batch_again(&operation, step).await?;
+        // A number of its own: nothing of what was admitted before may count as decided again.
+        let request = self.exercise.next_number();
+        let known = self.known(&operation, step, key, request, true).await?;
         self.tally.count(Kind::Repeat, "replayed");
-        let again = attempt.value["results"].as_array().cloned().unwrap_or_default();
-        let same = again.len() == admitted.len()
-            && again.iter().zip(&admitted).all(|(again, (_, first))| {
-                again["replayed"] == true
+        let again = listed(&known.value, "results");
+        let is_same = |(again, first): (&Value, &Value)| {
+            !is_admitted(first)
+                || again["replayed"] == true
                     && ["admission", "cost", "paid_by", "receipt"]
                         .iter()
                         .all(|name| again[name] == first[name])
-            });
-        if !same {
-            let first: Vec<&Value> = admitted.iter().map(|(_, first)| first).collect();
+        };
+        if again.len() != first.len() || !again.iter().zip(&first).all(is_same) {
             let violation = Violation(format!(
                 "a batch asked again (behind {floor:?}) is not answered as at first, which was {}",
-                serde_json::json!(first)
+                Value::from(first)
             ));
-            return Err(self.seen(violation, &operation, None, &attempt));
+            return Err(self.seen(violation, &operation, key, &known));
         }
         Ok(())
     }
 
-    /// A batch of which every admission was answered before: its numbers are those of the first time, so that nothing of
-    /// it may count as decided again.
-    async fn known_batch_again(&mut self, operation: &Operation, step: u64) -> Result<Known, Ended> {
-        let again = Operation { kind: Kind::Repeat, ..operation.clone() };
-        let request = self.exercise.next_number();
-        self.known(&again, step, None, request, true).await
-    }
-
     /// A key that stands for one thing is not taken for another.
     async fn mismatch(&mut self, step: u64, chance: &mut Chance) -> Result<(), Ended> {
-        let kept: Vec<Done> =
-            self.kept.iter().filter(|done| done.operation.kind != Kind::Batch).cloned().collect();
+        let kept: Vec<Done> = self.kept.iter().filter(|done| !done.operation.is_batch()).cloned().collect();
         let Some(done) = one(chance, &kept) else { return Ok(()) };
         let other = "\"requests\":1,";
         let operation = match done.operation.body.contains(other) {
@@ -630,16 +624,9 @@ fn remember<T>(of: &mut Vec<T>, new: T) {
 }
 
 /// Whether it is the answer to a batch of which some were overtaken by another attempt: they are to be asked again.
-fn is_overtaken_in_part(answer: &Attempted) -> bool {
-    let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    let results = value["results"].as_array();
+fn is_overtaken_in_part(answer: &Value) -> bool {
+    let results = answer["results"].as_array();
     results.is_some_and(|results| results.iter().any(|result| result["reason"] == "overtaken"))
-}
-
-/// Why a node was not available, as it says.
-fn reason_of(answer: &Attempted) -> String {
-    let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-    value["reason"].as_str().unwrap_or("unavailable").to_owned()
 }
 
 fn hex(bytes: &[u8]) -> String {

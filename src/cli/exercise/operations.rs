@@ -45,6 +45,7 @@ macro_rules! kinds {
 kinds! {
     Admit "admit" 240;
     Batch "batch" 40;
+    KeyedBatch "keyed_batch" 30;
     DryRun "dry_run" 25;
     Hold "hold" 170;
     Report "report" 100;
@@ -137,9 +138,19 @@ impl Operation {
         Operation { must_fail: true, ..self }
     }
 
-    /// Whether it changes something, and so has a key: its own, or in a batch those of its admissions.
+    /// Whether it changes something, and so happens once.
     pub fn changes(&self) -> bool {
         self.method != Method::GET
+    }
+
+    /// Its key, which is its name, where not each admission in it has its own.
+    pub fn key<'n>(&self, name: &'n str) -> Option<&'n str> {
+        (self.changes() && self.kind != Kind::Batch).then_some(name)
+    }
+
+    /// Whether it is many admissions at once.
+    pub fn is_batch(&self) -> bool {
+        matches!(self.kind, Kind::Batch | Kind::KeyedBatch)
     }
 
     pub fn content_type(&self) -> &'static str {
@@ -252,11 +263,13 @@ impl World {
         };
         Some(match kind {
             Kind::Admit => Operation::post(kind, "/v1/admissions".into(), self.admission(chance)),
-            Kind::Batch => {
+            Kind::Batch | Kind::KeyedBatch => {
                 let admissions: Vec<Value> = (0..=below(chance, BATCH_MAX))
                     .map(|place| {
                         let mut body = self.admission(chance);
-                        body["key"] = json!(format!("{name}-{place}"));
+                        if kind == Kind::Batch {
+                            body["key"] = json!(format!("{name}-{place}"));
+                        }
                         body
                     })
                     .collect();

@@ -1,6 +1,6 @@
 //! Admissions: what is asked, and the answers about them, refusals among them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
@@ -172,29 +172,46 @@ impl<'de> Visitor<'de> for AdmissionsSeed<'_> {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Proposal, A::Error> {
         let BatchSeed { admissions_max, keys } = self.0;
-        let mut proposal = Proposal::new();
-        while list.next_element_seed(AdmissionSeed { proposal: &mut proposal, keys })?.is_some() {
-            if proposal.len() > admissions_max {
+        let mut entries = Entries { proposal: Proposal::new(), own_keys: HashSet::new() };
+        while list.next_element_seed(AdmissionSeed { entries: &mut entries, keys })?.is_some() {
+            if entries.proposal.len() > admissions_max {
                 return Err(A::Error::custom(format_args!("at most {admissions_max} admissions in a batch")));
             }
         }
-        Ok(proposal)
+        Ok(entries.proposal)
     }
 }
 
-/// Reads one entry and adds it to the proposal.
-struct AdmissionSeed<'p, 'k> {
-    proposal: &'p mut Proposal,
+/// What was read of a batch.
+struct Entries<'de> {
+    proposal: Proposal,
+    /// The keys with which entries came.
+    own_keys: HashSet<Text<'de>>,
+}
+
+/// Reads one entry and adds it to the others.
+struct AdmissionSeed<'e, 'k, 'de> {
+    entries: &'e mut Entries<'de>,
     keys: EntryKeys<'k>,
 }
 
-impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_, '_> {
+impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_, '_, 'de> {
     type Value = ();
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let body: AdmissionBody<'de> = Whole(PhantomData).deserialize(deserializer)?;
-        let key = self.keys.key(self.proposal.len(), body.account.as_str());
-        self.proposal.push(&body.request(key.as_deref())).map_err(D::Error::custom)
+        // Of two attempts at one thing that are made at once, one would overtake the other for ever.
+        let Entries { proposal, own_keys } = self.entries;
+        if let Some(KeyText(key)) = &body.key
+            && !own_keys.insert(key.clone())
+        {
+            let key = key.as_str();
+            return Err(D::Error::custom(format_args!(
+                "an earlier admission of the batch has the key {key}"
+            )));
+        }
+        let key = self.keys.key(proposal.len(), body.account.as_str());
+        proposal.push(&body.request(key.as_deref())).map_err(D::Error::custom)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::edge::headers::is_key;
 use crate::edge::limits::{KEY_BYTES_MAX, NAMES_PER_REQUEST_MAX};
 
 /// A text that borrows from the body unless it had to be unescaped.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Text<'a>(pub(crate) Cow<'a, str>);
 
 impl Text<'_> {

@@ -287,7 +287,8 @@ impl Desk {
         let (now, longest) = (Instant::now(), self.timing.propose_max);
         // Nobody waits for longer, whatever a peer says.
         let since = now.checked_sub(duration(waited.min(longest))).unwrap_or(now);
-        match self.batcher.submit(proposal, Origin::Peer, since, now + duration(longest)).await {
+        let room = Some(self.batcher.room());
+        match self.batcher.submit(proposal, Origin::Peer, room, since, now + duration(longest)).await {
             Ok(replies) => ProposeAnswer::Replies(replies),
             Err(Refusal::NotLeader | Refusal::Expired | Refusal::Closed) => ProposeAnswer::NotLeader,
             Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,

@@ -86,7 +86,10 @@ where
     let task = running.process.spawn(what(running.replica.clone()));
     let abort = task.abort_handle();
     let ended = timeout(patience, task).await;
-    abort.abort();
+    // That its caller has gone, a node hears or not.
+    if chance.percent(50) {
+        abort.abort();
+    }
     sleep(chance.ms(0, 2)).await;
     Some(match ended {
         Ok(Ok(attempt)) => attempt,
@@ -95,15 +98,34 @@ where
     })
 }
 
+/// What is asked of a node: requests, perhaps under a key of their own.
+#[derive(Clone)]
+struct Asked {
+    key: Option<Proposal>,
+    proposal: Proposal,
+}
+
+impl From<Proposal> for Asked {
+    fn from(proposal: Proposal) -> Asked {
+        Asked { key: None, proposal }
+    }
+}
+
 async fn propose(
     cluster: &Cluster,
     chance: &mut Chance,
     node: u64,
     patience: Duration,
-    proposal: Proposal,
+    Asked { key, proposal }: Asked,
 ) -> Attempt<Vec<Reply>> {
     let attempt = on(cluster, chance, node, patience, |replica| async move {
-        match replica.propose(proposal).await {
+        let decided = match key {
+            None => replica.propose(proposal).await,
+            Some(key) => replica.propose_under(key, proposal).await.map(|(kept, replies)| {
+                if matches!(kept.outcome, Outcome::Refused(_)) { vec![kept] } else { replies }
+            }),
+        };
+        match decided {
             Ok(replies) => Attempt::Answered(replies),
             Err(ProposeError::OutcomeUnknown { .. } | ProposeError::Fatal(_)) => Attempt::Unknown,
             Err(ProposeError::Unavailable { .. } | ProposeError::Overloaded | ProposeError::ShuttingDown) => {
@@ -151,7 +173,7 @@ pub(super) async fn prepare(cluster: &Arc<Cluster>) -> bool {
             }
             let node = chance.pick(&cluster.nodes()).copied().unwrap_or(1);
             if let Attempt::Answered(replies) =
-                propose(cluster, &mut chance, node, PATIENCE, command.clone()).await
+                propose(cluster, &mut chance, node, PATIENCE, command.clone().into()).await
             {
                 let refused = replies.iter().any(|reply| matches!(reply.outcome, Outcome::Refused(_)));
                 assert!(!refused, "what a simulation begins with is not refused: {replies:?}");
@@ -179,7 +201,8 @@ pub(super) async fn knock(cluster: &Arc<Cluster>) {
             reason: None,
         });
         let proposal = proposal(Some(&id), grant);
-        if !matches!(propose(cluster, &mut chance, node, PATIENCE, proposal).await, Attempt::Answered(_)) {
+        let asked = propose(cluster, &mut chance, node, PATIENCE, proposal.into());
+        if !matches!(asked.await, Attempt::Answered(_)) {
             cluster
                 .universe
                 .violated("progress", format!("node {node} decides nothing, and nothing hinders it"));
@@ -278,17 +301,16 @@ impl Client {
     async fn settle_or_grant(&mut self, operation: u64, command: Command<'_>) {
         let key = format!("key-{operation}");
         let proposal = proposal(Some(&key), command);
-        self.under_key(operation, proposal).await;
+        self.under_key(operation, proposal.into()).await;
     }
 
-    async fn under_key(&mut self, operation: u64, proposal: Proposal) -> Vec<Reply> {
+    async fn under_key(&mut self, operation: u64, asked: Asked) -> Vec<Reply> {
         for _ in 0..ATTEMPTS_MAX {
             let node = self.node();
             // Who soon gives up and at once asks elsewhere has several attempts on their way.
             let is_patient = self.chance.percent(60);
             let patience = if is_patient { PATIENCE } else { self.chance.ms(1, 20) };
-            let proposal = proposal.clone();
-            let attempt = propose(&self.cluster, &mut self.chance, node, patience, proposal).await;
+            let attempt = propose(&self.cluster, &mut self.chance, node, patience, asked.clone()).await;
             if let Attempt::Answered(replies) = attempt
                 && !replies.iter().any(is_overtaken)
             {
@@ -316,7 +338,14 @@ impl Client {
                     let key = Some(Key { key: &key, fingerprint: fingerprint(&command) });
                     proposal.push(&Request { key, command }).expect("it is small");
                 }
-                self.under_key(operation, proposal).await
+                let of_all = self.chance.percent(40).then(|| {
+                    let (key, fingerprint) = (format!("batch-{operation}"), proposal.fingerprint());
+                    let key = Some(Key { key: &key, fingerprint });
+                    let mut kept = Proposal::new();
+                    kept.push(&Request { key, command: Command::Tick }).expect("it is small");
+                    kept
+                });
+                self.under_key(operation, Asked { key: of_all, proposal }).await
             }
             false => self.without_key(operation, account, seconds, hold_ttl).await,
         };
@@ -341,7 +370,7 @@ impl Client {
             let name = format!("op-{operation}-attempt-{attempt}");
             let proposal = proposal(None, Command::Admit(admission(account, seconds, hold_ttl, &name)));
             let node = self.node();
-            match propose(&self.cluster, &mut self.chance, node, PATIENCE, proposal).await {
+            match propose(&self.cluster, &mut self.chance, node, PATIENCE, proposal.into()).await {
                 Attempt::Answered(replies) => {
                     self.answered(operation, &replies);
                     return replies;

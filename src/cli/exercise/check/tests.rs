@@ -300,7 +300,7 @@ fn everything(seed: u64, steps: u64) -> Made {
             }
             (_, None) => continue,
             (_, Some(operation)) => {
-                let key = (operation.changes() && kind != operations::Kind::Batch).then_some(&*name);
+                let key = operation.key(&name);
                 let method = operation.method.as_str();
                 let line = made.ask(&Fate::Decided, method, &operation.path, key, &operation.body);
                 if made.lines[line].answer.is_none() {
