@@ -470,6 +470,33 @@ async fn a_node_far_behind_catches_up_by_checkpoint_and_restarts_from_it() {
 }
 
 #[tokio::test]
+async fn what_is_kept_of_the_log_behind_a_checkpoint_has_a_bound_in_bytes() {
+    let mut cluster = Cluster::new(1);
+    cluster.limits.checkpoint_log_entries = 50;
+    cluster.limits.log_bytes_kept = 10_000;
+    cluster.limits.entry_requests_max = 1;
+    cluster.timing.tick = Span(10);
+    cluster.start_all().await;
+    cluster.leader().await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut n = 0;
+    // It keeps thousands of entries, where they are small.
+    while own_view(cluster.node(1)).purged_index < Some(200) {
+        assert!(Instant::now() < deadline, "the log is not cut: {:?}", own_view(cluster.node(1)));
+        propose(cluster.node(1), put_account(&format!("account-{n}"))).await;
+        n += 1;
+    }
+    assert!(n < cluster.limits.log_entries_kept, "{n} entries were cut by their number");
+    let purged = own_view(cluster.node(1)).purged_index;
+    cluster.stop(1).await;
+    cluster.start(1).await;
+    let all =
+        |state: &quorate::decision::State| (0..n).all(|n| state.account(&format!("account-{n}")).is_some());
+    assert!(cluster.node(1).read(all).await.expect("it reads"));
+    assert!(own_view(cluster.node(1)).purged_index >= purged);
+}
+
+#[tokio::test]
 async fn a_checkpoint_is_taken_after_so_many_requests_as_it_is_worth() {
     let mut cluster = Cluster::new(1);
     cluster.limits.checkpoint_requests = 20;

@@ -3,7 +3,7 @@
 //! Requests come in as a [`Proposal`], encoded once. `batcher` puts what waits (`waiting`, `backlog`) into one log entry
 //! (`entry`), or forwards it to the leader. openraft agrees on entries; `log` makes them durable on
 //! sled, `peer` carries them between nodes, `machine` applies them to the decision core's state,
-//! `checkpoint` lets the log be cut, `facts` keeps what applying leaves for good. `clock` and `time` give entries their time, `read` makes
+//! `checkpoint` lets the log be cut (`kept_log` says how far), `facts` keeps what applying leaves for good. `clock` and `time` give entries their time, `read` makes
 //! reads as fresh as the moment they were asked, `membership` changes who takes part. What may happen often is said by `seldom`. `identity`,
 //! `acquaintances` and `record` keep a disk from being taken for what it is not.
 //!
@@ -25,6 +25,7 @@ pub(crate) mod fuzzing;
 mod heard;
 mod hush;
 mod identity;
+mod kept_log;
 mod log;
 mod machine;
 mod marks;

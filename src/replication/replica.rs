@@ -36,6 +36,7 @@ use crate::replication::facts::{FactStore, FactsPage, FactsStatus, Unread};
 use crate::replication::heard::LeaderHeard;
 use crate::replication::hush;
 use crate::replication::identity::Identity;
+use crate::replication::kept_log::KeptLog;
 use crate::replication::log::disk::{Recovered, WriteCount};
 use crate::replication::log::journaled::{JournaledDisk, Sizes};
 use crate::replication::log::{LogReader, LogStore};
@@ -388,8 +389,6 @@ impl Replica {
         if matches!(kept.outcome, Outcome::Refused(_)) {
             return Ok((kept, Vec::new()));
         }
-        #[cfg(test)]
-        let known = simulation::mistaken_retaken(known, || self.known());
         let replies = self.decide(known, proposal, None).await?;
         Ok((kept, replies))
     }
@@ -918,9 +917,14 @@ async fn keep_acquaintances(inner: std::sync::Weak<Inner>) {
     }
 }
 
-/// Asks for a checkpoint when enough was applied since the last one: a start has to apply that again.
+/// Asks for a checkpoint when enough was applied since the last one: a start has to apply that again. Cuts the log where what
+/// is left behind the last one takes too many bytes.
 async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
-    let Some(mut progress) = inner.upgrade().map(|inner| inner.shared.progress()) else { return };
+    let begun = inner.upgrade().map(|inner| {
+        let bytes_max = inner.settings.limits.log_bytes_kept;
+        (inner.shared.progress(), KeptLog::new(bytes_max, inner.shared.progress_now()))
+    });
+    let Some((mut progress, mut kept)) = begun else { return };
     let mut before = Progress::default();
     loop {
         let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
@@ -935,6 +939,11 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
         let Some(inner) = inner.upgrade() else { return };
         let covered =
             inner.raft.data_metrics().borrow_watched().snapshot.map_or(0, |covered| covered.index() + 1);
+        if let Some(last) = kept.note(now, covered)
+            && inner.raft.trigger().purge_log(last).await.is_err()
+        {
+            return;
+        }
         let limits = &inner.settings.limits;
         let requests = now.requests - before.requests;
         let many_requests = requests >= limits.checkpoint_requests && {

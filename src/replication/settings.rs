@@ -147,8 +147,10 @@ pub struct Limits {
     /// ...or after so many requests in them, whichever comes first. Where the last checkpoint has more than
     /// [`Limits::CHECKPOINT_BYTES_A_REQUEST`] for each of them, it takes that many more.
     pub checkpoint_requests: u64,
-    /// Applied entries kept behind a checkpoint, for followers that are a little behind.
+    /// Applied entries kept behind a checkpoint, for followers that are a little behind...
     pub log_entries_kept: u64,
+    /// ...and of those no more than the last so many bytes, nearly.
+    pub log_bytes_kept: u64,
     /// How far behind a learner may be when it is promoted, in entries.
     pub promotion_lag_max: u64,
     /// Facts that are written as one block, in bytes (at least those of one entry).
@@ -201,6 +203,7 @@ impl Default for Limits {
             checkpoint_log_entries: 100_000,
             checkpoint_requests: 500_000,
             log_entries_kept: 5_000,
+            log_bytes_kept: 64 * 1024 * 1024,
             promotion_lag_max: 200,
             facts_block_bytes: 64 * 1024,
             facts_file_bytes: 64 * 1024 * 1024,

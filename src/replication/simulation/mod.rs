@@ -221,11 +221,6 @@ pub(crate) fn mistaken_taken(known: u64) -> u64 {
     if planted(Plant::TakenLate) { u64::MAX } else { known }
 }
 
-/// The same for the rest of what was taken together.
-pub(crate) fn mistaken_retaken(known: u64, now: impl FnOnce() -> u64) -> u64 {
-    if planted(Plant::TakenAgain) { now() } else { known }
-}
-
 /// Shows an entry that the node of this task has just applied. What its log has at a place that a checkpoint covers, it may
 /// never have applied.
 pub(crate) fn applied(entry: &Entry) {

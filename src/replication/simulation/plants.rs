@@ -19,12 +19,10 @@ pub(crate) enum Plant {
     StaleRead,
     /// An attempt that was long on its way counts as taken when it is decided.
     TakenLate,
-    /// What comes under a key of its own counts as taken when the key was kept.
-    TakenAgain,
 }
 
 impl Plant {
-    pub(crate) const ALL: [Plant; 9] = [
+    pub(crate) const ALL: [Plant; 8] = [
         Plant::AcknowledgedBeforeFlush,
         Plant::VoteForgotten,
         Plant::PurgedBeforeCheckpoint,
@@ -33,7 +31,6 @@ impl Plant {
         Plant::AppliedTwice,
         Plant::StaleRead,
         Plant::TakenLate,
-        Plant::TakenAgain,
     ];
 
     /// By the name that it has here.

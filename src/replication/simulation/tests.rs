@@ -114,11 +114,6 @@ fn finds_an_attempt_that_is_admitted_behind_the_back_of_who_was_refused() {
 }
 
 #[test]
-fn finds_a_batch_of_which_a_part_is_admitted_behind_the_back_of_who_was_refused() {
-    is_found(Plant::TakenAgain, 20);
-}
-
-#[test]
 #[ignore = "scripts/simulate runs it"]
 fn simulate() {
     let asked = std::env::var("QUORATE_SIMULATE").expect("scripts/simulate says how many seeds");

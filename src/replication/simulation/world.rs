@@ -188,6 +188,7 @@ fn settings(node: u64, nodes: &[u64]) -> Settings {
             // Small, so that logs are cut and nodes that were away need a checkpoint.
             checkpoint_log_entries: 25,
             log_entries_kept: 6,
+            log_bytes_kept: 1_500,
             append_bytes_max: 2_048,
             // One request fills an entry of some, so that many entries are under way.
             entry_requests_max: if node.is_multiple_of(2) { Limits::ENTRY_REQUESTS_MAX } else { 1 },
