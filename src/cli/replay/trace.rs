@@ -45,10 +45,6 @@ pub enum TraceError {
     ColumnMissing(&'static str),
     #[error("the trace has more than {0} rows, which is as many as can be sorted in memory")]
     TooLong(usize),
-    #[error(
-        "minute {minute} of the trace has more than {max} calls, which is as many as can be sorted in memory"
-    )]
-    TooMany { minute: u32, max: u64 },
 }
 
 /// What a compressed file begins with.
