@@ -699,6 +699,7 @@ fn an_account_shows_what_moves_its_limits() {
     for part in [
         "moved now  feature  base  load  trust  factor  quota  why",
         "month      work     1000   0.5      1     0.5    500  load",
+        "  class    standard, with a weight of 1\n",
     ] {
         assert!(told.contains(part), "{part:?} is missing:\n{told}");
     }

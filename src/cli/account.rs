@@ -294,6 +294,9 @@ fn view(account: &AccountView) -> String {
     let mut text = format!("{}: {}\n", account.account, account.state);
     let mut facts = Table::default();
     facts.row(["plan".into(), account.plan.clone().unwrap_or_else(|| "none".into())]);
+    if let (Some(class), Some(weight)) = (&account.class, account.weight) {
+        facts.row(["class".into(), format!("{class}, with a weight of {weight}")]);
+    }
     if let Some(cap) = &account.spending_cap {
         facts.row(["cap".into(), format!("{} a {}", cap.credits.in_words(), cap.period)]);
     }

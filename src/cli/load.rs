@@ -5,7 +5,8 @@ use clap::Subcommand;
 use crate::cli::output::{self, Table, put};
 use crate::cli::{CliError, Done, Global};
 use crate::client::{
-    Amount, CapacityView, ClassRoom, FeatureLoadView, FeatureView, FeaturesView, Signal, SignalView,
+    Amount, CapacityView, ClassRoom, FeatureLoadView, FeatureView, FeaturesView, LimitView, Signal,
+    SignalView,
 };
 use crate::units::{Ppm, Span};
 
@@ -128,7 +129,8 @@ fn view(feature: &FeatureView) -> String {
 fn shared(capacity: &CapacityView) -> String {
     let CapacityView { limit, classes } = capacity;
     let base = limit.base_quota.map_or_else(String::new, |base| format!(" (of {base})"));
-    let mut text = format!("  {}: {} of {}{base} {} used\n", limit.name, limit.used, limit.quota, limit.unit);
+    let LimitView { name, used, quota, unit, .. } = limit;
+    let mut text = format!("  {name}{}: {used} of {quota}{base} {unit} used\n", output::shadow(limit));
     let mut table = Table::new(&[1, 2, 3, 4, 5]);
     table.row(
         ["class", "share", "used of it", "left of it", "could take now", "fair part"].map(str::to_owned),

@@ -129,8 +129,13 @@ pub(super) fn limits(limits: &[LimitView], now: Option<Millis>, indent: usize) -
     text
 }
 
+/// What is said behind the name of a limit that decides and does not refuse.
+pub(super) fn shadow(limit: &LimitView) -> &'static str {
+    if limit.shadow { " (shadow)" } else { "" }
+}
+
 fn limit_name(limit: &LimitView, with_level: bool) -> String {
-    let shadow = if limit.shadow { " (shadow)" } else { "" };
+    let shadow = shadow(limit);
     match limit.level {
         0 => format!("{} (cluster){shadow}", limit.name),
         level if with_level => format!("{} (level {level}){shadow}", limit.name),

@@ -404,6 +404,11 @@ pub struct AccountView {
     pub account: String,
     #[serde(default)]
     pub plan: Option<String>,
+    /// How its requests stand among others, by its plan or the nearest above it; not in the answer to a change.
+    #[serde(default)]
+    pub class: Option<String>,
+    #[serde(default)]
+    pub weight: Option<u32>,
     pub state: String,
     #[serde(default)]
     pub spending_cap: Option<SpendingCapView>,

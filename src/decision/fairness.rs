@@ -77,8 +77,7 @@ impl State {
         class: Class,
     ) -> Option<FairLook> {
         let owner = levels.iter().nth(1).filter(|_| feature.fair)?;
-        let plan = levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?));
-        let weight = plan.map_or(1, |plan| plan.weight);
+        let weight = self.weight_of(policy, levels);
         let limit = &feature.capacity_limits[limit];
         let (key, counts) = (sharers_key(feature, limit.key, class), Counts::of(&limit.rule));
         let sharers = self.sharing.get(&key);
@@ -90,6 +89,11 @@ impl State {
             has: sharers.map_or(0, |sharers| sharers.has(owner, self.now, counts)),
             part: sharers.and_then(|sharers| sharers.fair_part(weight)),
         })
+    }
+
+    /// What an owner counts for among others, by the nearest plan of who asks.
+    pub(super) fn weight_of(&self, policy: &Policy, levels: &Levels) -> u32 {
+        self.nearest_plan(policy, levels).map_or(1, |plan| plan.weight)
     }
 
     /// Counts what an owner got of a capacity.

@@ -585,6 +585,13 @@ pub enum AdmissionStatus {
     Expired,
 }
 
+/// How requests of an account stand among others, by its plan or the nearest above it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    pub class: Class,
+    pub weight: u32,
+}
+
 /// What moves an adaptive guard on an account now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdaptiveView {

@@ -10,7 +10,7 @@ use crate::decision::hold::Hold;
 use crate::decision::policy::{Applied, Document, Limit, Measure};
 use crate::decision::reply::{
     AccountView, AdaptiveView, AdmissionId, AdmissionStatus, AdmissionView, BalancesView, HoldView,
-    LimitStatus, MovedView,
+    LimitStatus, MovedView, Standing,
 };
 use crate::decision::state::State;
 use crate::decision::topup::TopUps;
@@ -279,6 +279,13 @@ impl State {
             statuses.extend(plan.limits.iter().map(status));
         }
         statuses
+    }
+
+    /// How requests of the account stand among others.
+    pub fn standing(&self, path: &str) -> Option<Standing> {
+        let levels = self.levels(*self.account_by_path.get(path)?);
+        let class = self.class_of(&self.policy, &levels, None);
+        Some(Standing { class, weight: self.weight_of(&self.policy, &levels) })
     }
 
     /// What moves the adaptive guards of the account at `path` and of those above it, for requests that it makes now.

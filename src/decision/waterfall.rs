@@ -14,7 +14,7 @@ use crate::decision::factor::{Carry, Factor};
 use crate::decision::facts::{Change, LayerSeen, Moved};
 use crate::decision::fairness::{FairLook, Unmet};
 use crate::decision::meter::{Meter, Reading, Rule};
-use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Policy, Then};
+use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Plan, Policy, Then};
 use crate::decision::price::Rate;
 use crate::decision::reply::{Admitted, Layer, LimitStatus, Payer, Payment, Reason, Refusal};
 use crate::decision::state::State;
@@ -392,9 +392,14 @@ impl State {
 
     /// The class of a request: that of the nearest plan, or what it asks for, whichever is less important.
     pub(super) fn class_of(&self, policy: &Policy, levels: &Levels, asked: Option<Class>) -> Class {
-        let plan = levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?));
+        let plan = self.nearest_plan(policy, levels);
         let class = plan.map_or_else(Class::default, |plan| plan.class);
         asked.map_or(class, |asked| asked.max(class))
+    }
+
+    /// The plan of the account, or else of the nearest above it that has one.
+    pub(super) fn nearest_plan<'p>(&self, policy: &'p Policy, levels: &Levels) -> Option<&'p Plan> {
+        levels.iter().rev().find_map(|place| policy.plan(self.account_at(place).plan?))
     }
 
     pub(super) fn cap_looks(&self, levels: &Levels) -> Vec<CapLook> {

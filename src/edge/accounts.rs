@@ -3,7 +3,7 @@
 use axum::http::StatusCode;
 
 use crate::decision::State;
-use crate::decision::reply::{AccountView, AdaptiveView, Behaviour, Reason};
+use crate::decision::reply::{AccountView, AdaptiveView, Behaviour, Reason, Standing};
 use crate::edge::answer::Answer;
 use crate::edge::body;
 use crate::edge::headers::insert_as_of;
@@ -11,7 +11,7 @@ use crate::edge::kind::Kind;
 use crate::edge::problem::Problem;
 use crate::edge::replies;
 use crate::edge::request::Asked;
-use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody, ResetBody, RevokeBody};
+use crate::edge::wire::account::{AccountAnswer, AccountBody, GrantBody, Moved, ResetBody, RevokeBody};
 
 pub(crate) async fn put(mut asked: Asked) -> Result<Answer, Problem> {
     let account = asked.account().await?;
@@ -31,6 +31,7 @@ pub(crate) async fn get(mut asked: Asked) -> Result<Answer, Problem> {
 /// An account as a state shows it, and what moves its limits.
 pub(crate) struct Seen {
     view: AccountView,
+    standing: Standing,
     adaptive: Vec<AdaptiveView>,
     behaviour: Vec<Behaviour>,
 }
@@ -38,16 +39,20 @@ pub(crate) struct Seen {
 impl Seen {
     /// None where there is no such account.
     pub(crate) fn of(state: &State, account: &str) -> Option<Seen> {
-        let (view, adaptive) = state.account(account).zip(state.adaptive(account))?;
-        Some(Seen { view, adaptive, behaviour: state.behaviour(account) })
+        Some(Seen {
+            view: state.account(account)?,
+            standing: state.standing(account)?,
+            adaptive: state.adaptive(account)?,
+            behaviour: state.behaviour(account),
+        })
     }
 
     pub(crate) fn answer(seen: Option<Seen>, account: &str) -> Result<Answer, Problem> {
-        let Some(Seen { view, adaptive, behaviour }) = seen else {
+        let Some(Seen { view, standing, adaptive, behaviour }) = seen else {
             let detail = format!("there is no account {account:?}");
             return Err(Problem::new(Kind::Refused(Reason::AccountUnknown), detail));
         };
-        let moved = Some((&adaptive[..], &behaviour[..]));
+        let moved = Some(Moved { standing, adaptive: &adaptive, behaviour: &behaviour });
         Ok(Answer::json(StatusCode::OK, &AccountAnswer { view: &view, moved, receipt: None }))
     }
 }

@@ -25,6 +25,7 @@ units = ["requests"]
 
 [plans.top]
 class = "critical"
+weight = 3
 
 [plans.usual]
 limits = [
@@ -320,8 +321,15 @@ async fn an_account_shows_what_moves_each_of_its_guards_and_why() {
     };
     let shop = client.get("/v1/accounts/shop").await.expect(200);
     assert_eq!(shop["adaptive"], guard(json!([])), "nothing moves it");
+    assert_eq!((&shop["class"], &shop["weight"]), (&json!("standard"), &json!(1)));
     let vip = client.get("/v1/accounts/vip").await.expect(200);
     assert_eq!(vip["adaptive"], json!([]), "its plan has no such guard");
+    assert_eq!((&vip["class"], &vip["weight"]), (&json!("critical"), &json!(3)));
+    // Who has no plan stands as the nearest above it that has one.
+    let put = client.json("PUT", "/v1/accounts/vip:guest", "{}").await.expect(200);
+    assert_eq!((put.get("class"), put.get("weight")), (None, None), "what was changed is told: {put}");
+    let guest = client.get("/v1/accounts/vip:guest").await.expect(200);
+    assert_eq!((&guest["class"], &guest["weight"]), (&json!("critical"), &json!(3)));
 
     client.post("/v1/signals", OVERLOAD).await.expect(200);
     until_factor(&mut client, "0.3").await;

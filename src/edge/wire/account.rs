@@ -7,7 +7,8 @@ use crate::decision::command::{
     TopUp,
 };
 use crate::decision::reply::{
-    AccountView, AdaptiveView, Behaviour, GrantRevoked, GrantView, HoldView, LimitReset, MovedView, ResetDone,
+    AccountView, AdaptiveView, Behaviour, GrantRevoked, GrantView, HoldView, LimitReset, MovedView,
+    ResetDone, Standing,
 };
 use crate::edge::body::Object;
 use crate::edge::problem::Problem;
@@ -188,9 +189,17 @@ impl ResetBody<'_> {
 /// An account as it stands; with a change, where that was decided.
 pub(crate) struct AccountAnswer<'a> {
     pub(crate) view: &'a AccountView,
-    /// What moves its limits, and how it behaved: only where it was read, and not in the answer to a change.
-    pub(crate) moved: Option<(&'a [AdaptiveView], &'a [Behaviour])>,
+    /// Only where it was read, and not in the answer to a change.
+    pub(crate) moved: Option<Moved<'a>>,
     pub(crate) receipt: Option<Receipt<'a>>,
+}
+
+/// How an account stands among others, what moves its limits, and how it behaved.
+#[derive(Clone, Copy)]
+pub(crate) struct Moved<'a> {
+    pub(crate) standing: Standing,
+    pub(crate) adaptive: &'a [AdaptiveView],
+    pub(crate) behaviour: &'a [Behaviour],
 }
 
 impl WriteJson for AccountAnswer<'_> {
@@ -199,11 +208,13 @@ impl WriteJson for AccountAnswer<'_> {
         write_object!(out, {
             "account": *view.account,
             "plan": view.plan,
+            "class"?: self.moved.map(|moved| moved.standing.class.name()),
+            "weight"?: self.moved.map(|moved| u64::from(moved.standing.weight)),
             "state": Derived(&view.state),
             "spending_cap": view.spending_cap,
             "limits": Limits(&view.limits),
-            "adaptive"?: self.moved.map(|(adaptive, _)| AdaptiveList(adaptive)),
-            "behaviour"?: self.moved.map(|(_, behaviour)| BehaviourList(behaviour)),
+            "adaptive"?: self.moved.map(|moved| AdaptiveList(moved.adaptive)),
+            "behaviour"?: self.moved.map(|moved| BehaviourList(moved.behaviour)),
             "credits": view.credits,
             "grants": Grants(&view.grants),
             "grants_total": view.grants_total,
