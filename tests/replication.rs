@@ -10,8 +10,8 @@ use quorate::decision::command::{
 };
 use quorate::decision::reply::{Outcome, Payer, Reply};
 use quorate::replication::{
-    FactsError, Limits, Member, MembershipError, PeerTls, Proposal, ProposeError, ReadError, Replica, Role,
-    Settings, StartError, Timing, fingerprint,
+    FactsError, Limits, Member, MemberView, MembershipError, PeerTls, Proposal, ProposeError, ReadError,
+    Replica, Role, Settings, StartError, Timing, fingerprint,
 };
 use quorate::units::{Credits, Span};
 use tokio::time::{Instant, timeout};
@@ -487,7 +487,10 @@ async fn what_is_kept_of_the_log_behind_a_checkpoint_has_a_bound_in_bytes() {
         n += 1;
     }
     assert!(n < cluster.limits.log_entries_kept, "{n} entries were cut by their number");
-    let purged = own_view(cluster.node(1)).purged_index;
+    let MemberView { last_index, purged_index: purged, .. } = own_view(cluster.node(1));
+    let kept = last_index.zip(purged).map(|(last, purged)| last - purged).expect("both are known");
+    // An entry takes over 50 bytes and under 200. Behind the checkpoint there is no more than until the next one is sealed.
+    assert!((50..400).contains(&kept), "{kept} entries are kept");
     cluster.stop(1).await;
     cluster.start(1).await;
     let all =

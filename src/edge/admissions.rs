@@ -6,7 +6,7 @@ use axum::http::StatusCode;
 
 use crate::decision::State;
 use crate::decision::command::{Command, Extend, Release};
-use crate::decision::reply::{AdmissionId, Outcome, Reason, RefusalId};
+use crate::decision::reply::{AdmissionId, Reason, RefusalId};
 use crate::edge::answer::Answer;
 use crate::edge::body;
 use crate::edge::datasets::history::{self, ReceiptQuery};
@@ -19,6 +19,7 @@ use crate::edge::wire::admission::{
     AdmissionAnswer, AdmissionBody, BatchSeed, EntryKeys, ExtendBody, ReleaseBody, SettleBody,
 };
 use crate::edge::wire::json::Derived;
+use crate::replication::Under;
 use crate::units::Span;
 
 pub(crate) async fn admit(asked: Asked) -> Result<Answer, Problem> {
@@ -54,10 +55,8 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
     let count = proposal.len();
     let replies = match &key {
         Some(key) => match asked.propose_under(key, proposal).await? {
-            (kept, _) if matches!(kept.outcome, Outcome::Refused(_)) => {
-                return Ok(replies::answer(&kept, None));
-            }
-            (_, replies) => replies,
+            Under::Refused(reply) => return Ok(replies::answer(&reply, None)),
+            Under::Decided(replies) => replies,
         },
         None => asked.replica().propose(proposal).await?,
     };

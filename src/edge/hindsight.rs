@@ -137,7 +137,8 @@ impl Asked<'_> {
                 // Where that is the fault, the call says so before anything is proposed.
                 if body.has_key() { Ok(None) } else { one(body.command(true)) }
             }
-            // That the key of a batch is kept changes nothing else. It is another place in the log, of which nobody is told.
+            // The key of the whole is kept at another place in the log, of which nobody is told, and is left out. It would matter
+            // to whoever asks for something else under it.
             (Call::AdmitBatch, ..) => {
                 let admissions_max = Limits::default().batch_admissions_max;
                 let keys = self.key.map_or(EntryKeys::None, EntryKeys::OfBatch);

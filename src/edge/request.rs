@@ -18,7 +18,7 @@ use crate::edge::metrics::Metrics;
 use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::{Shared, body};
-use crate::replication::{Proposal, Replica, fingerprint};
+use crate::replication::{Proposal, Replica, Under, fingerprint};
 
 pub(crate) struct Asked {
     shared: Arc<Shared>,
@@ -142,13 +142,8 @@ impl Asked {
         reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
     }
 
-    /// Has requests decided under a key that stands for all of them. The reply to the key says why, where it was refused and none
-    /// of them was decided.
-    pub(crate) async fn propose_under(
-        &self,
-        key: &str,
-        proposal: Proposal,
-    ) -> Result<(Reply, Vec<Reply>), Problem> {
+    /// Has requests decided under a key that stands for all of them.
+    pub(crate) async fn propose_under(&self, key: &str, proposal: Proposal) -> Result<Under, Problem> {
         let key = Key { key, fingerprint: proposal.fingerprint() };
         let key = proposal_of(&Request { key: Some(key), command: Command::Tick })?;
         Ok(self.replica().propose_under(key, proposal).await?)

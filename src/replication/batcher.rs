@@ -114,25 +114,18 @@ impl Batcher {
         })
     }
 
-    /// How much may wait here.
-    pub(crate) fn room(&self) -> Room {
-        let Limits { waiting_requests_max: requests, waiting_bytes_max: bytes, .. } = self.limits;
-        Room { requests, bytes }
-    }
-
     /// Decides a proposal that fits one entry, or says why not, in its turn: with a peer it has waited since some moment before
-    /// now. Without a room it is taken however much waits, such as the rest of what is decided in part. Answers by
-    /// `deadline`, or a retry's pause later when an attempt is still under way then: what it
+    /// now. Answers by `deadline`, or a retry's pause later when an attempt is still under way then: what it
     /// tells is better than that nobody knows.
     pub(crate) async fn submit(
         &self,
         proposal: Proposal,
         origin: Origin,
-        room: Option<Room>,
+        room: Room,
         since: Instant,
         deadline: Instant,
     ) -> Result<Vec<Reply>, Refusal> {
-        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, since)?;
+        let (id, mut answer) = self.queue().waiting.enqueue(proposal, origin, room, since, &self.limits)?;
         self.wake.notify_one();
         for deadline in [deadline, deadline + duration(self.timing.retry_pause)] {
             match tokio::time::timeout_at(deadline, &mut answer).await {

@@ -234,6 +234,11 @@ impl Proposal {
         Proposal { buffer, asks }
     }
 
+    /// How many requests and bytes of it wait at once: one entry after the other.
+    pub(crate) fn asks_at_once(&self, limits: &Limits) -> (usize, usize) {
+        (self.len().min(limits.entry_requests_max), self.bytes().min(limits.entry_bytes_max))
+    }
+
     /// Cuts it into proposals that each fit an entry, and their replies one message, in order.
     pub(crate) fn split(self, limits: &Limits) -> Vec<Proposal> {
         let bytes_max = limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX);

@@ -84,19 +84,16 @@ pub fn log_record(data: &[u8]) -> bool {
 
 /// Requests as they travel, and what is decided of them.
 pub fn requests(data: &[u8]) -> bool {
-    let forwarded = Proposal::from_forwarded(&Bytes::copy_from_slice(data));
-    if let Ok((_, proposal)) = forwarded {
-        decide(&proposal.seal(Millis(1_900_000_000_000)));
-        return true;
-    }
-    let Ok(proposal) = Proposal::from_frames(data) else { return false };
-    assert_eq!(proposal.frames(), data);
+    let forwarded = Proposal::from_forwarded(&Bytes::copy_from_slice(data)).map(|(_, proposal)| proposal);
+    let Ok(proposal) = forwarded.or_else(|_| Proposal::from_frames(data)) else { return false };
+    let frames = proposal.frames().to_vec();
+    assert!(data.ends_with(&frames));
     for place in 0..proposal.len() {
         assert!(proposal.with(place, |_| ()).is_some(), "request {place} of {}", proposal.len());
     }
     let count = proposal.len();
     let limits = Limits { entry_requests_max: 3, ..Limits::default() };
-    let again = Proposal::from_frames(data).expect("as before");
+    let again = Proposal::from_frames(&frames).expect("as before");
     assert_eq!(again.split(&limits).iter().map(Proposal::len).sum::<usize>(), count);
     decide(&proposal.seal(Millis(1_900_000_000_000)));
     count > 0

@@ -1,8 +1,10 @@
-//! How much of the log stays behind a checkpoint, in bytes.
+//! How much of the log stays before the end of a checkpoint, in bytes.
 //!
 //! openraft counts the entries that it keeps, and one of them takes anything from some bytes to 96 KiB. So many of the
 //! largest take longer to read at a start than the checkpoint that stands for them, and the database, whose cache keeps
 //! at least a page in each of its 256 parts however large that is, holds them in memory as well.
+//!
+//! What follows the checkpoint is always kept, however much it is: whoever gets the checkpoint goes on from there.
 //!
 //! Pure: what was applied is handed in.
 
@@ -22,7 +24,7 @@ pub(crate) struct KeptLog {
 }
 
 impl KeptLog {
-    /// For a node that begins where `progress` says: what it had before is kept until there is enough behind that.
+    /// For a node that begins where `progress` says: of what it had before, nothing is known.
     pub(crate) fn new(bytes_max: u64, progress: Progress) -> KeptLog {
         KeptLog { bytes_max, marks: VecDeque::from([progress]) }
     }
@@ -34,9 +36,10 @@ impl KeptLog {
         if self.marks.back().is_none_or(is_apart) {
             self.marks.push_back(now);
         }
-        let is_over =
-            |mark: &Progress| now.bytes - mark.bytes >= self.bytes_max && mark.next_index <= covered;
-        let over = self.marks.partition_point(is_over);
+        let covered_marks = self.marks.partition_point(|mark| mark.next_index <= covered);
+        let covered_bytes = self.marks.get(covered_marks.checked_sub(1)?)?.bytes;
+        let over =
+            self.marks.partition_point(|mark| mark.bytes.saturating_add(self.bytes_max) <= covered_bytes);
         let last = self.marks.drain(..over).next_back()?;
         last.next_index.checked_sub(1)
     }
@@ -51,16 +54,21 @@ mod tests {
     }
 
     #[test]
-    fn what_is_older_than_so_many_bytes_is_cut_as_far_as_a_checkpoint_covers_it() {
+    fn what_is_so_many_bytes_before_the_end_of_a_checkpoint_is_cut() {
         let mut kept = KeptLog::new(1_000, applied(10, 0));
         assert_eq!(kept.note(applied(20, 500), 20), None);
         assert_eq!(kept.note(applied(30, 1_000), 5), None, "no checkpoint covers it");
         assert_eq!(kept.note(applied(30, 1_000), 30), Some(9), "what was there at the beginning");
         assert_eq!(kept.note(applied(40, 1_499), 40), None);
-        assert_eq!(kept.note(applied(41, 1_500), 41), Some(19));
-        assert_eq!(kept.note(applied(90, 9_000), 35), Some(29), "as far as it is covered");
-        assert_eq!(kept.note(applied(90, 9_000), 90), Some(39));
-        assert_eq!(kept.note(applied(90, 9_000), 90), None, "once is enough");
+        assert_eq!(kept.note(applied(41, 1_540), 41), Some(19));
+        assert_eq!(kept.note(applied(90, 9_000), 41), None, "all that follows the checkpoint is kept");
+        assert_eq!(
+            kept.note(applied(95, 9_000), 89),
+            None,
+            "where it ends is not known better than to a mark"
+        );
+        assert_eq!(kept.note(applied(95, 9_000), 90), Some(40));
+        assert_eq!(kept.note(applied(95, 9_000), 95), None, "once is enough");
     }
 
     #[test]

@@ -91,6 +91,21 @@ struct Inner {
     log_reader: Mutex<Option<LogReader>>,
 }
 
+/// When something was taken here, and the newest entry that was known then.
+#[derive(Clone, Copy)]
+struct Taken {
+    known: u64,
+    at: Instant,
+}
+
+/// What became of requests under a key of their own.
+#[derive(Debug)]
+pub enum Under {
+    /// The key was refused, and none of them was decided.
+    Refused(Box<Reply>),
+    Decided(Vec<Reply>),
+}
+
 /// Counts some for as long as it lives.
 struct Counted<'a>(&'a AtomicUsize, usize);
 
@@ -369,58 +384,49 @@ impl Replica {
     /// together with everything else that waits. What does not fit one log entry goes into several,
     /// one after the other: an error then says nothing of the first ones.
     pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
-        self.decide(self.known(), proposal, Some(self.0.batcher.room())).await
+        self.decide(self.take(), proposal, Room::All).await
     }
 
     /// The same for what happens under a key of its own: first `key`, one request that keeps it, and unless that is refused
-    /// the others. They are all taken now, however long the first of them takes; and there must be room
-    /// for all, since to turn the rest away later would leave the outcome of the whole open.
-    pub async fn propose_under(
-        &self,
-        key: Proposal,
-        proposal: Proposal,
-    ) -> Result<(Reply, Vec<Reply>), ProposeError> {
-        let known = self.known();
-        let room = self.0.batcher.room().beside(&proposal);
-        let kept = self.decide(known, key, Some(room)).await?.pop();
-        let Some(kept) = kept else {
-            return Err(ProposeError::OutcomeUnknown { reason: "the cluster gave no answer to a key" });
-        };
-        if matches!(kept.outcome, Outcome::Refused(_)) {
-            return Ok((kept, Vec::new()));
+    /// the others. They are all taken now, however long the first of them takes. There must be room for both, since to turn the
+    /// others away later would leave a key with nothing under it.
+    pub async fn propose_under(&self, key: Proposal, proposal: Proposal) -> Result<Under, ProposeError> {
+        let taken = self.take();
+        let coming = proposal.asks_at_once(&self.0.settings.limits);
+        let kept = self.decide(taken, key, Room::Beside(coming)).await?.pop();
+        match kept {
+            Some(kept) if matches!(kept.outcome, Outcome::Refused(_)) => Ok(Under::Refused(Box::new(kept))),
+            Some(_) => self.decide(taken, proposal, Room::Begun).await.map(Under::Decided),
+            None => Err(ProposeError::OutcomeUnknown { reason: "the cluster gave no answer to a key" }),
         }
-        let replies = self.decide(known, proposal, None).await?;
-        Ok((kept, replies))
     }
 
-    /// The newest entry that is known here: applied, or told of by the leader, whichever is later.
-    fn known(&self) -> u64 {
+    /// Takes something to be decided: what is known here is what was applied, or told of by the leader.
+    fn take(&self) -> Taken {
         let known = self.0.batcher.answered().max(self.next_index().saturating_sub(1));
         #[cfg(test)]
         let known = simulation::mistaken_taken(known);
-        known
+        Taken { known, at: Instant::now() }
     }
 
-    /// Has requests decided that were taken when everything up to the entry `known` was. Without a room they are
-    /// taken however many wait.
     async fn decide(
         &self,
-        known: u64,
+        taken: Taken,
         mut proposal: Proposal,
-        room: Option<Room>,
+        room: Room,
     ) -> Result<Vec<Reply>, ProposeError> {
-        let started = Instant::now();
+        let Taken { known, at } = taken;
         proposal.taken(known);
         let _waiting = Counted::new(&self.0.waiting, proposal.len());
-        let deadline = started + duration(self.0.settings.timing.propose_max);
+        let deadline = at + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();
         let Some(first) = parts.next().filter(|first| !first.is_empty()) else { return Ok(Vec::new()) };
-        let submit = |part, room, since| self.0.batcher.submit(part, Origin::Here, room, since, deadline);
-        let decided = submit(first, room, started).await;
-        let mut replies = decided.map_err(|refusal| self.propose_error(refusal, started))?;
+        let submit = |part, room| self.0.batcher.submit(part, Origin::Here, room, at, deadline);
+        let decided = submit(first, room).await;
+        let mut replies = decided.map_err(|refusal| self.propose_error(refusal, at))?;
         for part in parts {
-            let more = submit(part, None, Instant::now()).await;
-            let more = more.map_err(|refusal| match self.propose_error(refusal, started) {
+            let more = submit(part, Room::Begun).await;
+            let more = more.map_err(|refusal| match self.propose_error(refusal, at) {
                 ProposeError::Fatal(error) => ProposeError::Fatal(error),
                 _ => ProposeError::OutcomeUnknown { reason: "a part of the requests was not decided" },
             })?;
@@ -918,7 +924,7 @@ async fn keep_acquaintances(inner: std::sync::Weak<Inner>) {
 }
 
 /// Asks for a checkpoint when enough was applied since the last one: a start has to apply that again. Cuts the log where what
-/// is left behind the last one takes too many bytes.
+/// the last one covers takes too many bytes.
 async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
     let begun = inner.upgrade().map(|inner| {
         let bytes_max = inner.settings.limits.log_bytes_kept;
@@ -946,19 +952,21 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
         }
         let limits = &inner.settings.limits;
         let requests = now.requests - before.requests;
-        let many_requests = requests >= limits.checkpoint_requests && {
+        let bytes = now.bytes - before.bytes;
+        let is_much = requests >= limits.checkpoint_requests || bytes >= limits.checkpoint_log_bytes;
+        let is_worth_it = is_much && {
             let checkpoints = inner.checkpoints.clone();
             match off_the_runtime(move || checkpoints.newest()).await {
                 Ok(newest) => {
-                    let bytes = newest.map_or(0, |newest| newest.bytes);
-                    requests >= bytes / Limits::CHECKPOINT_BYTES_A_REQUEST
+                    let newest = newest.map_or(0, |newest| newest.bytes);
+                    let of_requests =
+                        limits.checkpoint_requests.max(newest / Limits::CHECKPOINT_BYTES_A_REQUEST);
+                    requests >= of_requests || bytes >= limits.checkpoint_log_bytes.max(newest)
                 }
                 Err(error) => return inner.failure.set(FatalError::Storage(full_text(&error))),
             }
         };
-        let due = many_requests
-            || now.bytes - before.bytes >= limits.checkpoint_log_bytes
-            || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
+        let due = is_worth_it || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
         if due {
             before = now;
             if inner.raft.trigger().snapshot().await.is_err() {

@@ -140,7 +140,7 @@ pub struct Limits {
     pub tail_bytes_max: usize,
     /// Log entries made durable by one write to the disk, in bytes.
     pub group_bytes_max: usize,
-    /// A checkpoint is taken after so many bytes of applied entries...
+    /// A checkpoint is taken after so many bytes of applied entries, or after as many as the last one has if that is more...
     pub checkpoint_log_bytes: u64,
     /// ...or after so many entries...
     pub checkpoint_log_entries: u64,
@@ -149,7 +149,7 @@ pub struct Limits {
     pub checkpoint_requests: u64,
     /// Applied entries kept behind a checkpoint, for followers that are a little behind...
     pub log_entries_kept: u64,
-    /// ...and of those no more than the last so many bytes, nearly.
+    /// ...or as many as take so many bytes, nearly, of what was applied since the start; whichever is less.
     pub log_bytes_kept: u64,
     /// How far behind a learner may be when it is promoted, in entries.
     pub promotion_lag_max: u64,
@@ -203,7 +203,7 @@ impl Default for Limits {
             checkpoint_log_entries: 100_000,
             checkpoint_requests: 500_000,
             log_entries_kept: 5_000,
-            log_bytes_kept: 64 * 1024 * 1024,
+            log_bytes_kept: 32 * 1024 * 1024,
             promotion_lag_max: 200,
             facts_block_bytes: 64 * 1024,
             facts_file_bytes: 64 * 1024 * 1024,

@@ -24,7 +24,7 @@ use crate::replication::settings::{Member, Timing};
 #[cfg(test)]
 use crate::replication::simulation::{self, plants::Plant};
 use crate::replication::types::Raft;
-use crate::replication::waiting::Origin;
+use crate::replication::waiting::{Origin, Room};
 use crate::units::Millis;
 
 /// Ticks in a row with which a cluster that was off catches up with the wall clock.
@@ -136,9 +136,11 @@ impl TimeKeeper {
         for _ in 0..CATCH_UP_TICKS_MAX {
             let mut proposal = Proposal::new();
             let ticked = proposal.push(&Request { key: None, command: Command::Tick });
-            let (now, room) = (Instant::now(), Some(batcher.room()));
+            let now = Instant::now();
             let deadline = now + duration(self.timing.propose_max);
-            if ticked.is_err() || batcher.submit(proposal, Origin::Here, room, now, deadline).await.is_err() {
+            if ticked.is_err()
+                || batcher.submit(proposal, Origin::Here, Room::All, now, deadline).await.is_err()
+            {
                 return;
             }
             let (applied, voters) = (self.shared.now(), self.voters());

@@ -6,7 +6,8 @@
 //! What must hold: a request without a key is never offered again once it may have been appended; what
 //! may have been appended is never said not to have been, whatever becomes of it later; who has waited longest,
 //! on this node or on the one that sent it, goes first, also when it is offered again; what goes together fits
-//! one entry, and all replies to it one message; and the queue has a bound.
+//! one entry, and all replies to it one message; and the queue has a bound, beyond which comes only what goes on with what was begun,
+//! an entry of each caller at most.
 
 use std::collections::VecDeque;
 
@@ -57,21 +58,15 @@ pub(crate) enum Failure {
 /// Resolves with the replies, or with why there are none.
 pub(crate) type Answer = oneshot::Receiver<Result<Vec<Reply>, Refusal>>;
 
-/// How much may wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Room {
-    pub(crate) requests: usize,
-    pub(crate) bytes: usize,
-}
-
-impl Room {
-    /// What is left beside something that will come.
-    pub(crate) fn beside(self, coming: &Proposal) -> Room {
-        Room {
-            requests: self.requests.saturating_sub(coming.len()),
-            bytes: self.bytes.saturating_sub(coming.bytes()),
-        }
-    }
+/// What there must be room for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Room {
+    /// For what is proposed.
+    All,
+    /// For that, and for so many requests and bytes that will follow it.
+    Beside((usize, usize)),
+    /// It goes on with what has begun, and is taken however much waits.
+    Begun,
 }
 
 #[derive(Default)]
@@ -147,21 +142,28 @@ impl Caller {
 
 impl Waiting {
     /// Puts a proposal behind those that have waited for longer than since this moment. Returns its id and where its
-    /// answer comes. Without a room it is taken however many wait.
+    /// answer comes.
     pub(crate) fn enqueue(
         &mut self,
         proposal: Proposal,
         origin: Origin,
-        room: Option<Room>,
+        room: Room,
         since: Instant,
+        limits: &Limits,
     ) -> Result<(u64, Answer), Refusal> {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        let is_full = |room: Room| {
-            self.requests + proposal.len() > room.requests || self.bytes + proposal.bytes() > room.bytes
+        let is_full = |(requests, bytes)| {
+            self.requests + proposal.len() + requests > limits.waiting_requests_max
+                || self.bytes + proposal.bytes() + bytes > limits.waiting_bytes_max
         };
-        if room.is_some_and(is_full) {
+        let coming = match room {
+            Room::All => Some((0, 0)),
+            Room::Beside(coming) => Some(coming),
+            Room::Begun => None,
+        };
+        if coming.is_some_and(is_full) {
             return Err(Refusal::Overloaded);
         }
         let (answer, answered) = oneshot::channel();
@@ -343,7 +345,15 @@ mod tests {
     use crate::decision::command::{Command, Key, Request, Stamp};
     use crate::decision::reply::Outcome;
 
-    const ROOM: Room = Room { requests: 100, bytes: 100_000 };
+    /// Room for so many requests and bytes.
+    fn limits(waiting_requests_max: usize, waiting_bytes_max: usize) -> Limits {
+        Limits { waiting_requests_max, waiting_bytes_max, ..Limits::default() }
+    }
+
+    /// Enqueues where there is so much room.
+    fn enqueue_within(waiting: &mut Waiting, room: Room, limits: &Limits) -> Result<(u64, Answer), Refusal> {
+        waiting.enqueue(proposal(None), Origin::Here, room, Instant::now(), limits)
+    }
 
     fn proposal(key: Option<&str>) -> Proposal {
         let mut proposal = Proposal::new();
@@ -353,7 +363,8 @@ mod tests {
     }
 
     fn wait_for(waiting: &mut Waiting, key: Option<&str>, origin: Origin) -> (u64, Answer) {
-        waiting.enqueue(proposal(key), origin, Some(ROOM), Instant::now()).expect("there is room")
+        let limits = Limits::default();
+        waiting.enqueue(proposal(key), origin, Room::All, Instant::now(), &limits).expect("there is room")
     }
 
     fn group(waiting: &mut Waiting) -> Group {
@@ -405,7 +416,8 @@ mod tests {
             ("there, 25", Origin::Peer, 25),
             ("there, 20", Origin::Peer, 20),
         ] {
-            answers.push(waiting.enqueue(proposal(Some(key)), origin, Some(ROOM), ago(waited_ms)));
+            let (proposal, limits) = (proposal(Some(key)), Limits::default());
+            answers.push(waiting.enqueue(proposal, origin, Room::All, ago(waited_ms), &limits));
         }
         assert_eq!(waiting.standing(), (5, Some(ago(30))), "what others sent waited with them");
         let gathered = waiting.gather(&Limits::default()).expect("they wait");
@@ -531,13 +543,12 @@ mod tests {
         assert_eq!(keys(&taken), ["here"]);
         waiting.give_back(taken, Failure::NotAppended);
         assert_eq!(waiting.requests, 1);
-        let room = Some(Room { requests: 1, ..ROOM });
-        let full = waiting.enqueue(proposal(None), Origin::Here, room, Instant::now());
+        let full = enqueue_within(&mut waiting, Room::All, &limits(1, 100_000));
         assert_eq!(full.map(|_| ()), Err(Refusal::Overloaded));
         assert_eq!(waiting.expire(id), Some(Refusal::Expired));
         assert_eq!((waiting.requests, waiting.bytes), (0, 0));
         waiting.close();
-        let closed = waiting.enqueue(proposal(None), Origin::Here, Some(ROOM), Instant::now());
+        let closed = enqueue_within(&mut waiting, Room::Begun, &Limits::default());
         assert_eq!(closed.map(|_| ()), Err(Refusal::Closed));
     }
 
@@ -545,12 +556,13 @@ mod tests {
     fn what_is_too_large_for_the_room_is_refused_and_what_has_begun_is_not() {
         let mut waiting = Waiting::default();
         let bytes = proposal(None).bytes();
-        let room = Some(Room { requests: 10, bytes: bytes + 1 });
-        let now = Instant::now();
-        let (_, _first) = waiting.enqueue(proposal(None), Origin::Here, room, now).expect("there is room");
-        let second = waiting.enqueue(proposal(None), Origin::Here, room, now);
+        let limits = limits(10, bytes + 1);
+        let beside = enqueue_within(&mut waiting, Room::Beside((1, bytes)), &limits);
+        assert_eq!(beside.map(|_| ()), Err(Refusal::Overloaded), "there is no room for what will follow");
+        let (_, _first) = enqueue_within(&mut waiting, Room::Beside((9, 1)), &limits).expect("there is room");
+        let second = enqueue_within(&mut waiting, Room::All, &limits);
         assert_eq!(second.map(|_| ()), Err(Refusal::Overloaded), "two are more bytes than there is room for");
-        let (_, _rest) = waiting.enqueue(proposal(None), Origin::Here, None, now).expect("it has begun");
+        let (_, _rest) = enqueue_within(&mut waiting, Room::Begun, &limits).expect("it has begun");
         assert_eq!((waiting.requests, waiting.bytes), (2, 2 * bytes));
         group(&mut waiting);
         assert_eq!((waiting.requests, waiting.bytes), (0, 0));
@@ -562,9 +574,14 @@ mod tests {
         let begun = Instant::now();
         assert_eq!(waiting.standing(), (0, None));
         let later = begun + Duration::from_secs(1);
-        let (_, _first) = waiting.enqueue(proposal(Some("1")), Origin::Here, None, begun).expect("taken");
+        let enqueue = |waiting: &mut Waiting, key, since| {
+            let answer =
+                waiting.enqueue(proposal(Some(key)), Origin::Here, Room::All, since, &Limits::default());
+            answer.expect("there is room")
+        };
+        let _first = enqueue(&mut waiting, "1", begun);
         let under_way = group(&mut waiting);
-        let (_, _second) = waiting.enqueue(proposal(Some("2")), Origin::Here, None, later).expect("taken");
+        let _second = enqueue(&mut waiting, "2", later);
         assert_eq!(waiting.standing(), (1, Some(later)));
         waiting.give_back(under_way, Failure::NotAppended);
         assert_eq!(waiting.standing(), (2, Some(begun)));

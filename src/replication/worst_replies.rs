@@ -2,7 +2,7 @@
 
 use crate::decision::State;
 use crate::decision::command::{
-    Admit, Change, Command, ConfirmTopUp, FailTopUp, PutAccount, PutGrant, PutPolicy, REASON_BYTES_MAX,
+    Admit, Change, Command, ConfirmTopUp, FailTopUp, Key, PutAccount, PutGrant, PutPolicy, REASON_BYTES_MAX,
     Release, Request, Reset, ResetBy, Revoke, Settle, Source, SpendingCap, Stamp, TopUp, TopUpDelivered,
 };
 use crate::decision::command::{Extend, Period};
@@ -239,4 +239,21 @@ fn as_many_admissions_as_an_entry_takes_have_replies_that_fit_one_message() {
     // With every limit listed, as many as fit by their own size.
     const REQUEST_BYTES_USUAL: usize = 192;
     assert!(admit(true) * (Limits::ENTRY_BYTES_MAX / REQUEST_BYTES_USUAL) <= Limits::REPLIES_BYTES_MAX);
+}
+
+#[test]
+fn a_tick_that_is_refused_for_its_key_is_no_larger_than_said() {
+    let mut state = State::new();
+    let key = "k".repeat(128);
+    let mut tick = |fingerprint| {
+        let key = Some(Key { key: &key, fingerprint });
+        state.apply(Stamp::default(), &Request { key, command: Command::Tick })
+    };
+    let (kept, refused) = (tick([1; 16]), tick([2; 16]));
+    assert!(
+        matches!((&kept.outcome, &refused.outcome), (Outcome::Ticked, Outcome::Refused(_))),
+        "{refused:?}"
+    );
+    let bytes = record::encode(&refused).expect("it encodes").len();
+    assert!(bytes <= Command::Tick.reply_bytes_max(), "{bytes} bytes");
 }

@@ -183,10 +183,12 @@ impl Caller {
             match answer {
                 Ok(answer) => {
                     let value: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
-                    if answer.status != 503 && !is_overtaken_in_part(&value) {
+                    let is_overtaken = is_overtaken_in_part(&value);
+                    if answer.status != 503 && !is_overtaken {
                         break (answer, value);
                     }
-                    self.tally.unavailable(value["reason"].as_str().unwrap_or("unavailable"));
+                    let otherwise = if is_overtaken { "overtaken" } else { "unavailable" };
+                    self.tally.unavailable(value["reason"].as_str().unwrap_or(otherwise));
                 }
                 Err(error) => {
                     tracing::debug!(node, error = %error, "no answer");
@@ -299,8 +301,6 @@ impl Caller {
         {
             violated!("a request that is right was found wrong");
         }
-        // What was asked before was decided before.
-        let floor = if again { Place::default() } else { known.floor };
         match known.value.get("results").and_then(Value::as_array) {
             Some(results) => {
                 for (place, result) in results.iter().enumerate() {
@@ -316,7 +316,7 @@ impl Caller {
                     }
                     // Each admission of a batch is a request of its own.
                     let request = request + 1 + place as u64;
-                    let place = self.exercise.checks.decided(request, floor, result)?;
+                    let place = self.exercise.checks.decided(request, known.floor, result)?;
                     known.decided.extend(place.map(|place| history::Decided::new(place, replayed, result)));
                 }
             }
@@ -324,6 +324,8 @@ impl Caller {
                 // A refusal of what was asked before is a new decision, and so is a key for something else.
                 let request = if again && !known.replayed { self.exercise.next_number() } else { request };
                 if operation.changes() {
+                    // What was asked before was decided before.
+                    let floor = if again { Place::default() } else { known.floor };
                     let place = self.exercise.checks.decided(request, floor, &known.value)?;
                     let replayed = known.replayed;
                     let decided = place.map(|place| history::Decided::new(place, replayed, &known.value));
@@ -510,16 +512,16 @@ impl Caller {
     }
 
     /// Those of a batch that were admitted are admitted as they were; what was refused is decided anew where the whole
-    /// is asked under its key, and else left out.
+    /// is asked under its key, and else left out. What was refused when it was last asked for was not done since then.
     async fn ask_batch_again(&mut self, done: &Done, step: u64) -> Result<(), Ended> {
         let asked: Value = serde_json::from_str(&done.operation.body).unwrap_or_default();
         let listed = |of: &Value, name: &str| of[name].as_array().cloned().unwrap_or_default();
         let first = listed(&done.first.value, "results");
         let is_admitted = |result: &Value| result["status"] == 200;
-        if !first.iter().any(is_admitted) {
+        let is_whole = done.operation.kind == Kind::KeyedBatch;
+        if !is_whole && !first.iter().any(is_admitted) {
             return Ok(());
         }
-        let is_whole = done.operation.kind == Kind::KeyedBatch;
         let (admissions, first): (Vec<Value>, Vec<Value>) = listed(&asked, "admissions")
             .into_iter()
             .zip(first)
@@ -534,19 +536,26 @@ impl Caller {
         let known = self.known(&operation, step, key, request, true).await?;
         self.tally.count(Kind::Repeat, "replayed");
         let again = listed(&known.value, "results");
-        let is_same = |(again, first): (&Value, &Value)| {
-            !is_admitted(first)
-                || again["replayed"] == true
-                    && ["admission", "cost", "paid_by", "receipt"]
-                        .iter()
-                        .all(|name| again[name] == first[name])
+        let is_right = |(again, first): (&Value, &Value)| {
+            let is_replayed = again["replayed"] == true;
+            match is_admitted(first) {
+                true => {
+                    let same = |name: &&str| again[name] == first[name];
+                    is_replayed && ["admission", "cost", "paid_by", "receipt"].iter().all(same)
+                }
+                // An attempt of this time may have done it, and no earlier one.
+                false => !is_replayed || place_of(again).is_ok_and(|place| place > Some(floor)),
+            }
         };
-        if again.len() != first.len() || !again.iter().zip(&first).all(is_same) {
+        if again.len() != first.len() || !again.iter().zip(&first).all(is_right) {
             let violation = Violation(format!(
-                "a batch asked again (behind {floor:?}) is not answered as at first, which was {}",
+                "a batch asked again (behind {floor:?}) is not answered as before, which was {}",
                 Value::from(first)
             ));
             return Err(self.seen(violation, &operation, key, &known));
+        }
+        if is_whole && let Some(kept) = self.kept.iter_mut().find(|kept| kept.request == done.request) {
+            kept.first = known;
         }
         Ok(())
     }

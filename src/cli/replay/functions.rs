@@ -4,7 +4,8 @@
 //! comes (k + ½)/n of a minute after its beginning. Tokens are in no such trace: every call is
 //! taken to be of [`CALL_INPUT_TOKENS`] and [`CALL_OUTPUT_TOKENS`].
 //!
-//! Rows are sorted by function, not by time, so that all of them are kept: 12 bytes a row.
+//! Rows are sorted by function, not by time, so that all of them are kept: 12 bytes a row, and 24 more for those of the minute
+//! that is told.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -12,7 +13,7 @@ use std::sync::Arc;
 
 use crate::cli::replay::trace::{Arrival, Arrivals, Reading, Rows, TraceError, UsageRule};
 
-/// The most rows that are sorted in memory: about a quarter of a gigabyte.
+/// The most rows that are sorted in memory: about a quarter of a gigabyte, and three quarters if all are of one minute.
 const ROWS_MAX: usize = 20_000_000;
 /// The size of every call.
 pub(super) const CALL_INPUT_TOKENS: u64 = 1_000;

@@ -43,7 +43,7 @@ pub enum TraceError {
     FormatUnknown(Vec<String>),
     #[error("the trace has no column {0:?}")]
     ColumnMissing(&'static str),
-    #[error("the trace has more than {0} rows, which is as many as can be sorted in memory")]
+    #[error("the trace has more than {0} rows or requests, which is as many as are held in memory")]
     TooLong(usize),
 }
 

@@ -61,6 +61,9 @@ pub(super) struct Part {
     pub for_ms: u64,
 }
 
+/// The most requests of a scenario, which are all held in memory.
+const ASKED_MAX: usize = 50_000_000;
+
 impl Scenario {
     /// Reads a trace, and gives it backends that could do what it asks for on average if `asked` of them were used.
     pub fn read(
@@ -81,6 +84,9 @@ impl Scenario {
             }
             if arrival.at_ms < part.from_ms {
                 continue;
+            }
+            if asked.len() == ASKED_MAX {
+                return Err(TraceError::TooLong(ASKED_MAX));
             }
             let tokens = arrival.usage.iter().filter(|(unit, _)| &**unit != "requests");
             let tokens = tokens.map(|(_, amount)| *amount).sum::<u64>().max(1);

@@ -200,15 +200,18 @@ impl<'de> DeserializeSeed<'de> for AdmissionSeed<'_, '_, 'de> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<(), D::Error> {
         let body: AdmissionBody<'de> = Whole(PhantomData).deserialize(deserializer)?;
-        // Of two attempts at one thing that are made at once, one would overtake the other for ever.
         let Entries { proposal, own_keys } = self.entries;
-        if let Some(KeyText(key)) = &body.key
-            && !own_keys.insert(key.clone())
-        {
-            let key = key.as_str();
-            return Err(D::Error::custom(format_args!(
-                "an earlier admission of the batch has the key {key}"
-            )));
+        // A dry run takes no key.
+        if let Some(KeyText(key)) = body.key.as_ref().filter(|_| !body.dry_run) {
+            let text = key.as_str();
+            if matches!(self.keys, EntryKeys::OfBatch(of_all) if of_all == text) {
+                return Err(D::Error::custom(format_args!("the key {text} is that of the whole batch")));
+            }
+            // Of two attempts at one thing that are made at once, one would overtake the other for ever.
+            if !own_keys.insert(key.clone()) {
+                let detail = format_args!("an earlier admission of the batch has the key {text}");
+                return Err(D::Error::custom(detail));
+            }
         }
         let key = self.keys.key(proposal.len(), body.account.as_str());
         proposal.push(&body.request(key.as_deref())).map_err(D::Error::custom)

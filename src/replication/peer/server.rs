@@ -45,7 +45,7 @@ use crate::replication::record::{self, RecordError};
 use crate::replication::settings::{Limits, Timing};
 use crate::replication::time::wall_clock;
 use crate::replication::types::{Ballot, Position, Raft, TypeConfig};
-use crate::replication::waiting::{Origin, Refusal};
+use crate::replication::waiting::{Origin, Refusal, Room};
 
 type Answers = Pin<Box<dyn Stream<Item = Result<Bytes, Status>> + Send>>;
 
@@ -287,8 +287,7 @@ impl Desk {
         let (now, longest) = (Instant::now(), self.timing.propose_max);
         // Nobody waits for longer, whatever a peer says.
         let since = now.checked_sub(duration(waited.min(longest))).unwrap_or(now);
-        let room = Some(self.batcher.room());
-        match self.batcher.submit(proposal, Origin::Peer, room, since, now + duration(longest)).await {
+        match self.batcher.submit(proposal, Origin::Peer, Room::All, since, now + duration(longest)).await {
             Ok(replies) => ProposeAnswer::Replies(replies),
             Err(Refusal::NotLeader | Refusal::Expired | Refusal::Closed) => ProposeAnswer::NotLeader,
             Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,

@@ -17,7 +17,7 @@ use crate::decision::command::{
 use crate::decision::reply::{AdmissionId, Outcome, Reason, Reply};
 use crate::replication::entry::{Proposal, fingerprint};
 use crate::replication::error::{ProposeError, ReadError};
-use crate::replication::replica::Replica;
+use crate::replication::replica::{Replica, Under};
 use crate::units::{Credits, Span};
 
 /// How long a client waits for an answer.
@@ -121,8 +121,9 @@ async fn propose(
     let attempt = on(cluster, chance, node, patience, |replica| async move {
         let decided = match key {
             None => replica.propose(proposal).await,
-            Some(key) => replica.propose_under(key, proposal).await.map(|(kept, replies)| {
-                if matches!(kept.outcome, Outcome::Refused(_)) { vec![kept] } else { replies }
+            Some(key) => replica.propose_under(key, proposal).await.map(|under| match under {
+                Under::Refused(reply) => vec![*reply],
+                Under::Decided(replies) => replies,
             }),
         };
         match decided {

@@ -33,10 +33,8 @@ pub(super) fn decide(
     until: usize,
     mut look: impl FnMut(&Hindsight, usize, Option<Reply>),
 ) {
-    let mut done: HashMap<usize, Vec<usize>> = HashMap::new();
-    for (operation, before) in &otherwise.done {
-        done.entry(*before).or_default().push(*operation);
-    }
+    let done = by_place(otherwise.done.iter().map(|(operation, before)| (*operation, *before)));
+    let done_late = by_place(otherwise.done_late.iter().copied());
     let mut state = Hindsight::new();
     let mut last = Stamp::default();
     for (number, event) in history.events.iter().enumerate().take(until + 1) {
@@ -51,7 +49,7 @@ pub(super) fn decide(
                 state.decide(unheard(entry), requests, entry);
             }
         }
-        for (refused, _) in otherwise.done_late.iter().filter(|(_, before)| *before == number) {
+        for refused in done_late.get(&number).into_iter().flatten() {
             let What::Decision { first, .. } = &history.events[*refused].what else { continue };
             let Some(requests) = history.known[first.operation].requests() else { continue };
             state.decide(unheard(first.entry), requests, first.entry);
@@ -75,6 +73,14 @@ pub(super) fn decide(
         last = event.stamp();
         look(&state, number, reply);
     }
+}
+
+/// By the event before which they were done: what was done, in its order.
+fn by_place(done: impl Iterator<Item = (usize, usize)>) -> HashMap<usize, Vec<usize>> {
+    done.fold(HashMap::new(), |mut places, (what, before)| {
+        places.entry(before).or_default().push(what);
+        places
+    })
 }
 
 /// What a read of the state shows.
