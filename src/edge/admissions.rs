@@ -58,7 +58,7 @@ pub(crate) async fn admit_batch(asked: Asked) -> Result<Answer, Problem> {
             Under::Refused(reply) => return Ok(replies::answer(&reply, None)),
             Under::Decided(replies) => replies,
         },
-        None => asked.replica().propose(proposal).await?,
+        None => asked.propose(proposal).await?,
     };
     if replies.len() != count {
         return Err(Problem::outcome_unknown("the cluster gave another number of answers"));

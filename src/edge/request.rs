@@ -18,12 +18,13 @@ use crate::edge::metrics::Metrics;
 use crate::edge::problem::Problem;
 use crate::edge::query::Query;
 use crate::edge::{Shared, body};
-use crate::replication::{Proposal, Replica, Under, fingerprint};
+use crate::replication::{Known, Proposal, Replica, Under, fingerprint};
 
 pub(crate) struct Asked {
     shared: Arc<Shared>,
     parts: Parts,
     body: Bytes,
+    known: Known,
 }
 
 /// What can be looked up.
@@ -34,8 +35,9 @@ pub(crate) enum DecisionId {
 }
 
 impl Asked {
-    pub(crate) fn new(shared: Arc<Shared>, parts: Parts, body: Bytes) -> Asked {
-        Asked { shared, parts, body }
+    /// `known` is of the moment when its head was here, and perhaps none of its body.
+    pub(crate) fn new(shared: Arc<Shared>, parts: Parts, body: Bytes, known: Known) -> Asked {
+        Asked { shared, parts, body, known }
     }
 
     pub(crate) fn shared(&self) -> &Shared {
@@ -137,16 +139,21 @@ impl Asked {
 
     /// Has one request decided, as it is.
     pub(crate) async fn propose_one(&self, request: Request<'_>) -> Result<Reply, Problem> {
-        let mut replies = self.replica().propose(proposal_of(&request)?).await?;
+        let mut replies = self.propose(proposal_of(&request)?).await?;
         let reply = replies.pop().filter(|_| replies.is_empty());
         reply.ok_or_else(|| Problem::outcome_unknown("the cluster gave another number of answers"))
+    }
+
+    /// Has requests decided, as they are.
+    pub(crate) async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, Problem> {
+        Ok(self.replica().propose_known(self.known, proposal).await?)
     }
 
     /// Has requests decided under a key that stands for all of them.
     pub(crate) async fn propose_under(&self, key: &str, proposal: Proposal) -> Result<Under, Problem> {
         let key = Key { key, fingerprint: proposal.fingerprint() };
         let key = proposal_of(&Request { key: Some(key), command: Command::Tick })?;
-        Ok(self.replica().propose_under(key, proposal).await?)
+        Ok(self.replica().propose_under(self.known, key, proposal).await?)
     }
 
     /// Waits for its turn to read facts: kept as long as it reads.

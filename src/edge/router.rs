@@ -78,6 +78,7 @@ async fn answer(shared: Arc<Shared>, call: Call, request: Request) -> Response {
 }
 
 async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Answer, Problem> {
+    let known = shared.replica.known();
     let (parts, body) = request.into_parts();
     check_headers(&shared.limits, &parts.headers, &parts.uri)?;
     shared.access.check(call.needs(), &parts.headers)?;
@@ -90,7 +91,7 @@ async fn serve(shared: &Arc<Shared>, call: Call, request: Request) -> Result<Ans
         }
         let body = body::collect(&parts.headers, body, shared.limits.body_bytes_max).await?;
         arrived = true;
-        dispatch(call, Asked::new(Arc::clone(shared), parts, body)).await
+        dispatch(call, Asked::new(Arc::clone(shared), parts, body, known)).await
     });
     match answered.await {
         Ok(result) => result,

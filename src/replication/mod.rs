@@ -62,7 +62,7 @@ pub use log::stored::StoredError;
 pub use marks::{Frozen, StateHash};
 pub use read::AsOf;
 pub use record::RecordError;
-pub use replica::{Replica, Under};
+pub use replica::{Known, Replica, Under};
 pub use settings::{Limits, Member, PeerTls, Settings, Timing};
 pub use stopped::{Reading, StoppedError, StoppedFacts, StoppedNode};
 pub use types::RosterError;

@@ -91,10 +91,14 @@ struct Inner {
     log_reader: Mutex<Option<LogReader>>,
 }
 
-/// When something was taken here, and the newest entry that was known then.
+/// The newest entry that a node knew at some moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Known(u64);
+
+/// What was known when something came in, and since when it waits to be decided.
 #[derive(Clone, Copy)]
 struct Taken {
-    known: u64,
+    known: Known,
     at: Instant,
 }
 
@@ -384,14 +388,24 @@ impl Replica {
     /// together with everything else that waits. What does not fit one log entry goes into several,
     /// one after the other: an error then says nothing of the first ones.
     pub async fn propose(&self, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
-        self.decide(self.take(), proposal, Room::All).await
+        self.propose_known(self.known(), proposal).await
     }
 
-    /// The same for what happens under a key of its own: first `key`, one request that keeps it, and unless that is refused
-    /// the others. They are all taken now, however long the first of them takes. There must be room for both, since to turn the
-    /// others away later would leave a key with nothing under it.
-    pub async fn propose_under(&self, key: Proposal, proposal: Proposal) -> Result<Under, ProposeError> {
-        let taken = self.take();
+    /// The same of what was taken when so much of the log was known.
+    pub async fn propose_known(&self, known: Known, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
+        self.decide(Taken { known, at: Instant::now() }, proposal, Room::All).await
+    }
+
+    /// The same of what happens under a key of its own: first `key`, one request that keeps it, and unless that is refused
+    /// the others. They are all taken at once, however long the first of them takes. There must be room for both, since to turn
+    /// the others away later would leave a key with nothing under it.
+    pub async fn propose_under(
+        &self,
+        known: Known,
+        key: Proposal,
+        proposal: Proposal,
+    ) -> Result<Under, ProposeError> {
+        let taken = Taken { known, at: Instant::now() };
         let coming = proposal.asks_at_once(&self.0.settings.limits);
         let kept = self.decide(taken, key, Room::Beside(coming)).await?.pop();
         match kept {
@@ -401,12 +415,13 @@ impl Replica {
         }
     }
 
-    /// Takes something to be decided: what is known here is what was applied, or told of by the leader.
-    fn take(&self) -> Taken {
+    /// How much of the log is known here: what was applied, or told of by the leader. To be asked when a request begins to come in,
+    /// before anything of it is waited for: what somebody is told meanwhile was told behind it.
+    pub fn known(&self) -> Known {
         let known = self.0.batcher.answered().max(self.next_index().saturating_sub(1));
         #[cfg(test)]
         let known = simulation::mistaken_taken(known);
-        Taken { known, at: Instant::now() }
+        Known(known)
     }
 
     async fn decide(
@@ -416,7 +431,7 @@ impl Replica {
         room: Room,
     ) -> Result<Vec<Reply>, ProposeError> {
         let Taken { known, at } = taken;
-        proposal.taken(known);
+        proposal.taken(known.0);
         let _waiting = Counted::new(&self.0.waiting, proposal.len());
         let deadline = at + duration(self.0.settings.timing.propose_max);
         let mut parts = proposal.split(&self.0.settings.limits).into_iter();

@@ -307,6 +307,41 @@ async fn a_batch_that_finds_no_room_is_refused_before_its_key_is_kept() {
     node.stop().await;
 }
 
+/// Whoever is refused while an attempt under the same key is still coming in has an end of that too: it counts as taken
+/// when the node had its head, however long its body takes.
+#[tokio::test]
+async fn what_is_still_coming_in_when_its_caller_is_refused_elsewhere_is_overtaken() {
+    let node = Node::furnished().await;
+    let (mut slow, mut client) = (node.connect().await, node.connect().await);
+    let one = r#"{"account":"narrow","feature":"video.generate","usage":{"video_seconds":1}}"#;
+    let grant = |name: &str| json!({"id": name, "source": "purchase", "credits": "8"}).to_string();
+    for (path, body) in [("/v1/admissions", one.to_owned()), ("/v1/admissions/batch", batch(&["narrow"]))] {
+        let call = ("POST", path);
+        let key = ("idempotency-key", path);
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: t\r\ncontent-type: application/json\r\nidempotency-key: {path}\r\n\
+             expect: 100-continue\r\ncontent-length: {}\r\n\r\n",
+            body.len()
+        );
+        slow.send(head.as_bytes()).await;
+        // The go-ahead shows that the node has begun with the request.
+        assert_eq!(slow.answer().await.expect("a go-ahead").status, 100);
+        let reason = |answer: &Answer| {
+            let body: serde_json::Value = serde_json::from_slice(&answer.body).expect("JSON");
+            body.pointer("/results/0/reason").or(body.get("reason")).cloned()
+        };
+        let refused = ask(&mut client, call, key, &body).await;
+        assert!(reason(&refused).is_some(), "nobody pays: {}", String::from_utf8_lossy(&refused.body));
+        client.post("/v1/accounts/narrow/grants", &grant(&path.replace('/', "."))).await.expect(201);
+        slow.send(body.as_bytes()).await;
+        let late = slow.answer().await.expect("an answer");
+        assert_eq!(reason(&late), Some(json!("overtaken")), "{path}");
+        let again = ask(&mut client, call, key, &body).await;
+        assert_eq!((again.status, reason(&again)), (200, None), "{path}");
+    }
+    node.stop().await;
+}
+
 #[tokio::test]
 async fn a_header_that_the_policy_names_is_a_key_for_each_entry_of_a_batch() {
     let node = Node::furnished().await;

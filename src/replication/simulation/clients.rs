@@ -121,10 +121,12 @@ async fn propose(
     let attempt = on(cluster, chance, node, patience, |replica| async move {
         let decided = match key {
             None => replica.propose(proposal).await,
-            Some(key) => replica.propose_under(key, proposal).await.map(|under| match under {
-                Under::Refused(reply) => vec![*reply],
-                Under::Decided(replies) => replies,
-            }),
+            Some(key) => {
+                replica.propose_under(replica.known(), key, proposal).await.map(|under| match under {
+                    Under::Refused(reply) => vec![*reply],
+                    Under::Decided(replies) => replies,
+                })
+            }
         };
         match decided {
             Ok(replies) => Attempt::Answered(replies),
