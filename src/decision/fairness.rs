@@ -367,8 +367,8 @@ pub(super) fn reserve(quota: u64) -> u64 {
 
 const RESERVED: u128 = 20;
 
-pub(super) fn part_of(level: u64, weight: u32) -> u64 {
-    u64::try_from(u128::from(level) * u128::from(weight) / MILLIONTHS).unwrap_or(u64::MAX)
+pub(super) fn part_of(level: impl Into<u128>, weight: u32) -> u64 {
+    u64::try_from(level.into() * u128::from(weight) / MILLIONTHS).unwrap_or(u64::MAX)
 }
 
 const MILLIONTHS: u128 = 1_000_000;

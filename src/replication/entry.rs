@@ -7,7 +7,7 @@
 //! request means.
 
 use std::fmt;
-use std::ops::AddAssign;
+use std::ops::{Add, AddAssign, SubAssign};
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -43,6 +43,13 @@ pub(crate) struct Asks {
     keys: usize,
     /// How large all replies to them can be, in bytes.
     reply_bytes_max: usize,
+}
+
+/// So many requests, and the bytes of their entries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Size {
+    pub(crate) requests: usize,
+    pub(crate) bytes: usize,
 }
 
 /// Whatever is asked, its reply fits.
@@ -145,9 +152,9 @@ impl Proposal {
         self.asks.requests == 0
     }
 
-    /// How many bytes the entry of this proposal takes.
-    pub(crate) fn bytes(&self) -> usize {
-        self.buffer.len()
+    /// How much an entry of this proposal takes.
+    pub(crate) fn size(&self) -> Size {
+        Size { requests: self.len(), bytes: self.buffer.len() }
     }
 
     pub(crate) fn asks(&self) -> Asks {
@@ -156,7 +163,7 @@ impl Proposal {
 
     /// Whether it and `other` fit one entry, and their replies one message.
     pub(crate) fn fits_with(&self, other: &Proposal, limits: &Limits) -> bool {
-        self.buffer.len() + other.frames().len() <= limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX)
+        self.buffer.len() + other.frames().len() <= limits.entry_bytes_max
             && self.asks.and(other.asks).fits(limits.entry_requests_max)
     }
 
@@ -206,7 +213,7 @@ impl Proposal {
                 .map_err(|source| BatchError::Request { position: proposal.len(), source })?;
             proposal.asks += Asks::of(&request);
         }
-        match proposal.bytes() <= Limits::ENTRY_BYTES_MAX
+        match proposal.buffer.len() <= Limits::ENTRY_BYTES_MAX
             && proposal.asks.reply_bytes_max <= Limits::REPLIES_BYTES_MAX
         {
             true => Ok(proposal),
@@ -234,14 +241,14 @@ impl Proposal {
         Proposal { buffer, asks }
     }
 
-    /// How many requests and bytes of it wait at once: one entry after the other.
-    pub(crate) fn asks_at_once(&self, limits: &Limits) -> (usize, usize) {
-        (self.len().min(limits.entry_requests_max), self.bytes().min(limits.entry_bytes_max))
+    /// How much of it waits at once: one entry after the other.
+    pub(crate) fn waits_at_once(&self, limits: &Limits) -> Size {
+        let Size { requests, bytes } = self.size();
+        Size { requests: requests.min(limits.entry_requests_max), bytes: bytes.min(limits.entry_bytes_max) }
     }
 
     /// Cuts it into proposals that each fit an entry, and their replies one message, in order.
     pub(crate) fn split(self, limits: &Limits) -> Vec<Proposal> {
-        let bytes_max = limits.entry_bytes_max.min(Limits::ENTRY_BYTES_MAX);
         if Proposal::new().fits_with(&self, limits) {
             return vec![self];
         }
@@ -253,7 +260,8 @@ impl Proposal {
             for frame in Frames(rest).map_while(Result::ok) {
                 let next = used + FRAME_HEAD_BYTES + frame.request.len();
                 let with_next = asks.and(Asks::of_frame(&frame));
-                let full = HEADER_BYTES + next > bytes_max || !with_next.fits(limits.entry_requests_max);
+                let full = HEADER_BYTES + next > limits.entry_bytes_max
+                    || !with_next.fits(limits.entry_requests_max);
                 if full && asks.requests > 0 {
                     break;
                 }
@@ -412,6 +420,27 @@ impl Asks {
     }
 }
 
+impl Add for Size {
+    type Output = Size;
+
+    fn add(self, other: Size) -> Size {
+        Size { requests: self.requests + other.requests, bytes: self.bytes + other.bytes }
+    }
+}
+
+impl AddAssign for Size {
+    fn add_assign(&mut self, other: Size) {
+        *self = *self + other;
+    }
+}
+
+impl SubAssign for Size {
+    fn sub_assign(&mut self, other: Size) {
+        self.requests -= other.requests;
+        self.bytes -= other.bytes;
+    }
+}
+
 impl AddAssign for Asks {
     fn add_assign(&mut self, other: Asks) {
         *self = self.and(other);
@@ -536,7 +565,7 @@ mod tests {
             proposal.push(&admit(name)).expect("it fits");
         }
         let parts = proposal.split(&limits);
-        assert!(parts.iter().all(|part| part.bytes() <= 300 && part.len() <= 4));
+        assert!(parts.iter().all(|part| part.size().bytes <= 300 && part.len() <= 4));
         let back: Vec<String> = parts.into_iter().flat_map(|part| accounts(&part.seal(Millis(0)))).collect();
         assert_eq!(back, names);
     }

@@ -393,7 +393,7 @@ impl Replica {
 
     /// The same of what was taken when so much of the log was known.
     pub async fn propose_known(&self, known: Known, proposal: Proposal) -> Result<Vec<Reply>, ProposeError> {
-        self.decide(Taken { known, at: Instant::now() }, proposal, Room::All).await
+        self.decide(Taken { known, at: Instant::now() }, proposal, Room::ALONE).await
     }
 
     /// The same of what happens under a key of its own: first `key`, one request that keeps it, and unless that is refused
@@ -406,8 +406,8 @@ impl Replica {
         proposal: Proposal,
     ) -> Result<Under, ProposeError> {
         let taken = Taken { known, at: Instant::now() };
-        let coming = proposal.asks_at_once(&self.0.settings.limits);
-        let kept = self.decide(taken, key, Room::Beside(coming)).await?.pop();
+        let coming = proposal.waits_at_once(&self.0.settings.limits);
+        let kept = self.decide(taken, key, Room::Before(coming)).await?.pop();
         match kept {
             Some(kept) if matches!(kept.outcome, Outcome::Refused(_)) => Ok(Under::Refused(Box::new(kept))),
             Some(_) => self.decide(taken, proposal, Room::Begun).await.map(Under::Decided),
@@ -947,6 +947,8 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
     });
     let Some((mut progress, mut kept)) = begun else { return };
     let mut before = Progress::default();
+    // Up to where the newest checkpoint goes, and how many bytes it has.
+    let mut newest = (0, 0);
     loop {
         let Some(tick) = inner.upgrade().map(|inner| duration(inner.settings.timing.tick)) else { return };
         tokio::time::sleep(tick).await;
@@ -965,23 +967,19 @@ async fn take_checkpoints(inner: std::sync::Weak<Inner>) {
         {
             return;
         }
-        let limits = &inner.settings.limits;
-        let requests = now.requests - before.requests;
-        let bytes = now.bytes - before.bytes;
-        let is_much = requests >= limits.checkpoint_requests || bytes >= limits.checkpoint_log_bytes;
-        let is_worth_it = is_much && {
+        if covered != newest.0 {
             let checkpoints = inner.checkpoints.clone();
             match off_the_runtime(move || checkpoints.newest()).await {
-                Ok(newest) => {
-                    let newest = newest.map_or(0, |newest| newest.bytes);
-                    let of_requests =
-                        limits.checkpoint_requests.max(newest / Limits::CHECKPOINT_BYTES_A_REQUEST);
-                    requests >= of_requests || bytes >= limits.checkpoint_log_bytes.max(newest)
-                }
+                Ok(manifest) => newest = (covered, manifest.map_or(0, |manifest| manifest.bytes)),
                 Err(error) => return inner.failure.set(FatalError::Storage(full_text(&error))),
             }
-        };
-        let due = is_worth_it || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
+        }
+        let limits = &inner.settings.limits;
+        let requests_due = limits.checkpoint_requests.max(newest.1 / Limits::CHECKPOINT_BYTES_A_REQUEST);
+        let bytes_due = limits.checkpoint_log_bytes.max(newest.1);
+        let due = now.requests - before.requests >= requests_due
+            || now.bytes - before.bytes >= bytes_due
+            || now.next_index.saturating_sub(covered) >= limits.checkpoint_log_entries;
         if due {
             before = now;
             if inner.raft.trigger().snapshot().await.is_err() {

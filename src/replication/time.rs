@@ -139,7 +139,7 @@ impl TimeKeeper {
             let now = Instant::now();
             let deadline = now + duration(self.timing.propose_max);
             if ticked.is_err()
-                || batcher.submit(proposal, Origin::Here, Room::All, now, deadline).await.is_err()
+                || batcher.submit(proposal, Origin::Here, Room::ALONE, now, deadline).await.is_err()
             {
                 return;
             }

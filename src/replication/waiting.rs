@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::decision::reply::Reply;
-use crate::replication::entry::{Asks, Batch, Proposal};
+use crate::replication::entry::{Asks, Batch, Proposal, Size};
 use crate::replication::settings::Limits;
 use crate::units::Millis;
 
@@ -61,20 +61,23 @@ pub(crate) type Answer = oneshot::Receiver<Result<Vec<Reply>, Refusal>>;
 /// What there must be room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Room {
-    /// For what is proposed.
-    All,
-    /// For that, and for so many requests and bytes that will follow it.
-    Beside((usize, usize)),
+    /// For what is proposed, and for so much that will follow it.
+    Before(Size),
     /// It goes on with what has begun, and is taken however much waits.
     Begun,
+}
+
+impl Room {
+    /// For what is proposed alone.
+    pub(crate) const ALONE: Room = Room::Before(Size { requests: 0, bytes: 0 });
 }
 
 #[derive(Default)]
 pub(crate) struct Waiting {
     /// In the order in which they came, to whichever node.
     waiters: VecDeque<Waiter>,
-    requests: usize,
-    bytes: usize,
+    /// Of all of them.
+    size: Size,
     next_id: u64,
     closed: bool,
 }
@@ -154,22 +157,16 @@ impl Waiting {
         if self.closed {
             return Err(Refusal::Closed);
         }
-        let is_full = |(requests, bytes)| {
-            self.requests + proposal.len() + requests > limits.waiting_requests_max
-                || self.bytes + proposal.bytes() + bytes > limits.waiting_bytes_max
-        };
-        let coming = match room {
-            Room::All => Some((0, 0)),
-            Room::Beside(coming) => Some(coming),
-            Room::Begun => None,
-        };
-        if coming.is_some_and(is_full) {
-            return Err(Refusal::Overloaded);
+        if let Room::Before(coming) = room {
+            let with_it = self.size + proposal.size() + coming;
+            if with_it.requests > limits.waiting_requests_max || with_it.bytes > limits.waiting_bytes_max {
+                return Err(Refusal::Overloaded);
+            }
         }
         let (answer, answered) = oneshot::channel();
         let id = self.next_id;
         self.next_id += 1;
-        self.count(&proposal);
+        self.size += proposal.size();
         let caller = Caller { id, origin, since, perhaps_appended: false, answer };
         self.insert(Waiter { proposal, caller });
         Ok((id, answered))
@@ -186,26 +183,16 @@ impl Waiting {
         }
     }
 
-    fn count(&mut self, proposal: &Proposal) {
-        self.requests += proposal.len();
-        self.bytes += proposal.bytes();
-    }
-
-    fn discount(&mut self, proposal: &Proposal) {
-        self.requests -= proposal.len();
-        self.bytes -= proposal.bytes();
-    }
-
     /// How many requests wait, and since when the first has that came to this node. How long others waited elsewhere says
     /// nothing of this one.
     pub(crate) fn standing(&self) -> (usize, Option<Instant>) {
         let first = self.waiters.iter().find(|waiter| waiter.caller.origin == Origin::Here);
-        (self.requests, first.map(|first| first.caller.since))
+        (self.size.requests, first.map(|first| first.caller.since))
     }
 
     /// Whether as much waits as goes together.
     pub(crate) fn fills_an_entry(&self, limits: &Limits) -> bool {
-        self.requests >= limits.entry_requests_max || self.bytes >= limits.entry_bytes_max
+        self.size.requests >= limits.entry_requests_max || self.size.bytes >= limits.entry_bytes_max
     }
 
     /// Takes no more.
@@ -222,7 +209,7 @@ impl Waiting {
     pub(crate) fn expire(&mut self, id: u64) -> Option<Refusal> {
         let place = self.waiters.iter().position(|waiter| waiter.caller.id == id)?;
         let waiter = self.waiters.remove(place)?;
-        self.discount(&waiter.proposal);
+        self.size -= waiter.proposal.size();
         Some(waiter.caller.truth_of(Refusal::Expired))
     }
 
@@ -237,7 +224,7 @@ impl Waiting {
                 break;
             }
             let Some(Waiter { proposal, caller }) = self.waiters.pop_front() else { break };
-            self.discount(&proposal);
+            self.size -= proposal.size();
             if caller.answer.is_closed() {
                 continue;
             }
@@ -270,7 +257,7 @@ impl Waiting {
             }
         }
         for waiter in returned {
-            self.count(&waiter.proposal);
+            self.size += waiter.proposal.size();
             self.insert(waiter);
         }
     }
@@ -284,7 +271,7 @@ impl Waiting {
             self.waiters.drain(..).partition(|waiter| waiter.caller.origin == Origin::Here);
         self.waiters = here;
         for Waiter { proposal, caller } in peers {
-            self.discount(&proposal);
+            self.size -= proposal.size();
             caller.refuse(Refusal::NotLeader);
         }
     }
@@ -364,7 +351,7 @@ mod tests {
 
     fn wait_for(waiting: &mut Waiting, key: Option<&str>, origin: Origin) -> (u64, Answer) {
         let limits = Limits::default();
-        waiting.enqueue(proposal(key), origin, Room::All, Instant::now(), &limits).expect("there is room")
+        waiting.enqueue(proposal(key), origin, Room::ALONE, Instant::now(), &limits).expect("there is room")
     }
 
     fn group(waiting: &mut Waiting) -> Group {
@@ -387,7 +374,7 @@ mod tests {
     #[test]
     fn what_waits_fills_an_entry_by_requests_or_by_bytes() {
         let mut waiting = Waiting::default();
-        let (two, bytes) = (2, 2 * proposal(None).bytes());
+        let (two, bytes) = (2, 2 * proposal(None).size().bytes);
         let by_requests = Limits { entry_requests_max: two, ..Limits::default() };
         let by_bytes = Limits { entry_bytes_max: bytes, ..Limits::default() };
         let mut answers = Vec::new();
@@ -417,7 +404,7 @@ mod tests {
             ("there, 20", Origin::Peer, 20),
         ] {
             let (proposal, limits) = (proposal(Some(key)), Limits::default());
-            answers.push(waiting.enqueue(proposal, origin, Room::All, ago(waited_ms), &limits));
+            answers.push(waiting.enqueue(proposal, origin, Room::ALONE, ago(waited_ms), &limits));
         }
         assert_eq!(waiting.standing(), (5, Some(ago(30))), "what others sent waited with them");
         let gathered = waiting.gather(&Limits::default()).expect("they wait");
@@ -542,11 +529,11 @@ mod tests {
         let taken = group(&mut waiting);
         assert_eq!(keys(&taken), ["here"]);
         waiting.give_back(taken, Failure::NotAppended);
-        assert_eq!(waiting.requests, 1);
-        let full = enqueue_within(&mut waiting, Room::All, &limits(1, 100_000));
+        assert_eq!(waiting.size.requests, 1);
+        let full = enqueue_within(&mut waiting, Room::ALONE, &limits(1, 100_000));
         assert_eq!(full.map(|_| ()), Err(Refusal::Overloaded));
         assert_eq!(waiting.expire(id), Some(Refusal::Expired));
-        assert_eq!((waiting.requests, waiting.bytes), (0, 0));
+        assert_eq!(waiting.size, Size::default());
         waiting.close();
         let closed = enqueue_within(&mut waiting, Room::Begun, &Limits::default());
         assert_eq!(closed.map(|_| ()), Err(Refusal::Closed));
@@ -555,17 +542,18 @@ mod tests {
     #[test]
     fn what_is_too_large_for_the_room_is_refused_and_what_has_begun_is_not() {
         let mut waiting = Waiting::default();
-        let bytes = proposal(None).bytes();
+        let bytes = proposal(None).size().bytes;
         let limits = limits(10, bytes + 1);
-        let beside = enqueue_within(&mut waiting, Room::Beside((1, bytes)), &limits);
+        let beside = enqueue_within(&mut waiting, Room::Before(Size { requests: 1, bytes }), &limits);
         assert_eq!(beside.map(|_| ()), Err(Refusal::Overloaded), "there is no room for what will follow");
-        let (_, _first) = enqueue_within(&mut waiting, Room::Beside((9, 1)), &limits).expect("there is room");
-        let second = enqueue_within(&mut waiting, Room::All, &limits);
+        let (_, _first) = enqueue_within(&mut waiting, Room::Before(Size { requests: 9, bytes: 1 }), &limits)
+            .expect("there is room");
+        let second = enqueue_within(&mut waiting, Room::ALONE, &limits);
         assert_eq!(second.map(|_| ()), Err(Refusal::Overloaded), "two are more bytes than there is room for");
         let (_, _rest) = enqueue_within(&mut waiting, Room::Begun, &limits).expect("it has begun");
-        assert_eq!((waiting.requests, waiting.bytes), (2, 2 * bytes));
+        assert_eq!(waiting.size, Size { requests: 2, bytes: 2 * bytes });
         group(&mut waiting);
-        assert_eq!((waiting.requests, waiting.bytes), (0, 0));
+        assert_eq!(waiting.size, Size::default());
     }
 
     #[test]
@@ -576,7 +564,7 @@ mod tests {
         let later = begun + Duration::from_secs(1);
         let enqueue = |waiting: &mut Waiting, key, since| {
             let answer =
-                waiting.enqueue(proposal(Some(key)), Origin::Here, Room::All, since, &Limits::default());
+                waiting.enqueue(proposal(Some(key)), Origin::Here, Room::ALONE, since, &Limits::default());
             answer.expect("there is room")
         };
         let _first = enqueue(&mut waiting, "1", begun);

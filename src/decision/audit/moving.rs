@@ -63,7 +63,7 @@ struct Shared {
     /// Whether all that they have is known.
     is_exact: bool,
     /// The step in which the level was last seen, and what it can have been; none where there was enough.
-    level: Option<(u64, Option<(u64, u64)>)>,
+    level: Option<(u64, Option<(u128, u128)>)>,
 }
 
 /// A limit with what belongs to it.
@@ -512,13 +512,13 @@ impl Shared {
         let level = said.map(|(part, weight)| levels_of(part, weight));
         let known = match self.level {
             Some((seen_in, known)) if seen_in == step => known,
-            _ => level,
+            _ => level.is_some().then_some((0, LEVEL_MAX)),
         };
         let (both, part) = match (known, level) {
             (Some((least, most)), Some((from, to))) if from <= most && least <= to => {
                 (Some((least.max(from), most.min(to))), said.map(|(part, _)| part))
             }
-            (known, _) => (known, known.map(|(least, _)| part_of(least, weight))),
+            (known, _) => (known, known.map(|(_, most)| part_of(most, weight))),
         };
         self.level = Some((step, both));
         part
@@ -562,15 +562,18 @@ fn still_counted(held: u64, used: u64, counted: u64) -> u64 {
     u64::try_from(part).unwrap_or(u64::MAX).min(counted)
 }
 
-/// The levels, from the least to the most, at which an owner of such a weight has such a part.
-fn levels_of(part: u64, weight: u32) -> (u64, u64) {
+/// The levels, from the least to the most, at which an owner of such a weight has such a part. A level is a `u64`: of
+/// a part that would need a larger one, the least is above the most.
+fn levels_of(part: u64, weight: u32) -> (u128, u128) {
     const MILLIONTHS: u128 = 1_000_000;
     let (part, weight) = (u128::from(part), u128::from(weight.max(1)));
     let least = (part * MILLIONTHS).div_ceil(weight);
-    let most = ((part + 1) * MILLIONTHS - 1) / weight;
-    let level = |level| u64::try_from(level).unwrap_or(u64::MAX);
-    (level(least), if part == u128::from(u64::MAX) { u64::MAX } else { level(most) })
+    // A part goes no further than the largest number, whatever the level.
+    let most = if part == LEVEL_MAX { LEVEL_MAX } else { ((part + 1) * MILLIONTHS - 1) / weight };
+    (least, most.min(LEVEL_MAX))
 }
+
+const LEVEL_MAX: u128 = u64::MAX as u128;
 
 // --- trust ------------------------------------------------------------------------------------------
 
@@ -657,5 +660,25 @@ impl Counted {
 
     pub fn amount(&self) -> u64 {
         self.amount
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_tells_its_level_and_no_level_has_a_part_beyond_the_largest() {
+        for weight in [1, 3, 1_000, 1_000_000, u32::MAX] {
+            for level in [0, 1, 999_999, 1_000_000, u64::MAX - 1, u64::MAX] {
+                let part = part_of(level, weight);
+                let (least, most) = levels_of(part, weight);
+                assert!((least..=most).contains(&level.into()), "{level} for {weight}: {least} to {most}");
+            }
+            if let Some(beyond) = part_of(u64::MAX, weight).checked_add(1) {
+                let (least, most) = levels_of(beyond, weight);
+                assert!(least > most, "no level gives {beyond} to {weight}: {least} to {most}");
+            }
+        }
     }
 }

@@ -287,7 +287,7 @@ impl Desk {
         let (now, longest) = (Instant::now(), self.timing.propose_max);
         // Nobody waits for longer, whatever a peer says.
         let since = now.checked_sub(duration(waited.min(longest))).unwrap_or(now);
-        match self.batcher.submit(proposal, Origin::Peer, Room::All, since, now + duration(longest)).await {
+        match self.batcher.submit(proposal, Origin::Peer, Room::ALONE, since, now + duration(longest)).await {
             Ok(replies) => ProposeAnswer::Replies(replies),
             Err(Refusal::NotLeader | Refusal::Expired | Refusal::Closed) => ProposeAnswer::NotLeader,
             Err(Refusal::Overloaded) => ProposeAnswer::Overloaded,
