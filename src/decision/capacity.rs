@@ -189,7 +189,7 @@ impl State {
             let meter = self.account_at(look.account).meter(look.limit.key);
             look.rule.passes_at(meter, self.now, amount)
         };
-        let (counted, _) = look.lasting.counted(amount, look.carry);
+        let (counted, _) = look.lasting().counted(amount, look.carry);
         let spare = |quota| if look.fair.is_some() { reserve(quota) } else { 0 };
         let spared = spare(look.rule.quota());
         let Some(share) = &look.share else { return passes_at(counted.saturating_add(spared)) };

@@ -42,10 +42,16 @@ pub(super) struct FairLook {
     pub owner: AccountPlace,
     pub weight: u32,
     pub counts: Counts,
-    /// What the owner has.
+    /// How the owner stands, where there is not enough for all.
+    pub standing: Option<Standing>,
+}
+
+/// How an owner stands among others.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
     pub has: u64,
-    /// What it can have without being above the others, where there is not enough for all.
-    pub part: Option<u64>,
+    /// What it can have without being above the others.
+    pub part: u64,
 }
 
 /// What a request asked of a capacity that had no room for it.
@@ -58,7 +64,7 @@ impl FairLook {
     /// Whether the owner would be above the others with `amount` more. Who has nothing is above nobody, however
     /// small a fair part is.
     pub fn is_over(&self, amount: u64) -> bool {
-        self.has > 0 && self.part.is_some_and(|part| self.has.saturating_add(amount) > part)
+        self.standing.is_some_and(|Standing { has, part }| has > 0 && has.saturating_add(amount) > part)
     }
 
     pub fn unmet(&self, amount: u64) -> Unmet {
@@ -80,15 +86,11 @@ impl State {
         let weight = self.weight_of(policy, levels);
         let limit = &feature.capacity_limits[limit];
         let (key, counts) = (sharers_key(feature, limit.key, class), Counts::of(&limit.rule));
-        let sharers = self.sharing.get(&key);
-        Some(FairLook {
-            key,
-            owner,
-            weight,
-            counts,
-            has: sharers.map_or(0, |sharers| sharers.has(owner, self.now, counts)),
-            part: sharers.and_then(|sharers| sharers.fair_part(weight)),
-        })
+        let standing = self.sharing.get(&key).and_then(|sharers| {
+            let part = sharers.fair_part(weight)?;
+            Some(Standing { has: sharers.has(owner, self.now, counts), part })
+        });
+        Some(FairLook { key, owner, weight, counts, standing })
     }
 
     /// What an owner counts for among others, by the nearest plan of who asks.
@@ -350,10 +352,10 @@ impl Sharers {
 
     /// The owner's; none while as many others are followed as can be.
     fn sharer(&mut self, owner: AccountPlace, weight: u32) -> Option<&mut Sharer> {
-        if self.owners.len() >= Sharers::OWNERS_MAX && !self.owners.contains_key(&owner) {
-            return None;
-        }
-        let sharer = self.owners.entry(owner).or_default();
+        let sharer = match self.owners.len() < Sharers::OWNERS_MAX {
+            true => self.owners.entry(owner).or_default(),
+            false => self.owners.get_mut(&owner)?,
+        };
         sharer.weight = weight;
         Some(sharer)
     }

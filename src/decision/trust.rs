@@ -210,13 +210,14 @@ impl History {
 
     /// Whether nothing is left of it: it says what a new one says, now and later.
     fn is_faded(&self, half_life: Span, now: Millis) -> bool {
+        // What fades slowest comes first: it is what is left for most of the time.
+        if self.usual.read(now, usual_half_life(half_life)) > 0 {
+            return false;
+        }
         let Outcomes { refused, early, told, told_at: _, ended, held, misjudged, abandoned } =
             *self.outcomes();
         let of_late = [self.asked, refused, early, ended, held, misjudged, abandoned];
-        // What fades slowest comes first: it is what is left for most of the time.
-        self.usual.read(now, usual_half_life(half_life)) == 0
-            && of_late.iter().all(|sum| sum.read(now, half_life) == 0)
-            && told <= now
+        of_late.iter().all(|sum| sum.read(now, half_life) == 0) && told <= now
     }
 
     fn outcomes(&self) -> &Outcomes {
@@ -239,7 +240,8 @@ impl History {
     }
 
     pub fn trust(&self, rule: &TrustRule, now: Millis) -> Trust {
-        let (fault, size) = self.worst_fault(rule, now);
+        let asked = self.asked(rule, now);
+        let (fault, size) = self.worst_fault(rule, asked, now);
         let size = size.saturating_sub(History::TOLERATED) * ONE / (ONE - History::TOLERATED);
         if size > 0 {
             let factor = ONE - rule.malus.0.min(ONE) * size / ONE;
@@ -247,16 +249,18 @@ impl History {
         }
         // What was refused is no use of anything, and earns nothing.
         let refused = self.outcomes().refused.read(now, rule.half_life);
-        let merit = self.asked(rule, now).saturating_sub(refused).min(History::MERIT);
+        let merit = asked.saturating_sub(refused).min(History::MERIT);
         let bonus = rule.bonus.0.saturating_mul(merit) / History::MERIT;
         Trust { factor: Ppm(ONE.saturating_add(bonus)), fault: None }
     }
 
     /// The fault that weighs most, in parts of one million.
-    fn worst_fault(&self, rule: &TrustRule, now: Millis) -> (Fault, u64) {
-        let Outcomes { early, ended, held, misjudged, abandoned, .. } = self.outcomes();
+    fn worst_fault(&self, rule: &TrustRule, asked: u64, now: Millis) -> (Fault, u64) {
+        let surging = (Fault::Surging, self.surge(rule, asked, now));
+        let Some(outcomes) = self.outcomes.as_deref() else { return surging };
+        let Outcomes { early, ended, held, misjudged, abandoned, .. } = outcomes;
         let read = |sum: &Fading| sum.read(now, rule.half_life);
-        let (asked, held, ended) = (self.asked(rule, now), read(held), read(ended));
+        let (held, ended) = (read(held), read(ended));
         let weighed = |size: u64, evidence: u64| size * evidence.min(History::EVIDENCE) / History::EVIDENCE;
         let of_held = |sum| ratio(read(sum), held, ONE);
         let misjudged = of_held(misjudged).saturating_sub(History::MISJUDGED_TOLERATED) * ONE
@@ -265,10 +269,10 @@ impl History {
             (Fault::Hammering, weighed(ratio(read(early), asked, ONE), asked)),
             (Fault::Misjudging, weighed(misjudged, ended)),
             (Fault::Abandoning, weighed(of_held(abandoned), ended)),
-            (Fault::Surging, self.surge(rule, asked, now)),
+            surging,
         ];
         // Of equals the first.
-        faults.into_iter().rev().max_by_key(|(_, size)| *size).unwrap_or((Fault::Hammering, 0))
+        faults.into_iter().rev().max_by_key(|(_, size)| *size).unwrap_or(surging)
     }
 
     /// How far the rate of late is beyond what is usual, where enough is known to say what that is.
@@ -342,22 +346,34 @@ impl Past {
     }
 
     /// What it makes of the guards for a feature under a rule.
-    pub fn trust(&self, rule: &TrustRule, feature: &str, now: Millis) -> Trust {
-        let found = self.histories.binary_search_by(|history| (*history.feature).cmp(feature));
-        found.map_or(Trust::NEUTRAL, |place| self.histories[place].trust(&self.read_by(*rule), now))
+    pub fn trust(&self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> Trust {
+        let history = self.place_of(feature).map(|place| &self.histories[place]);
+        history.map_or(Trust::NEUTRAL, |history| history.trust(&self.read_by(*rule), now))
+    }
+
+    /// Where the history of a feature is.
+    fn place_of(&self, feature: &Arc<str>) -> Option<usize> {
+        match &*self.histories {
+            // Mostly there is one, which has its name from the policy.
+            [only] if Arc::ptr_eq(&only.feature, feature) => Some(0),
+            histories => histories.binary_search_by(|history| history.feature.cmp(feature)).ok(),
+        }
     }
 
     pub fn history_mut(&mut self, rule: &TrustRule, feature: &Arc<str>, now: Millis) -> &mut History {
         self.follow(rule, now);
         let new = || History::new(feature.clone(), now);
-        let place = match self.histories.binary_search_by(|history| history.feature.cmp(feature)) {
-            Ok(place) => {
-                if self.histories[place].is_faded(self.half_life, now) {
-                    self.histories[place] = new();
+        let place = match self.place_of(feature) {
+            Some(place) => {
+                let history = &mut self.histories[place];
+                if history.is_faded(self.half_life, now) {
+                    *history = new();
+                } else if !Arc::ptr_eq(&history.feature, feature) {
+                    history.feature = feature.clone();
                 }
                 place
             }
-            Err(_) => {
+            None => {
                 if self.histories.len() >= Past::HISTORIES_MAX {
                     self.forget(now);
                 }
@@ -506,12 +522,9 @@ impl State {
         feature: &Arc<str>,
         what: impl Fn(&mut History, &TrustRule, Millis),
     ) {
-        if !self.policy.plans.iter().any(|plan| plan.trust.is_some()) {
-            return;
-        }
-        let (policy, now) = (Arc::clone(&self.policy), self.now);
+        let now = self.now;
         for place in levels.iter() {
-            let plan = self.account_at(place).plan.and_then(|plan| policy.plan(plan));
+            let plan = self.account_at(place).plan.and_then(|plan| self.policy.plan(plan));
             let Some(rule) = plan.and_then(|plan| plan.trust) else { continue };
             let kept = self.past_by_account.get(place);
             let kept = kept.unwrap_or_else(|| self.insert_past(Past::new(place, &rule)));
@@ -631,7 +644,7 @@ mod tests {
                 past.history_mut(&RULE, &format!("other{other}").into(), now).ask(&RULE, now);
             }
         }
-        assert_eq!(past.trust(&RULE, "video", now).fault, Some(Fault::Abandoning));
+        assert_eq!(past.trust(&RULE, &"video".into(), now).fault, Some(Fault::Abandoning));
         assert_eq!(past.histories.len(), Past::HISTORIES_MAX);
     }
 

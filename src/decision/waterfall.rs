@@ -12,7 +12,7 @@ use crate::decision::capacity::ShareLook;
 use crate::decision::command::{AccountState, Class};
 use crate::decision::factor::{Carry, Factor};
 use crate::decision::facts::{Change, LayerSeen, Moved};
-use crate::decision::fairness::{FairLook, Unmet};
+use crate::decision::fairness::{FairLook, Standing, Unmet};
 use crate::decision::meter::{Meter, Reading, Rule};
 use crate::decision::policy::{Feature, Limit, Measure, MeterKey, Plan, Policy, Then};
 use crate::decision::price::Rate;
@@ -51,8 +51,6 @@ pub(super) struct Look<'p> {
     pub reading: Reading,
     /// How much of it can be used because of load, and for an adaptive guard because of trust.
     pub factor: Factor,
-    /// The same without what is earned and fades.
-    pub lasting: Factor,
     pub carry: Carry,
     /// The share of the request's class, where classes share it.
     pub share: Option<ShareLook>,
@@ -328,11 +326,9 @@ impl State {
                 (self.load.class_factor(feature_place, class), self.trust_in(plan, place, feature));
             for applied in &plan.by_feature[feature_place] {
                 let limit = &plan.limits[applied.limit];
-                let factors = limit.adaptive.map(|within| {
-                    let factor = |trust| Factor(within.bounded(by_load, trust));
-                    (factor(trust.factor), factor(trust.factor.min(Ppm::ONE)))
-                });
-                let mut look = self.look(place, limit, applied.measure, factors);
+                let factor = limit.adaptive.map(|within| Factor(within.bounded(by_load, trust.factor)));
+                let factor = factor.unwrap_or(Factor::ONE);
+                let mut look = self.look(place, limit, applied.measure, factor);
                 look.moved = limit.adaptive.map(|_| Moved { by_load, trust }).filter(Moved::is_moved);
                 looks.push(look);
             }
@@ -346,11 +342,11 @@ impl State {
         (place, feature): (usize, &'p Feature),
         class: Class,
     ) -> Vec<Look<'p>> {
-        let factor = self.load.factor(feature);
+        let factor = self.load.factor(place);
         let mut looks = Vec::with_capacity(8);
         for applied in &feature.capacity {
             let limit = &feature.capacity_limits[applied.limit];
-            let mut look = self.look(AccountPlace::CLUSTER, limit, applied.measure, Some((factor, factor)));
+            let mut look = self.look(AccountPlace::CLUSTER, limit, applied.measure, factor);
             let shares = feature.class_shares.get(applied.limit);
             let by_class = || self.load.class_factor(place, class);
             look.share = shares.map(|shares| self.share_look(class, shares, by_class()));
@@ -359,19 +355,12 @@ impl State {
         looks
     }
 
-    /// A limit on an account, of which so much can be used: now, and when what fades has faded.
-    fn look<'p>(
-        &self,
-        place: AccountPlace,
-        limit: &'p Limit,
-        measure: Measure,
-        factors: Option<(Factor, Factor)>,
-    ) -> Look<'p> {
+    /// A limit on an account, of which so much can be used.
+    fn look<'p>(&self, place: AccountPlace, limit: &'p Limit, measure: Measure, factor: Factor) -> Look<'p> {
         let account = self.account_at(place);
-        let (now, lasting) = factors.unwrap_or((Factor::ONE, Factor::ONE));
-        let (rule, factor, lasting) = match limit.rule {
-            Rule::Slots { quota } => (Rule::Slots { quota: now.slots(quota) }, Factor::ONE, Factor::ONE),
-            rule => (rule, now, lasting),
+        let (rule, factor) = match limit.rule {
+            Rule::Slots { quota } => (Rule::Slots { quota: factor.slots(quota) }, Factor::ONE),
+            rule => (rule, factor),
         };
         Look {
             account: place,
@@ -381,7 +370,6 @@ impl State {
             measure,
             reading: rule.read(account.meter(limit.key), self.now),
             factor,
-            lasting,
             carry: if factor == Factor::ONE { Carry::default() } else { account.carry(limit.key) },
             share: None,
             fair: None,
@@ -516,8 +504,10 @@ impl State {
                     let used = Change::none(share.reading.used);
                     seen.push(LayerSeen::Share { used, factor: share.factor.0 });
                 }
-                if let Some((fair, part)) = look.fair.and_then(|fair| Some((fair, fair.part?))) {
-                    seen.push(LayerSeen::Fair { has: fair.has, part, weight: fair.weight });
+                if let Some((standing, weight)) =
+                    look.fair.and_then(|fair| Some((fair.standing?, fair.weight)))
+                {
+                    seen.push(LayerSeen::Fair { has: standing.has, part: standing.part, weight });
                 }
                 seen.extend(look.would_refuse.then_some(LayerSeen::WouldRefuse));
             }
@@ -855,6 +845,17 @@ impl Look<'_> {
         self.would_refuse = self.limit.shadow && !self.admits(self.guarded(priced));
     }
 
+    /// How much of it can be used without what is earned and fades.
+    pub fn lasting(&self) -> Factor {
+        match (self.rule, self.limit.adaptive, self.moved) {
+            (Rule::Slots { .. }, ..) => Factor::ONE,
+            (_, Some(within), Some(Moved { by_load, trust })) => {
+                Factor(within.bounded(by_load, trust.factor.min(Ppm::ONE)))
+            }
+            _ => self.factor,
+        }
+    }
+
     /// How much this limit takes of a request that is covered so. Only a hold stays in its slot.
     pub fn taken(&self, priced: &Priced, cover: &Cover, hold: bool) -> u64 {
         match (self.limit.then, self.measure) {
@@ -900,7 +901,7 @@ impl Look<'_> {
         if let Some(Moved { trust: Trust { factor, fault: Some(fault) }, .. }) = self.moved {
             let _infallible = write!(detail, "; trust is {factor}, for {}", fault.name());
         }
-        if let Some((has, part)) = self.fair.and_then(|fair| Some((fair.has, fair.part?))) {
+        if let Some(Standing { has, part }) = self.fair.and_then(|fair| fair.standing) {
             let (has, part) = (self.amount_text(has), self.amount_text(part));
             let _infallible = write!(detail, "; its owner has {has} of it, and a fair part is {part}");
         }

@@ -43,7 +43,14 @@ pub(super) struct Load {
     /// By the name of a feature: those that the policy moves by load.
     pub features: BTreeMap<Arc<str>, FeatureLoad>,
     /// By the place of a feature in the policy; not part of the state, since it follows from the rest.
-    pub factors: Vec<ByClass<Ppm>>,
+    pub factors: Vec<Factors>,
+}
+
+/// How much of a feature's capacity may be used: in all, and of the share of each class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Factors {
+    whole: Factor,
+    by_class: ByClass<Ppm>,
 }
 
 /// The load on one feature.
@@ -187,7 +194,7 @@ impl State {
             changed |= load.controller != before;
             let Some(moved) = moved else { continue };
             let (factor, pressure) = (load.controller.factor, load.controller.pressure);
-            self.load.factors[place] = class_factors(feature, factor);
+            self.load.factors[place] = Factors::of(feature, factor);
             self.note_load_moved(feature.name.clone(), factor, pressure, moved);
         }
         changed
@@ -239,7 +246,7 @@ impl State {
             load_version: self.load.version,
             factor: load.map_or(Ppm::ONE, |load| load.controller.factor),
             pressure: load.and_then(|load| load.controller.pressure),
-            by_class: self.load.factors[place],
+            by_class: self.load.factors[place].by_class,
             shares: feature.shares,
             capacity: self.capacity(place, feature),
             signals: signals
@@ -313,28 +320,29 @@ impl Load {
         reports.map(|report| report.expires_at.0).min()
     }
 
-    /// How much of a feature's capacity may be used.
-    pub fn factor(&self, feature: &Feature) -> Factor {
-        match feature.load {
-            None => Factor::ONE,
-            Some(_) => {
-                Factor(self.features.get(&feature.name).map_or(Ppm::ONE, |load| load.controller.factor))
-            }
-        }
+    /// How much may be used of the capacity of the feature at a place in the policy.
+    pub fn factor(&self, place: usize) -> Factor {
+        self.factors.get(place).map_or(Factor::ONE, |factors| factors.whole)
     }
 
-    /// How much of its share a class may use of the feature at a place in the policy.
+    /// How much of its share a class may use of it.
     pub fn class_factor(&self, place: usize, class: Class) -> Ppm {
-        self.factors.get(place).map_or(Ppm::ONE, |factors| factors[class as usize])
+        self.factors.get(place).map_or(Ppm::ONE, |factors| factors.by_class[class as usize])
     }
 
     /// By the place of a feature in `policy`.
-    pub fn factors_of(&self, policy: &Policy) -> Vec<ByClass<Ppm>> {
+    pub fn factors_of(&self, policy: &Policy) -> Vec<Factors> {
         let factor = |feature: &Feature| {
             let load = self.features.get(&feature.name);
             load.map_or(Ppm::ONE, |load| load.controller.factor)
         };
-        policy.features.iter().map(|feature| class_factors(feature, factor(feature))).collect()
+        policy.features.iter().map(|feature| Factors::of(feature, factor(feature))).collect()
+    }
+}
+
+impl Factors {
+    fn of(feature: &Feature, factor: Ppm) -> Factors {
+        Factors { whole: Factor(factor), by_class: class_factors(feature, factor) }
     }
 }
 
