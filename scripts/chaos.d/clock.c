@@ -35,5 +35,9 @@ int clock_gettime(clockid_t clock, struct timespec *time) {
     int64_t ahead = *ahead_ms, nanoseconds = time->tv_nsec + ahead % 1000 * 1000000;
     time->tv_sec += ahead / 1000 + nanoseconds / 1000000000;
     time->tv_nsec = nanoseconds % 1000000000;
+    if (time->tv_nsec < 0) {
+        time->tv_sec -= 1;
+        time->tv_nsec += 1000000000;
+    }
     return 0;
 }
