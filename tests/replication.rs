@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::time::Duration;
 
+use quorate::decision::State;
 use quorate::decision::command::{
     Admit, Change, Command, Key, PutAccount, PutGrant, PutPolicy, Request, Source,
 };
@@ -338,9 +339,7 @@ async fn another_leader_takes_over_and_nothing_is_lost() {
     let next = cluster.leader().await;
     assert_ne!(next, leader);
     cluster.start(leader).await;
-    let both = |state: &quorate::decision::State| {
-        state.account("before").is_some() && state.account("during").is_some()
-    };
+    let both = |state: &State| state.account("before").is_some() && state.account("during").is_some();
     assert!(cluster.node(leader).read(both).await.expect("it reads"));
 }
 
@@ -356,9 +355,7 @@ async fn all_nodes_restart_with_everything() {
     }
     cluster.start_all().await;
     for id in 1..=3 {
-        let all = |state: &quorate::decision::State| {
-            (0..20).all(|n| state.account(&format!("account-{n}")).is_some())
-        };
+        let all = |state: &State| (0..20).all(|n| state.account(&format!("account-{n}")).is_some());
         assert!(cluster.node(id).read(all).await.expect("it reads"), "node {id}");
     }
 }
@@ -445,28 +442,31 @@ async fn a_node_far_behind_catches_up_by_checkpoint_and_restarts_from_it() {
     let behind = leader % 3 + 1;
     cluster.stop(behind).await;
     let writer = cluster.leader().await;
-    for n in 0..400 {
-        propose(cluster.node(writer), put_account(&format!("account-{n}"))).await;
-    }
-    let itself = |node: &Replica| {
-        let view = node.cluster();
-        view.members.into_iter().find(|member| member.id == view.node).expect("a member")
-    };
-    // The node that is behind needs entries that nobody has any more. The log is cut some time after a
-    // checkpoint, and only as entries go on coming.
-    let deadline = Instant::now() + PATIENCE;
-    while itself(cluster.node(writer)).purged_index < Some(300) {
-        assert!(Instant::now() < deadline, "the log is not cut: {:?}", itself(cluster.node(writer)));
-        propose(cluster.node(writer), put_account("one more")).await;
-    }
+    // Those that the node that is behind needs are nowhere any more.
+    let accounts = put_accounts_until_cut(cluster.node(writer), 300).await;
     cluster.start(behind).await;
-    let all =
-        |state: &quorate::decision::State| (0..400).all(|n| state.account(&format!("account-{n}")).is_some());
-    assert!(cluster.node(behind).read(all).await.expect("it reads"));
-    assert!(itself(cluster.node(behind)).checkpoint_index.is_some(), "it came by checkpoint");
+    let all = knows_accounts(accounts);
+    assert!(cluster.node(behind).read(&all).await.expect("it reads"));
+    assert!(own_view(cluster.node(behind)).checkpoint_index.is_some(), "it came by checkpoint");
     cluster.stop(behind).await;
     cluster.start(behind).await;
-    assert!(cluster.node(behind).read(all).await.expect("it reads"));
+    assert!(cluster.node(behind).read(&all).await.expect("it reads"));
+}
+
+/// Puts accounts, one an entry, until the log is cut behind an entry, which it is some time after a checkpoint and only as entries
+/// go on coming. Returns how many.
+async fn put_accounts_until_cut(node: &Replica, index: u64) -> u64 {
+    let (deadline, mut accounts) = (Instant::now() + PATIENCE, 0);
+    while own_view(node).purged_index < Some(index) {
+        assert!(Instant::now() < deadline, "the log is not cut: {:?}", own_view(node));
+        propose(node, put_account(&format!("account-{accounts}"))).await;
+        accounts += 1;
+    }
+    accounts
+}
+
+fn knows_accounts(accounts: u64) -> impl Fn(&State) -> bool {
+    move |state| (0..accounts).all(|n| state.account(&format!("account-{n}")).is_some())
 }
 
 #[tokio::test]
@@ -478,24 +478,16 @@ async fn what_is_kept_of_the_log_behind_a_checkpoint_has_a_bound_in_bytes() {
     cluster.timing.tick = Span(10);
     cluster.start_all().await;
     cluster.leader().await;
-    let deadline = Instant::now() + PATIENCE;
-    let mut n = 0;
+    let accounts = put_accounts_until_cut(cluster.node(1), 200).await;
     // It keeps thousands of entries, where they are small.
-    while own_view(cluster.node(1)).purged_index < Some(200) {
-        assert!(Instant::now() < deadline, "the log is not cut: {:?}", own_view(cluster.node(1)));
-        propose(cluster.node(1), put_account(&format!("account-{n}"))).await;
-        n += 1;
-    }
-    assert!(n < cluster.limits.log_entries_kept, "{n} entries were cut by their number");
+    assert!(accounts < cluster.limits.log_entries_kept, "{accounts} entries were cut by their number");
     let MemberView { last_index, purged_index: purged, .. } = own_view(cluster.node(1));
     let kept = last_index.zip(purged).map(|(last, purged)| last - purged).expect("both are known");
     // An entry takes over 50 bytes and under 200. Behind the checkpoint there is no more than until the next one is sealed.
     assert!((50..400).contains(&kept), "{kept} entries are kept");
     cluster.stop(1).await;
     cluster.start(1).await;
-    let all =
-        |state: &quorate::decision::State| (0..n).all(|n| state.account(&format!("account-{n}")).is_some());
-    assert!(cluster.node(1).read(all).await.expect("it reads"));
+    assert!(cluster.node(1).read(knows_accounts(accounts)).await.expect("it reads"));
     assert!(own_view(cluster.node(1)).purged_index >= purged);
 }
 
@@ -595,7 +587,7 @@ async fn time_moves_on_when_nobody_asks_and_never_back_across_leaders() {
     cluster.timing.tick = Span(50);
     cluster.start_all().await;
     let leader = cluster.leader().await;
-    let now = |cluster: &Cluster, id| cluster.node(id).read_local(quorate::decision::State::now);
+    let now = |cluster: &Cluster, id| cluster.node(id).read_local(State::now);
     let first = until("time", || Some(now(&cluster, leader)).filter(|now| now.0 > 0)).await;
     let wall = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970");
     assert!(first.0.abs_diff(wall.as_millis() as u64) < 60_000, "it is about the wall clock");
